@@ -1,0 +1,27 @@
+//! The rules of Headwater, and nothing else.
+//!
+//! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
+//! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
+//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> reconcile -> receipt -> session`.
+//!
+//! # Never here
+//!
+//! No IO, no clock, no randomness, no locks, no async, no transport types, no plaintext and no secret key of an account:
+//! `now` and random generators are arguments, effects are return values.
+
+pub mod acl;
+pub mod ids;
+pub mod limits;
+pub mod log;
+pub mod receipt;
+pub mod reconcile;
+pub mod record;
+pub mod session;
+pub mod token;
+pub mod tree;
+
+/// The protobuf messages of `records.proto`: signed bodies, as they are hashed.
+#[allow(missing_debug_implementations, unreachable_pub, clippy::large_enum_variant, reason = "generated code")]
+pub mod pb {
+    include!(concat!(env!("OUT_DIR"), "/headwater.records.v1.rs"));
+}

@@ -1,0 +1,75 @@
+//! Every bound in one place. Both sides apply them: the node to what clients send, clients to what the node sends.
+
+use std::time::Duration;
+
+/// The largest gRPC message, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// What a sender fills a message with before it starts the next one, bytes. Leaves room for framing and one more record.
+pub const BATCH_BYTES_MAX: usize = 512 << 10;
+/// The ciphertext of one change, bytes.
+pub const PAYLOAD_BYTES_MAX: usize = 256 << 10;
+/// The plaintext that still fits a change's ciphertext after envelope and AEAD tag, bytes.
+pub const CONTENT_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 1024;
+/// A signed body other than an ACL record's, bytes.
+pub const BODY_BYTES_MAX: usize = 4 << 10;
+/// The body of an ACL record, bytes.
+pub const ACL_BODY_BYTES_MAX: usize = 256 << 10;
+/// Parents of a change.
+pub const PARENTS_MAX: usize = 32;
+/// Heads of a tree.
+pub const HEADS_MAX: usize = 1024;
+/// Ids in one request.
+pub const IDS_PER_REQUEST_MAX: usize = 1000;
+/// Contents of one ACL record.
+pub const ACL_CONTENTS_MAX: usize = 64;
+/// Members of a space.
+pub const MEMBERS_MAX: usize = 1000;
+/// Live invites of a space.
+pub const INVITES_MAX: usize = 100;
+/// Pending join requests of a space.
+pub const REQUESTS_MAX: usize = 1000;
+/// Trees that an invite or a frontier may name.
+pub const NAMED_TREES_MAX: usize = 64;
+/// Points of a subscription's chain ladder.
+pub const LADDER_POINTS_MAX: usize = 64;
+/// Items of one push message.
+pub const PUSH_ITEMS_MAX: usize = 1000;
+/// Elements of one HeadSync page.
+pub const HEADSYNC_PAGE_MAX: usize = 4096;
+/// Signed receipt without tree heads, bytes.
+pub const RECEIPT_BYTES_MAX: usize = 512;
+/// Trees in one receipt.
+pub const RECEIPT_TREES_MAX: usize = 256;
+/// An invite token, characters.
+pub const TOKEN_CHARS_MAX: usize = 64 << 10;
+/// Writes that the storage thread puts in one transaction.
+pub const GROUP_COMMIT_MAX: usize = 4096;
+/// Writes that may wait for the storage thread.
+pub const WRITE_QUEUE_MAX: usize = 8192;
+/// Signatures verified together.
+pub const VERIFY_BATCH_MAX: usize = 256;
+/// Subscriptions of one connection.
+pub const SUBSCRIPTIONS_MAX: usize = 1024;
+/// Sessions that a node keeps.
+pub const SESSIONS_MAX: usize = 65_536;
+/// Streams of one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+
+/// How often a client pings and a node sends a heartbeat. Two missed ones end "synced".
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// HTTP/2 keepalive: ping after this much silence.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// HTTP/2 keepalive: a link that does not answer within this is dead.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// TLS handshake, preface and authentication, each.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A unary call.
+pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a session token lives unused.
+pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(3600);
+/// The first pause before a failed item is tried again.
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause before a failed item is tried again.
+pub const RETRY_MAX: Duration = Duration::from_secs(20);
+/// What a stopping process gives its work to finish.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
