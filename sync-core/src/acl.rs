@@ -1,1 +1,701 @@
-//! (in progress)
+//! Who is in a space: the ACL log folded into a state, and the rule of every act in it.
+//!
+//! [`AclState::apply`] is a pure function of the log so far and one record: the same for everyone, never dependent on a
+//! clock, on configuration or on who delivered the record. Everything that is not named here is denied.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+
+use crate::ids::{AccountId, AclId, AuthorityId, Epoch, InviteId, Seq, SpaceId};
+use crate::limits;
+use crate::record::{
+    AclContent, AclRecord, AclRoot, CreateInvite, HistoryMode, InviteMode, JoinClaim, Role, Rotation, Seal,
+    SpaceOptions, TreeHeads, Verified, sign_bytes, verify_bytes,
+};
+
+/// Why an ACL record may not stand at this position of the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AclReject {
+    #[error("the record belongs to {actual}, not to {expected}")]
+    WrongSpace { expected: SpaceId, actual: SpaceId },
+    #[error("the record follows {prev}, but the ACL stands at {head}: read the ACL and try again")]
+    Conflict { prev: AclId, head: AclId, index: u64 },
+    #[error("the record calls itself number {actual}; the next one is number {expected}")]
+    WrongIndex { expected: u64, actual: u64 },
+    #[error("the space was deleted")]
+    SpaceDeleted,
+    #[error("the second entry of a log is its SetHome by the owner, and nothing else")]
+    BadGenesis,
+    #[error("{account} is not a member")]
+    NotAMember { account: AccountId },
+    #[error("{act} needs more than the role {role}")]
+    RoleTooLow { act: &'static str, role: Role },
+    #[error("the role {role} cannot be given here")]
+    BadRole { role: Role },
+    #[error("{account} is a member already")]
+    AlreadyMember { account: AccountId },
+    #[error("no invite {invite} was ever made in this space")]
+    InviteUnknown { invite: InviteId },
+    #[error("invite {invite} was revoked or closed")]
+    InviteRevoked { invite: InviteId },
+    #[error("invite {invite} is dead: its creator may no longer make it")]
+    InviteDead { invite: InviteId },
+    #[error("invite {invite} has no uses left")]
+    InviteUsedUp { invite: InviteId },
+    #[error("invite {invite} is for {expected:?} joining")]
+    InviteModeMismatch { invite: InviteId, expected: InviteMode },
+    #[error("invite {invite} was made before {account} was removed: a newer invite is needed")]
+    InviteBeforeRemoval { invite: InviteId, account: AccountId },
+    #[error("the proof is not the invite key's signature for this account and role")]
+    BadInviteProof,
+    #[error("the author of a join must be the account that joins")]
+    NotTheJoiner,
+    #[error("no join request {request} is pending")]
+    RequestUnknown { request: AclId },
+    #[error("{account} has a pending request already: {request}")]
+    RequestExists { account: AccountId, request: AclId },
+    #[error("the keys are not sealed to exactly those who should hold them: {0}")]
+    BadSeals(&'static str),
+    #[error("the rotation must lead to epoch {expected}, not {actual}")]
+    BadEpoch { expected: Epoch, actual: Epoch },
+    #[error("the owner cannot leave: transfer ownership first")]
+    OwnerCannotLeave,
+    #[error("limit reached: {what} (at most {max})")]
+    LimitReached { what: &'static str, max: usize },
+}
+
+/// One generation of keys, as published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochInfo {
+    pub key_id: [u8; 32],
+    pub history_id: [u8; 32],
+    pub profile_key: [u8; 32],
+    /// Where in the log it began.
+    pub since: Seq,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub role: Role,
+    /// The entry that gave the current role.
+    pub role_since: Seq,
+    pub joined: Seq,
+    /// Encrypted to the profile key of the epoch beside it; empty for those who joined without one.
+    pub profile_ct: Bytes,
+    pub profile_epoch: Epoch,
+}
+
+/// What became of an invite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InviteStatus {
+    Live,
+    /// Revoked by name, or closed by a rotation that had to.
+    Revoked,
+    /// Its creator lost the role it needs.
+    Dead,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invite {
+    pub creator: AccountId,
+    pub created: Seq,
+    pub content: CreateInvite,
+    pub uses: u32,
+    pub status: InviteStatus,
+}
+
+/// What became of a join request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestStatus {
+    Pending,
+    /// `frontier`: what the accepted account is meant to see first; already in the log.
+    Accepted { at: Seq, frontier: Vec<TreeHeads> },
+    Declined { at: Seq },
+    Cancelled { at: Seq },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub at: Seq,
+    pub at_ms: u64,
+    pub claim: JoinClaim,
+    pub epoch: Epoch,
+    pub status: RequestStatus,
+}
+
+/// Everything that the ACL log of a space says, at one position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AclState {
+    pub space: SpaceId,
+    pub owner: AccountId,
+    pub options: SpaceOptions,
+    /// Who assigns positions; `None` only between entry 1 and entry 2.
+    pub home: Option<AuthorityId>,
+    pub head: AclId,
+    /// Number of the head: the root is 0.
+    pub index: u64,
+    pub epoch: Epoch,
+    pub epochs: BTreeMap<Epoch, EpochInfo>,
+    /// Where every ACL record stands in the log.
+    pub records: BTreeMap<AclId, Seq>,
+    pub members: BTreeMap<AccountId, Member>,
+    /// Former members who were removed, and where.
+    pub removed: BTreeMap<AccountId, Seq>,
+    pub invites: BTreeMap<InviteId, Invite>,
+    pub requests: BTreeMap<AclId, Request>,
+    /// A member left since the last rotation.
+    pub rotation_owed: bool,
+    pub deleted: bool,
+}
+
+impl AclState {
+    /// The state after entry 1.
+    #[must_use]
+    pub fn found(space: SpaceId, root: &Verified<AclRoot>) -> Self {
+        let body = root.body();
+        let at = Seq(1);
+        let owner = Member {
+            role: Role::Owner,
+            role_since: at,
+            joined: at,
+            profile_ct: Bytes::new(),
+            profile_epoch: Epoch(0),
+        };
+        let epoch = EpochInfo {
+            key_id: body.key_id,
+            history_id: body.history_id,
+            profile_key: body.profile_key,
+            since: at,
+        };
+        Self {
+            space,
+            owner: body.owner,
+            options: body.options,
+            home: None,
+            head: root.id().into(),
+            index: 0,
+            epoch: Epoch(0),
+            epochs: BTreeMap::from([(Epoch(0), epoch)]),
+            records: BTreeMap::from([(root.id().into(), at)]),
+            members: BTreeMap::from([(body.owner, owner)]),
+            removed: BTreeMap::new(),
+            invites: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            rotation_owed: false,
+            deleted: false,
+        }
+    }
+
+    /// The role of an account now.
+    #[must_use]
+    pub fn role(&self, account: &AccountId) -> Option<Role> {
+        self.members.get(account).map(|m| m.role)
+    }
+
+    /// An invite that may still be used, by anybody who has not used it.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn live_invite(&self, invite: &InviteId) -> Result<&Invite, AclReject> {
+        let found = self.invites.get(invite).ok_or(AclReject::InviteUnknown { invite: *invite })?;
+        match found.status {
+            InviteStatus::Live => Ok(found),
+            InviteStatus::Revoked => Err(AclReject::InviteRevoked { invite: *invite }),
+            InviteStatus::Dead => Err(AclReject::InviteDead { invite: *invite }),
+        }
+    }
+
+    /// The pending request of an account.
+    #[must_use]
+    pub fn pending_request(&self, account: &AccountId) -> Option<(AclId, &Request)> {
+        self.requests
+            .iter()
+            .find(|(_, r)| r.claim.account == *account && r.status == RequestStatus::Pending)
+            .map(|(id, r)| (*id, r))
+    }
+
+    /// The state after `record`, which would stand at `at`.
+    ///
+    /// # Errors
+    /// The rule that the record breaks. Nothing of a refused record is applied.
+    pub fn apply(&self, record: &Verified<AclRecord>, at: Seq) -> Result<Self, AclReject> {
+        let body = record.body();
+        self.check_place(body)?;
+        let mut next = self.clone();
+        for content in &body.contents {
+            next.apply_content(content, record, at)?;
+        }
+        next.bury_dead_invites();
+        next.head = record.id().into();
+        next.index = body.index;
+        next.records.insert(next.head, at);
+        Ok(next)
+    }
+
+    fn check_place(&self, body: &AclRecord) -> Result<(), AclReject> {
+        if body.space != self.space {
+            return Err(AclReject::WrongSpace { expected: self.space, actual: body.space });
+        }
+        if self.deleted {
+            return Err(AclReject::SpaceDeleted);
+        }
+        if body.prev != self.head {
+            return Err(AclReject::Conflict { prev: body.prev, head: self.head, index: self.index });
+        }
+        if body.index != self.index + 1 {
+            return Err(AclReject::WrongIndex { expected: self.index + 1, actual: body.index });
+        }
+        if self.home.is_none() && !matches!(body.contents.as_slice(), [AclContent::SetHome { .. }]) {
+            return Err(AclReject::BadGenesis);
+        }
+        let invites = body.contents.iter().filter(|c| matches!(c, AclContent::CreateInvite(_))).count();
+        if invites > 1 {
+            return Err(AclReject::LimitReached { what: "invites made by one record", max: 1 });
+        }
+        Ok(())
+    }
+
+    fn apply_content(
+        &mut self,
+        content: &AclContent,
+        record: &Verified<AclRecord>,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        let author = record.body().author;
+        let at_least = |role: Role| self.require(&author, role, content.name());
+        match content {
+            AclContent::SetHome { authority } => {
+                at_least(Role::Owner)?;
+                self.home = Some(*authority);
+            }
+            AclContent::CreateInvite(invite) => {
+                let actor = at_least(Role::Admin)?;
+                self.create_invite(invite, author, actor, at)?;
+            }
+            AclContent::RevokeInvite { invite, rotation } => {
+                at_least(Role::Admin)?;
+                self.revoke_invite(invite, rotation.as_ref(), at)?;
+            }
+            AclContent::JoinByInvite { claim, seals } => self.join(claim, seals, author, at)?,
+            AclContent::RequestJoin { claim } => self.request(claim, record, at)?,
+            AclContent::CancelJoin { request } => {
+                let claimed = self.pending(request)?.claim.account;
+                if claimed != author {
+                    return Err(AclReject::NotTheJoiner);
+                }
+                self.settle(request, RequestStatus::Cancelled { at });
+            }
+            AclContent::AcceptJoin { request, role, seals, frontier } => {
+                let actor = at_least(Role::Admin)?;
+                self.accept(request, *role, seals, frontier, actor, at)?;
+            }
+            AclContent::DeclineJoin { request } => {
+                at_least(Role::Admin)?;
+                self.pending(request)?;
+                self.settle(request, RequestStatus::Declined { at });
+            }
+            AclContent::AddMembers { members } => {
+                let actor = at_least(Role::Admin)?;
+                for (account, role, seal) in members {
+                    below(*role, actor)?;
+                    sealed_to(std::slice::from_ref(seal), account.as_bytes())?;
+                    self.add(*account, *role, Bytes::new(), at)?;
+                }
+            }
+            AclContent::ChangeRole { account, role, seal } => {
+                let actor = at_least(Role::Admin)?;
+                self.change_role(*account, *role, seal.as_ref(), actor, at)?;
+            }
+            AclContent::RemoveMembers { accounts, rotation } => {
+                let actor = at_least(Role::Admin)?;
+                self.remove(accounts, rotation, actor, at)?;
+            }
+            AclContent::Leave => {
+                let role = self.require(&author, Role::Guest, content.name())?;
+                if role == Role::Owner {
+                    return Err(AclReject::OwnerCannotLeave);
+                }
+                self.members.remove(&author);
+                self.rotation_owed = true;
+            }
+            AclContent::RotateKey { rotation } => {
+                at_least(Role::Admin)?;
+                self.rotate(rotation, at)?;
+            }
+            AclContent::Reseal { account, epoch, seal } => {
+                at_least(Role::Admin)?;
+                if !self.members.contains_key(account) {
+                    return Err(AclReject::NotAMember { account: *account });
+                }
+                if !self.epochs.contains_key(epoch) {
+                    return Err(AclReject::BadEpoch { expected: self.epoch, actual: *epoch });
+                }
+                sealed_to(std::slice::from_ref(seal), account.as_bytes())?;
+            }
+            AclContent::SetOptions { options } => {
+                at_least(Role::Owner)?;
+                self.options = *options;
+            }
+            AclContent::TransferOwnership { account } => {
+                at_least(Role::Owner)?;
+                self.transfer(*account, author, at)?;
+            }
+            AclContent::DeleteSpace => {
+                at_least(Role::Owner)?;
+                self.deleted = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn require(&self, account: &AccountId, role: Role, act: &'static str) -> Result<Role, AclReject> {
+        let actual = self.role(account).ok_or(AclReject::NotAMember { account: *account })?;
+        if actual < role { Err(AclReject::RoleTooLow { act, role: actual }) } else { Ok(actual) }
+    }
+
+    fn create_invite(
+        &mut self,
+        invite: &CreateInvite,
+        creator: AccountId,
+        actor: Role,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        below(invite.role, actor)?;
+        if self.invites.contains_key(&invite.key) {
+            return Err(AclReject::LimitReached { what: "uses of one invite key", max: 1 });
+        }
+        let live = self.invites.values().filter(|i| i.status == InviteStatus::Live).count();
+        if live >= limits::INVITES_MAX {
+            return Err(AclReject::LimitReached { what: "live invites", max: limits::INVITES_MAX });
+        }
+        match invite.mode {
+            InviteMode::Open => sealed_to(&invite.seals, invite.key.as_bytes())?,
+            InviteMode::Approval if !invite.seals.is_empty() => {
+                return Err(AclReject::BadSeals("an approval invite gives no keys"));
+            }
+            InviteMode::Approval if !invite.requires.is_empty() => {
+                return Err(AclReject::InviteModeMismatch { invite: invite.key, expected: InviteMode::Open });
+            }
+            InviteMode::Approval => {}
+        }
+        let invite_entry =
+            Invite { creator, created: at, content: invite.clone(), uses: 0, status: InviteStatus::Live };
+        self.invites.insert(invite.key, invite_entry);
+        Ok(())
+    }
+
+    fn revoke_invite(
+        &mut self,
+        invite: &InviteId,
+        rotation: Option<&Rotation>,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        let mode = self.live_invite(invite)?.content.mode;
+        self.close(invite);
+        match (mode, rotation) {
+            (InviteMode::Open, Some(rotation)) => self.rotate(rotation, at),
+            (InviteMode::Open, None) => Err(AclReject::BadSeals("revoking an open invite rotates the keys")),
+            (InviteMode::Approval, Some(_)) => {
+                Err(AclReject::BadSeals("revoking an approval invite rotates nothing"))
+            }
+            (InviteMode::Approval, None) => Ok(()),
+        }
+    }
+
+    fn close(&mut self, invite: &InviteId) {
+        if let Some(invite) = self.invites.get_mut(invite) {
+            invite.status = InviteStatus::Revoked;
+        }
+    }
+
+    fn join(
+        &mut self,
+        claim: &JoinClaim,
+        seals: &[Seal],
+        author: AccountId,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        self.check_claim(claim, author, InviteMode::Open)?;
+        sealed_to(seals, claim.account.as_bytes())?;
+        self.use_invite(&claim.invite);
+        self.add(claim.account, claim.role, claim.profile_ct.clone(), at)
+    }
+
+    fn request(
+        &mut self,
+        claim: &JoinClaim,
+        record: &Verified<AclRecord>,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        self.check_claim(claim, record.body().author, InviteMode::Approval)?;
+        if let Some((request, _)) = self.pending_request(&claim.account) {
+            return Err(AclReject::RequestExists { account: claim.account, request });
+        }
+        let pending = self.requests.values().filter(|r| r.status == RequestStatus::Pending).count();
+        if pending >= limits::REQUESTS_MAX {
+            return Err(AclReject::LimitReached { what: "pending requests", max: limits::REQUESTS_MAX });
+        }
+        self.use_invite(&claim.invite);
+        let request = Request {
+            at,
+            at_ms: record.body().at_ms,
+            claim: claim.clone(),
+            epoch: self.epoch,
+            status: RequestStatus::Pending,
+        };
+        self.requests.insert(record.id().into(), request);
+        Ok(())
+    }
+
+    fn check_claim(&self, claim: &JoinClaim, author: AccountId, mode: InviteMode) -> Result<(), AclReject> {
+        if claim.account != author {
+            return Err(AclReject::NotTheJoiner);
+        }
+        if self.members.contains_key(&claim.account) {
+            return Err(AclReject::AlreadyMember { account: claim.account });
+        }
+        let invite = self.live_invite(&claim.invite)?;
+        if invite.content.mode != mode {
+            return Err(AclReject::InviteModeMismatch { invite: claim.invite, expected: invite.content.mode });
+        }
+        if invite.content.role != claim.role {
+            return Err(AclReject::BadRole { role: claim.role });
+        }
+        if self.removed.get(&claim.account).is_some_and(|removed| invite.created <= *removed) {
+            return Err(AclReject::InviteBeforeRemoval { invite: claim.invite, account: claim.account });
+        }
+        verify_join_proof(self.space, claim)?;
+        if invite.content.max_uses.is_some_and(|max| invite.uses >= max) {
+            return Err(AclReject::InviteUsedUp { invite: claim.invite });
+        }
+        Ok(())
+    }
+
+    fn use_invite(&mut self, invite: &InviteId) {
+        if let Some(invite) = self.invites.get_mut(invite) {
+            invite.uses = invite.uses.saturating_add(1);
+        }
+    }
+
+    fn pending(&self, request: &AclId) -> Result<&Request, AclReject> {
+        self.requests
+            .get(request)
+            .filter(|r| r.status == RequestStatus::Pending)
+            .ok_or(AclReject::RequestUnknown { request: *request })
+    }
+
+    /// Ends a pending request. One that was not accepted gives its use of the invite back.
+    fn settle(&mut self, request: &AclId, status: RequestStatus) {
+        let Some(settled) = self.requests.get_mut(request) else { return };
+        let gives_back = !matches!(status, RequestStatus::Accepted { .. });
+        settled.status = status;
+        let invite = settled.claim.invite;
+        if gives_back && let Some(invite) = self.invites.get_mut(&invite) {
+            invite.uses = invite.uses.saturating_sub(1);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        request: &AclId,
+        role: Role,
+        seals: &[Seal],
+        frontier: &[TreeHeads],
+        actor: Role,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        let claim = self.pending(request)?.claim.clone();
+        below(role, actor)?;
+        if role > claim.role {
+            return Err(AclReject::BadRole { role });
+        }
+        sealed_to(seals, claim.account.as_bytes())?;
+        self.settle(request, RequestStatus::Accepted { at, frontier: frontier.to_vec() });
+        self.add(claim.account, role, claim.profile_ct, at)
+    }
+
+    fn add(&mut self, account: AccountId, role: Role, profile_ct: Bytes, at: Seq) -> Result<(), AclReject> {
+        if self.members.contains_key(&account) {
+            return Err(AclReject::AlreadyMember { account });
+        }
+        if self.members.len() >= limits::MEMBERS_MAX {
+            return Err(AclReject::LimitReached { what: "members", max: limits::MEMBERS_MAX });
+        }
+        self.removed.remove(&account);
+        let member = Member { role, role_since: at, joined: at, profile_ct, profile_epoch: self.epoch };
+        self.members.insert(account, member);
+        Ok(())
+    }
+
+    fn change_role(
+        &mut self,
+        account: AccountId,
+        role: Role,
+        seal: Option<&Seal>,
+        actor: Role,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        below(role, actor)?;
+        let history = self.options.history;
+        let member = self.members.get_mut(&account).ok_or(AclReject::NotAMember { account })?;
+        below(member.role, actor)?;
+        let needs_seal = member.role == Role::Guest && role > Role::Guest && history == HistoryMode::All;
+        match seal {
+            Some(seal) => sealed_to(std::slice::from_ref(seal), account.as_bytes())?,
+            None if needs_seal => return Err(AclReject::BadSeals("lifting a guest gives it the history key")),
+            None => {}
+        }
+        member.role = role;
+        member.role_since = at;
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        accounts: &[AccountId],
+        rotation: &Rotation,
+        actor: Role,
+        at: Seq,
+    ) -> Result<(), AclReject> {
+        for account in accounts {
+            let member = self.members.get(account).ok_or(AclReject::NotAMember { account: *account })?;
+            below(member.role, actor)?;
+            self.members.remove(account);
+            self.removed.insert(*account, at);
+        }
+        self.close_open_invites();
+        self.rotate(rotation, at)
+    }
+
+    fn close_open_invites(&mut self) {
+        for invite in self.invites.values_mut() {
+            if invite.status == InviteStatus::Live && invite.content.mode == InviteMode::Open {
+                invite.status = InviteStatus::Revoked;
+            }
+        }
+    }
+
+    fn rotate(&mut self, rotation: &Rotation, at: Seq) -> Result<(), AclReject> {
+        let expected = Epoch(self.epoch.0 + 1);
+        if rotation.epoch != expected {
+            return Err(AclReject::BadEpoch { expected, actual: rotation.epoch });
+        }
+        if self.rotation_owed {
+            // Who left may hold an open invite's secret, so none survives.
+            self.close_open_invites();
+        }
+        let members: BTreeSet<_> = self.members.keys().map(|a| *a.as_bytes()).collect();
+        sealed_to_exactly(&rotation.seals, &members)?;
+        let open = |i: &&Invite| i.status == InviteStatus::Live && i.content.mode == InviteMode::Open;
+        let invites: BTreeSet<_> = self.invites.values().filter(open).map(|i| *i.content.key.as_bytes()).collect();
+        sealed_to_exactly(&rotation.invite_seals, &invites)?;
+        let info = EpochInfo {
+            key_id: rotation.key_id,
+            history_id: rotation.history_id,
+            profile_key: rotation.profile_key,
+            since: at,
+        };
+        self.epoch = expected;
+        self.epochs.insert(expected, info);
+        self.rotation_owed = false;
+        Ok(())
+    }
+
+    fn transfer(&mut self, to: AccountId, from: AccountId, at: Seq) -> Result<(), AclReject> {
+        if to == from {
+            return Err(AclReject::AlreadyMember { account: to });
+        }
+        let heir = self.members.get_mut(&to).ok_or(AclReject::NotAMember { account: to })?;
+        heir.role = Role::Owner;
+        heir.role_since = at;
+        if let Some(former) = self.members.get_mut(&from) {
+            former.role = Role::Admin;
+            former.role_since = at;
+        }
+        self.owner = to;
+        Ok(())
+    }
+
+    /// An invite is dead for good from the first entry at which its creator could not create it.
+    fn bury_dead_invites(&mut self) {
+        for invite in self.invites.values_mut().filter(|i| i.status == InviteStatus::Live) {
+            let creator = self.members.get(&invite.creator).map(|m| m.role);
+            if creator.is_none_or(|role| role < Role::Admin || invite.content.role >= role) {
+                invite.status = InviteStatus::Dead;
+            }
+        }
+    }
+}
+
+/// The role given or taken must be strictly below the actor's: only the owner makes or removes admins.
+fn below(role: Role, actor: Role) -> Result<(), AclReject> {
+    if role < actor { Ok(()) } else { Err(AclReject::BadRole { role }) }
+}
+
+fn sealed_to(seals: &[Seal], recipient: &[u8; 32]) -> Result<(), AclReject> {
+    match seals {
+        [seal] if seal.recipient == *recipient => Ok(()),
+        _ => Err(AclReject::BadSeals("there must be one seal, to the one who gets the keys")),
+    }
+}
+
+fn sealed_to_exactly(seals: &[Seal], recipients: &BTreeSet<[u8; 32]>) -> Result<(), AclReject> {
+    let sealed: BTreeSet<_> = seals.iter().map(|s| s.recipient).collect();
+    if sealed.len() != seals.len() || sealed != *recipients {
+        return Err(AclReject::BadSeals("a rotation seals to exactly those who remain"));
+    }
+    Ok(())
+}
+
+// ---- proofs by an invite's key --------------------------------------------------------------------------------------
+
+const JOIN_PROOF: &str = "headwater/invite/join/v1";
+const READ_PROOF: &str = "headwater/invite/read/v1";
+
+/// The invite key's word that `account` may join `space` with `role`.
+#[must_use]
+pub fn sign_join_proof(invite_key: &SigningKey, space: SpaceId, account: AccountId, role: Role) -> Bytes {
+    let invite = InviteId::from(&invite_key.verifying_key());
+    let parts = join_parts(&space, &invite, &account);
+    Bytes::copy_from_slice(&sign_bytes(invite_key, JOIN_PROOF, &[parts[0], parts[1], parts[2], &[role as u8]]))
+}
+
+fn verify_join_proof(space: SpaceId, claim: &JoinClaim) -> Result<(), AclReject> {
+    let parts = join_parts(&space, &claim.invite, &claim.account);
+    let parts = [parts[0], parts[1], parts[2], &[claim.role as u8]];
+    verify_bytes(claim.invite.as_bytes(), JOIN_PROOF, &parts, &claim.proof)
+        .map_err(|_| AclReject::BadInviteProof)
+}
+
+fn join_parts<'a>(space: &'a SpaceId, invite: &'a InviteId, account: &'a AccountId) -> [&'a [u8]; 3] {
+    [space.as_bytes(), invite.as_bytes(), account.as_bytes()]
+}
+
+/// The invite key's word, for one session only, that its holder may read the ACL of `space`.
+#[must_use]
+pub fn sign_read_proof(
+    invite_key: &SigningKey,
+    session_nonces: &[u8; 64],
+    space: SpaceId,
+    account: AccountId,
+) -> [u8; 64] {
+    sign_bytes(invite_key, READ_PROOF, &[session_nonces, space.as_bytes(), account.as_bytes()])
+}
+
+/// Checks what [`sign_read_proof`] made.
+///
+/// # Errors
+/// [`AclReject::BadInviteProof`].
+pub fn verify_read_proof(
+    invite: InviteId,
+    session_nonces: &[u8; 64],
+    space: SpaceId,
+    account: AccountId,
+    signature: &[u8],
+) -> Result<(), AclReject> {
+    let parts: [&[u8]; 3] = [session_nonces, space.as_bytes(), account.as_bytes()];
+    verify_bytes(invite.as_bytes(), READ_PROOF, &parts, signature).map_err(|_| AclReject::BadInviteProof)
+}
+
