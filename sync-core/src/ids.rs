@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(id.to_string().parse::<TreeId>(), Ok(id));
         assert!(matches!(id.to_string().parse::<SpaceId>(), Err(IdError::Prefix { .. })));
         assert!(matches!(id.to_string().to_uppercase().parse::<TreeId>(), Err(IdError::Prefix { .. })));
-        assert!(matches!("tree_mf".parse::<TreeId>(), Err(IdError::Length { .. })));
+        assert!(matches!("tree_my".parse::<TreeId>(), Err(IdError::Length { .. })));
         assert!(matches!("tree_M1".parse::<TreeId>(), Err(IdError::Encoding { .. })));
     }
 
