@@ -111,9 +111,16 @@ pub struct Invite {
 pub enum RequestStatus {
     Pending,
     /// `frontier`: what the accepted account is meant to see first; already in the log.
-    Accepted { at: Seq, frontier: Vec<TreeHeads> },
-    Declined { at: Seq },
-    Cancelled { at: Seq },
+    Accepted {
+        at: Seq,
+        frontier: Vec<TreeHeads>,
+    },
+    Declined {
+        at: Seq,
+    },
+    Cancelled {
+        at: Seq,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,19 +163,10 @@ impl AclState {
     pub fn found(space: SpaceId, root: &Verified<AclRoot>) -> Self {
         let body = root.body();
         let at = Seq(1);
-        let owner = Member {
-            role: Role::Owner,
-            role_since: at,
-            joined: at,
-            profile_ct: Bytes::new(),
-            profile_epoch: Epoch(0),
-        };
-        let epoch = EpochInfo {
-            key_id: body.key_id,
-            history_id: body.history_id,
-            profile_key: body.profile_key,
-            since: at,
-        };
+        let owner =
+            Member { role: Role::Owner, role_since: at, joined: at, profile_ct: Bytes::new(), profile_epoch: Epoch(0) };
+        let epoch =
+            EpochInfo { key_id: body.key_id, history_id: body.history_id, profile_key: body.profile_key, since: at };
         Self {
             space,
             owner: body.owner,
@@ -257,12 +255,7 @@ impl AclState {
         Ok(())
     }
 
-    fn apply_content(
-        &mut self,
-        content: &AclContent,
-        record: &Verified<AclRecord>,
-        at: Seq,
-    ) -> Result<(), AclReject> {
+    fn apply_content(&mut self, content: &AclContent, record: &Verified<AclRecord>, at: Seq) -> Result<(), AclReject> {
         let author = record.body().author;
         let at_least = |role: Role| self.require(&author, role, content.name());
         match content {
@@ -386,20 +379,13 @@ impl AclState {
         Ok(())
     }
 
-    fn revoke_invite(
-        &mut self,
-        invite: &InviteId,
-        rotation: Option<&Rotation>,
-        at: Seq,
-    ) -> Result<(), AclReject> {
+    fn revoke_invite(&mut self, invite: &InviteId, rotation: Option<&Rotation>, at: Seq) -> Result<(), AclReject> {
         let mode = self.live_invite(invite)?.content.mode;
         self.close(invite);
         match (mode, rotation) {
             (InviteMode::Open, Some(rotation)) => self.rotate(rotation, at),
             (InviteMode::Open, None) => Err(AclReject::BadSeals("revoking an open invite rotates the keys")),
-            (InviteMode::Approval, Some(_)) => {
-                Err(AclReject::BadSeals("revoking an approval invite rotates nothing"))
-            }
+            (InviteMode::Approval, Some(_)) => Err(AclReject::BadSeals("revoking an approval invite rotates nothing")),
             (InviteMode::Approval, None) => Ok(()),
         }
     }
@@ -410,25 +396,14 @@ impl AclState {
         }
     }
 
-    fn join(
-        &mut self,
-        claim: &JoinClaim,
-        seals: &[Seal],
-        author: AccountId,
-        at: Seq,
-    ) -> Result<(), AclReject> {
+    fn join(&mut self, claim: &JoinClaim, seals: &[Seal], author: AccountId, at: Seq) -> Result<(), AclReject> {
         self.check_claim(claim, author, InviteMode::Open)?;
         sealed_to(seals, claim.account.as_bytes())?;
         self.use_invite(&claim.invite);
         self.add(claim.account, claim.role, claim.profile_ct.clone(), at)
     }
 
-    fn request(
-        &mut self,
-        claim: &JoinClaim,
-        record: &Verified<AclRecord>,
-        at: Seq,
-    ) -> Result<(), AclReject> {
+    fn request(&mut self, claim: &JoinClaim, record: &Verified<AclRecord>, at: Seq) -> Result<(), AclReject> {
         self.check_claim(claim, record.body().author, InviteMode::Approval)?;
         if let Some((request, _)) = self.pending_request(&claim.account) {
             return Err(AclReject::RequestExists { account: claim.account, request });
@@ -552,13 +527,7 @@ impl AclState {
         Ok(())
     }
 
-    fn remove(
-        &mut self,
-        accounts: &[AccountId],
-        rotation: &Rotation,
-        actor: Role,
-        at: Seq,
-    ) -> Result<(), AclReject> {
+    fn remove(&mut self, accounts: &[AccountId], rotation: &Rotation, actor: Role, at: Seq) -> Result<(), AclReject> {
         for account in accounts {
             let member = self.members.get(account).ok_or(AclReject::NotAMember { account: *account })?;
             below(member.role, actor)?;
@@ -665,8 +634,7 @@ pub fn sign_join_proof(invite_key: &SigningKey, space: SpaceId, account: Account
 fn verify_join_proof(space: SpaceId, claim: &JoinClaim) -> Result<(), AclReject> {
     let parts = join_parts(&space, &claim.invite, &claim.account);
     let parts = [parts[0], parts[1], parts[2], &[claim.role as u8]];
-    verify_bytes(claim.invite.as_bytes(), JOIN_PROOF, &parts, &claim.proof)
-        .map_err(|_| AclReject::BadInviteProof)
+    verify_bytes(claim.invite.as_bytes(), JOIN_PROOF, &parts, &claim.proof).map_err(|_| AclReject::BadInviteProof)
 }
 
 fn join_parts<'a>(space: &'a SpaceId, invite: &'a InviteId, account: &'a AccountId) -> [&'a [u8]; 3] {
@@ -698,4 +666,3 @@ pub fn verify_read_proof(
     let parts: [&[u8]; 3] = [session_nonces, space.as_bytes(), account.as_bytes()];
     verify_bytes(invite.as_bytes(), READ_PROOF, &parts, signature).map_err(|_| AclReject::BadInviteProof)
 }
-

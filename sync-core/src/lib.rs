@@ -2,7 +2,8 @@
 //!
 //! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
 //! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
-//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> reconcile -> receipt -> session`.
+//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile ->
+//! receipt -> token -> session`.
 //!
 //! # Never here
 //!
@@ -10,6 +11,8 @@
 //! `now` and random generators are arguments, effects are return values.
 
 pub mod acl;
+
+pub mod code;
 pub mod ids;
 pub mod limits;
 pub mod log;

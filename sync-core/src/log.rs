@@ -12,7 +12,9 @@
 use std::collections::BTreeSet;
 
 use crate::acl::{AclReject, AclState};
-use crate::ids::{AccountId, AclId, AuthorityId, Chain, ChangeId, EntryId, Epoch, InviteId, Seq, SpaceId, TombstoneId, TreeId};
+use crate::ids::{
+    AccountId, AclId, AuthorityId, Chain, ChangeId, EntryId, Epoch, InviteId, Seq, SpaceId, TombstoneId, TreeId,
+};
 use crate::limits;
 use crate::record::{
     AclContent, AclRecord, AclRoot, ChangeKind, HistoryMode, RawRecord, Role, SpaceHeader, Tombstone, TreeChange,
@@ -175,7 +177,10 @@ pub enum DecideError<E> {
 pub enum Submission {
     Acl(Verified<AclRecord>),
     /// `root` stands with the first change of a tree, and is ignored when the tree exists.
-    Change { root: Option<Verified<TreeRoot>>, change: Verified<TreeChange> },
+    Change {
+        root: Option<Verified<TreeRoot>>,
+        change: Verified<TreeChange>,
+    },
     Tombstone(Verified<Tombstone>),
 }
 
@@ -417,10 +422,8 @@ pub fn genesis(
     let first = Position::start(&space).after(&root.id());
     let second = first.after(&set_home.id());
     let acl = AclState::found(space, root).apply(set_home, second.seq)?;
-    let entries = [
-        acl_entry(first, root.id(), root.raw().clone()),
-        acl_entry(second, set_home.id(), set_home.raw().clone()),
-    ];
+    let entries =
+        [acl_entry(first, root.id(), root.raw().clone()), acl_entry(second, set_home.id(), set_home.raw().clone())];
     Ok(Genesis { header, acl, entries })
 }
 
@@ -687,11 +690,7 @@ pub struct Admission {
 ///
 /// # Errors
 /// [`DecideError::Refused`], or the view's failure.
-pub fn admit<V: View>(
-    view: &V,
-    submission: &Submission,
-    admission: &Admission,
-) -> Result<(), DecideError<V::Error>> {
+pub fn admit<V: View>(view: &V, submission: &Submission, admission: &Admission) -> Result<(), DecideError<V::Error>> {
     if view.acl().home != Some(admission.authority) {
         return Err(Refusal::NotHome { home: view.acl().home }.into());
     }
@@ -707,11 +706,7 @@ pub fn admit<V: View>(
     }
 }
 
-fn admit_content<V: View>(
-    view: &V,
-    content: &AclContent,
-    admission: &Admission,
-) -> Result<(), DecideError<V::Error>> {
+fn admit_content<V: View>(view: &V, content: &AclContent, admission: &Admission) -> Result<(), DecideError<V::Error>> {
     let (invite, joins) = match content {
         AclContent::JoinByInvite { claim, .. } => (&claim.invite, true),
         AclContent::RequestJoin { claim } => (&claim.invite, false),
