@@ -1,1 +1,34 @@
+//! The wire: generated gRPC types, and the only mapping between them and the core.
+//!
+//! `from_wire` is `TryFrom` (the peer may lie), `to_wire` is `From` (we do not). [`status`] turns every failure into a gRPC
+//! status with a typed detail, in one table, and back.
+//!
+//! # Never here
+//!
+//! No rules, no IO, no storage types.
 
+mod from_wire;
+pub mod status;
+mod to_wire;
+
+pub use from_wire::{WireError, array, id, read_record, read_verified, required};
+
+/// Generated from `sync.proto`.
+pub mod v1 {
+    #![allow(
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::large_enum_variant,
+        clippy::wildcard_enum_match_arm,
+        clippy::default_trait_access,
+        rust_2018_idioms,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("headwater.sync.v1");
+}
+
+/// For gRPC reflection: every message and service of this package, as an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The metadata key that carries the session token, as ASCII base32.
+pub const TOKEN_KEY: &str = "headwater-session";

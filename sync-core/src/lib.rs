@@ -2,8 +2,8 @@
 //!
 //! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
 //! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
-//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile ->
-//! receipt -> token -> session`.
+//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile -> receipt ->
+//! token -> session`.
 //!
 //! # Never here
 //!
@@ -11,7 +11,6 @@
 //! `now` and random generators are arguments, effects are return values.
 
 pub mod acl;
-
 pub mod code;
 pub mod ids;
 pub mod limits;

@@ -13,7 +13,8 @@ use crate::limits;
 use crate::record::{InviteToken, RawRecord, Verified, VerifyError, verify_as};
 
 const TEXT_PREFIX: &str = "headwater1";
-const ADDRESS_PREFIX: &str = "headwater://";
+const TLS_SCHEME: &str = "headwater://";
+const PLAIN_SCHEME: &str = "headwater+plain://";
 
 /// Why a text is no invite token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +50,20 @@ pub fn token_from_text(text: &str) -> Result<Verified<InviteToken>, TokenError> 
     verify_as(raw).map_err(TokenError::Invalid)
 }
 
+/// How the connection to a node is protected on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// TLS, pinned to the authority: `headwater://`.
+    Tls,
+    /// None: `headwater+plain://`. For loopback, or behind a proxy that the operator trusts. Records stay encrypted end to
+    /// end, but session tokens and metadata are readable on the way.
+    Plain,
+}
+
 /// Where a node is, and who it must prove to be: `headwater://auth_…@host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeAddress {
+    pub transport: Transport,
     pub authority: AuthorityId,
     /// `host:port`.
     pub endpoint: String,
@@ -60,15 +72,19 @@ pub struct NodeAddress {
 /// Why a text is no node address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    #[error("a node address looks like {ADDRESS_PREFIX}auth_…@host:port, not like {0:?}")]
+    #[error("a node address looks like {TLS_SCHEME}auth_…@host:port, not like {0:?}")]
     Form(String),
-    #[error(transparent)]
+    #[error("the authority in the node address is wrong")]
     Authority(#[from] IdError),
 }
 
 impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{ADDRESS_PREFIX}{}@{}", self.authority, self.endpoint)
+        let scheme = match self.transport {
+            Transport::Tls => TLS_SCHEME,
+            Transport::Plain => PLAIN_SCHEME,
+        };
+        write!(f, "{scheme}{}@{}", self.authority, self.endpoint)
     }
 }
 
@@ -76,12 +92,15 @@ impl FromStr for NodeAddress {
     type Err = AddressError;
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let form = || AddressError::Form(text.chars().take(120).collect());
-        let rest = text.trim().strip_prefix(ADDRESS_PREFIX).ok_or_else(form)?;
+        let line = text.trim();
+        let tls = line.strip_prefix(TLS_SCHEME).map(|rest| (Transport::Tls, rest));
+        let plain = || line.strip_prefix(PLAIN_SCHEME).map(|rest| (Transport::Plain, rest));
+        let (transport, rest) = tls.or_else(plain).ok_or_else(form)?;
         let (authority, endpoint) = rest.split_once('@').ok_or_else(form)?;
         let (host, port) = endpoint.rsplit_once(':').ok_or_else(form)?;
         if host.is_empty() || port.parse::<u16>().is_err() {
             return Err(form());
         }
-        Ok(Self { authority: authority.parse()?, endpoint: endpoint.to_owned() })
+        Ok(Self { transport, authority: authority.parse()?, endpoint: endpoint.to_owned() })
     }
 }
