@@ -529,13 +529,9 @@ fn valid_change<V: View>(
     if tree_root.space != acl.space {
         return Err(Reject::WrongSpace { expected: acl.space, actual: tree_root.space }.into());
     }
-    let role = valid_author(acl, &change.author, &change.acl_head)?;
-    valid_write_rule(&tree_root, before.as_ref(), change, role)?;
+    may_write(acl, change.tree, &tree_root, before.as_ref(), &change.author, &change.acl_head)?;
     if change.kind == ChangeKind::Snapshot {
         return Err(Reject::UnsupportedChangeKind.into());
-    }
-    if before.as_ref().is_some_and(|t| t.purged.is_some()) {
-        return Err(Reject::TreePurged { tree: change.tree }.into());
     }
     if change.epoch != acl.epoch {
         return Err(Reject::StaleEpoch { actual: change.epoch, current: acl.epoch }.into());
@@ -566,23 +562,33 @@ fn valid_author(acl: &AclState, author: &AccountId, acl_head: &AclId) -> Result<
     Ok(member.role)
 }
 
-fn valid_write_rule(
+/// The part of the rules that a writer can ask before it makes a change: may `author` write to this tree now?
+///
+/// # Errors
+/// The rule against it: role, cited ACL record, write rule, `once`, purge.
+pub fn may_write(
+    acl: &AclState,
+    tree: TreeId,
     root: &TreeRoot,
     before: Option<&TreeState>,
-    change: &TreeChange,
-    role: Role,
+    author: &AccountId,
+    acl_head: &AclId,
 ) -> Result<(), Reject> {
+    let role = valid_author(acl, author, acl_head)?;
     let allowed = match root.write_rule.who {
         Who::Writers => true,
         Who::Admins => role >= Role::Admin,
-        Who::Account(account) => change.author == account,
-        Who::AccountOrAdmins(account) => change.author == account || role >= Role::Admin,
+        Who::Account(account) => *author == account,
+        Who::AccountOrAdmins(account) => *author == account || role >= Role::Admin,
     };
     if !allowed {
-        return Err(Reject::WriteRule { tree: change.tree, account: change.author });
+        return Err(Reject::WriteRule { tree, account: *author });
+    }
+    if before.is_some_and(|t| t.purged.is_some()) {
+        return Err(Reject::TreePurged { tree });
     }
     if root.write_rule.once && before.is_some() {
-        return Err(Reject::OnceTaken { tree: change.tree });
+        return Err(Reject::OnceTaken { tree });
     }
     Ok(())
 }

@@ -48,6 +48,7 @@ pub enum KeyError {
 type Published = ([u8; 32], [u8; 32]);
 
 /// How the log reaches back from one epoch to the one before.
+#[derive(Clone)]
 struct Chain {
     nonce: Bytes,
     ciphertext: Bytes,
@@ -57,6 +58,7 @@ struct Chain {
 ///
 /// Every `absorb` takes all that is right in a record and then reports the first thing that was not: an error loses no key.
 /// Absorbing a record again changes nothing.
+#[derive(Clone)]
 pub struct KeyRing {
     account: AccountKeys,
     invites: BTreeMap<InviteId, InviteSecret>,
