@@ -1,0 +1,155 @@
+//! What is remembered of spaces, and when: memory is never ahead of disk.
+//!
+//! The storage thread keeps the end of each busy log ([`Live`]). A job changes copies; they move to the transaction when the
+//! job succeeds, and to the cache when the transaction is committed. Readers share folded ACLs ([`AclCache`]) and use one
+//! only if its head is the head in their own snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sync_core::acl::AclState;
+use sync_core::ids::{AclId, SpaceId};
+use sync_core::log::{Decision, EntryKind, Position};
+use sync_core::reconcile::SetDigest;
+
+use crate::rows::SpaceCounts;
+
+/// Spaces whose log end the storage thread keeps, and whose ACL readers share.
+const SPACES_MAX: usize = 1024;
+
+/// The row of a log's end.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    pub(crate) space_no: i64,
+    pub(crate) position: Position,
+    pub(crate) acl_head: AclId,
+    pub(crate) digest: SetDigest,
+    pub(crate) counts: SpaceCounts,
+}
+
+/// The end of a log with its ACL.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) head: Head,
+    pub(crate) acl: Arc<AclState>,
+}
+
+impl Live {
+    pub(crate) fn follow(&mut self, decision: &Decision) {
+        let head = &mut self.head;
+        head.position = decision.position();
+        head.digest.apply(decision);
+        head.counts.entries = head.position.seq.0;
+        for entry in decision.entries() {
+            head.counts.bytes += entry.record.wire_bytes() as u64;
+            head.counts.changes += u64::from(entry.kind == EntryKind::Change && !entry.quarantined);
+        }
+        head.counts.trees += u64::from(decision.tree().is_some_and(|t| t.before.is_none()));
+        if let Some(acl) = decision.acl() {
+            head.acl_head = acl.head;
+            self.acl = Arc::new(acl.clone());
+        }
+    }
+}
+
+/// Values by space, the least recently used forgotten.
+#[derive(Debug)]
+pub(crate) struct Recent<T> {
+    clock: u64,
+    values: BTreeMap<SpaceId, (u64, T)>,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self { clock: 0, values: BTreeMap::new() }
+    }
+}
+
+impl<T> Recent<T> {
+    pub(crate) fn get(&mut self, space: &SpaceId) -> Option<&T> {
+        self.clock += 1;
+        let (used, value) = self.values.get_mut(space)?;
+        *used = self.clock;
+        Some(value)
+    }
+
+    pub(crate) fn put(&mut self, space: SpaceId, value: T) {
+        self.clock += 1;
+        self.values.insert(space, (self.clock, value));
+        if self.values.len() > SPACES_MAX {
+            self.forget_half();
+        }
+    }
+
+    /// Half at a time, so that a put costs a constant amount on average.
+    fn forget_half(&mut self) {
+        let mut used: Vec<u64> = self.values.values().map(|(used, _)| *used).collect();
+        used.sort_unstable();
+        let middle = used.get(used.len() / 2).copied().unwrap_or_default();
+        self.values.retain(|_, (used, _)| *used > middle);
+    }
+}
+
+/// Folded ACLs of committed logs.
+#[derive(Debug, Default)]
+pub(crate) struct AclCache(Mutex<Recent<Arc<AclState>>>);
+
+impl AclCache {
+    /// The ACL of a space, if it stands exactly there.
+    pub(crate) fn get(&self, space: &SpaceId, head: &AclId) -> Option<Arc<AclState>> {
+        self.lock().get(space).filter(|acl| acl.head == *head).cloned()
+    }
+
+    /// Takes an ACL that was folded from, or committed with, rows that are on disk. An older one does not replace a newer.
+    pub(crate) fn offer(&self, space: SpaceId, acl: &Arc<AclState>) {
+        let mut known = self.lock();
+        if known.get(&space).is_none_or(|k| k.index < acl.index) {
+            known.put(space, Arc::clone(acl));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent<Arc<AclState>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a transaction did, so far in memory only.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) spaces: BTreeMap<SpaceId, Live>,
+    pub(crate) spaces_created: u64,
+    pub(crate) bytes: usize,
+}
+
+/// What a job did, so far in memory only.
+#[derive(Debug, Default)]
+pub(crate) struct JobEffects {
+    pub(crate) spaces: BTreeMap<SpaceId, Live>,
+    pub(crate) decisions: Vec<(SpaceId, Decision)>,
+    pub(crate) spaces_created: u64,
+    pub(crate) bytes: usize,
+}
+
+impl Batch {
+    /// The job succeeded: the rest of the transaction sees what it did. Returns its decisions.
+    pub(crate) fn absorb(&mut self, effects: JobEffects) -> Vec<(SpaceId, Decision)> {
+        self.spaces.extend(effects.spaces);
+        self.spaces_created += effects.spaces_created;
+        self.bytes += effects.bytes;
+        effects.decisions
+    }
+}
+
+/// What a job sees: its own changes, else the transaction's, else what is committed.
+#[derive(Debug)]
+pub(crate) struct Staging<'c> {
+    pub(crate) committed: &'c mut Recent<Live>,
+    pub(crate) batch: &'c Batch,
+    pub(crate) job: JobEffects,
+}
+
+impl Staging<'_> {
+    pub(crate) fn get(&mut self, space: &SpaceId) -> Option<&Live> {
+        self.job.spaces.get(space).or_else(|| self.batch.spaces.get(space)).or_else(|| self.committed.get(space))
+    }
+}
