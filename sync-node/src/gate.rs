@@ -1,0 +1,623 @@
+//! The only way from a call to the store.
+//!
+//! A handler gets at a space through a view ([`MemberView`], [`AclView`], [`TailView`]) that is made inside the very
+//! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
+//! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use prost::Message as _;
+use sync_core::acl::AclState;
+use sync_core::code::Code;
+use sync_core::ids::{AclId, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TreeId};
+use sync_core::log::{
+    self, Admission, DecideError, EntryKind, Genesis, Outcome, Position, Refusal, Submission, View as _,
+};
+use sync_core::reconcile::{Element, SetDigest};
+use sync_core::record::{DeviceList, RawRecord, TreeHeads, Verified, verify_as};
+use sync_core::tree::heads_hash;
+use sync_core::{limits, pb};
+use sync_proto::status::Failure;
+use sync_store::{Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
+use tokio::sync::watch;
+use tracing::error;
+
+use crate::authorize::{AclAccess, InviteTicket, acl_access, ends_membership, require_member, without_positions};
+use crate::clock;
+use crate::failure::CallError;
+use crate::session::{Session, revoked};
+
+/// Log rows read at a time as ids only.
+const IDS_PAGE_MAX: usize = 4096;
+
+/// The store, closed to everybody who has no session or no right.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    store: Store,
+    authority: sync_core::ids::AuthorityId,
+    spaces_per_account_max: u64,
+}
+
+/// What became of a submission that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Accepted(Seq),
+    Known(Seq),
+}
+
+/// What became of a submission.
+pub(crate) type Verdict = Result<Taken, Failure>;
+
+/// Where a space stands, as receipts say it. All from one transaction.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) position: Position,
+    pub(crate) acl_head: AclId,
+    pub(crate) epoch: Epoch,
+    pub(crate) history: HistoryId,
+    pub(crate) set_digest: [u8; 32],
+    pub(crate) trees: Vec<(TreeId, [u8; 32])>,
+}
+
+/// A write that waits for the disk.
+#[derive(Debug)]
+#[must_use = "what is not awaited may be lost in a power cut"]
+pub(crate) struct AwaitDisk(sync_store::CommitNo);
+
+impl Gate {
+    pub(crate) fn new(store: Store, authority: sync_core::ids::AuthorityId, spaces_per_account_max: u64) -> Self {
+        Self { store, authority, spaces_per_account_max }
+    }
+
+    // ---- reading ----------------------------------------------------------------------------------------------------
+
+    /// Reads a space as a member of it.
+    pub(crate) async fn as_member<T: Send + 'static>(
+        &self,
+        session: &Session,
+        space: SpaceId,
+        read: impl FnOnce(&MemberView<'_, '_>) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let session = session.clone();
+        self.read(move |tx| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            require_member(&acl, &session)?;
+            read(&MemberView { tx, space, acl })
+        })
+        .await
+    }
+
+    /// Reads the ACL of a space, as whoever may.
+    pub(crate) async fn as_acl_reader<T: Send + 'static>(
+        &self,
+        session: &Session,
+        space: SpaceId,
+        ticket: Option<InviteTicket>,
+        read: impl FnOnce(&AclView<'_, '_>) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let session = session.clone();
+        self.read(move |tx| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            let access = acl_access(&acl, &session, ticket.as_ref())?;
+            read(&AclView { tx, space, access })
+        })
+        .await
+    }
+
+    /// Reads on for a subscription that began as a member's, and may have stopped being one after `cursor`.
+    pub(crate) async fn as_subscriber<T: Send + 'static>(
+        &self,
+        session: &Session,
+        space: SpaceId,
+        cursor: Seq,
+        read: impl FnOnce(&TailView<'_, '_>) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let session = session.clone();
+        self.read(move |tx| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            let last = last_for_subscriber(tx, &acl, &session, cursor)?;
+            read(&TailView { tx, space, last })
+        })
+        .await
+    }
+
+    /// The watermarks of a space. They say how long its log is and nothing else; a caller gets them after a view.
+    pub(crate) fn watch(&self, space: SpaceId) -> watch::Receiver<Watermarks> {
+        self.store.watch(space)
+    }
+
+    /// The loophole: where a space stands, for the heartbeat that all its subscribers share. Each of them has shown its right
+    /// to the very facts before it is sent one.
+    pub(crate) async fn standing_for_heartbeat(&self, space: SpaceId) -> Result<Standing, CallError> {
+        self.read(move |tx| standing(tx, space, &[])).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ReadTx<'_>) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let store = self.store.clone();
+        let span = tracing::Span::current();
+        // Reading blocks on the disk; a thread for that is at hand.
+        let reading = tokio::task::spawn_blocking(move || span.in_scope(|| store.read(read)));
+        reading.await.unwrap_or_else(|error| {
+            error!(%error, "a read panicked");
+            Err(CallError::new(Code::StoreFailed, "the node failed to read"))
+        })
+    }
+
+    // ---- writing ----------------------------------------------------------------------------------------------------
+
+    /// Founds a space. `Ok` only once it is on the disk.
+    pub(crate) async fn found_space(&self, session: &Session, genesis: Genesis) -> Result<SpaceRow, CallError> {
+        let (space, authority, max) = (genesis.space(), self.authority, self.spaces_per_account_max);
+        if genesis.acl().home != Some(authority) {
+            return Err(Refusal::NotHome { home: genesis.acl().home }.into());
+        }
+        if genesis.acl().owner != session.account() {
+            return Err(CallError::new(
+                Code::SpaceCreationRefused,
+                "an account founds spaces of its own, and no others",
+            ));
+        }
+        let mut history = [0; 16];
+        fill_random(&mut history)?;
+        let (row, disk) = self.write(move |tx| found(tx, &genesis, HistoryId(history), max)).await?;
+        self.durable(disk).await?;
+        row.ok_or_else(|| CallError::space_unknown(&space))
+    }
+
+    /// Decides one ACL record. `Ok` only once it is on the disk.
+    pub(crate) async fn append_acl(
+        &self,
+        session: &Session,
+        space: SpaceId,
+        ticket: Option<InviteTicket>,
+        record: Submission,
+    ) -> Result<Taken, CallError> {
+        let (session, admission) = (session.clone(), self.admission(space));
+        let append = move |tx: &mut WriteTx<'_>| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            let is_member = require_member(&acl, &session);
+            if record.author() != session.account() {
+                is_member?;
+            }
+            let verdict = submit(tx, space, &record, &admission)?.map_err(CallError::from);
+            // A joiner is told why; who could not read the ACL anyway is not told where it stands.
+            match acl_access(&acl, &session, ticket.as_ref()) {
+                Ok(AclAccess::Whole | AclAccess::UpTo(_)) => verdict,
+                Err(_) => verdict.map_err(|e| without_positions(&space, e)),
+            }
+        };
+        let (taken, disk) = self.write(append).await?;
+        self.durable(disk).await?;
+        Ok(taken)
+    }
+
+    /// Decides records in order, each by itself: a bad one changes nothing for its neighbours. They survive a killed process
+    /// when this returns, and a power cut after [`Gate::durable`].
+    ///
+    /// # Errors
+    /// `FORBIDDEN` if the caller is no member; the store's.
+    pub(crate) async fn push(
+        &self,
+        session: &Session,
+        space: SpaceId,
+        submissions: Vec<Result<Submission, Failure>>,
+    ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
+        let (session, admission) = (session.clone(), self.admission(space));
+        self.write(move |tx| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            require_member(&acl, &session)?;
+            let mut verdicts = Vec::with_capacity(submissions.len());
+            for submission in submissions {
+                verdicts.push(match submission {
+                    Ok(submission) => submit(tx, space, &submission, &admission)?,
+                    Err(failure) => Err(failure.at(end_of(tx, space)?)),
+                });
+            }
+            Ok(verdicts)
+        })
+        .await
+    }
+
+    /// Keeps a device list if it is newer than the one that is known; the one that counts comes back, and is on the disk.
+    ///
+    /// # Errors
+    /// `DEVICE_REVOKED` if the device is not on the list that counts.
+    pub(crate) async fn keep_device_list(
+        &self,
+        device: sync_core::ids::DeviceId,
+        offered: Verified<DeviceList>,
+    ) -> Result<Verified<DeviceList>, CallError> {
+        let keep = move |tx: &mut WriteTx<'_>| {
+            let key = format!("device-list/{}", offered.body().account);
+            let known = tx.kv(&key)?.map(|bytes| read_device_list(&bytes)).transpose()?;
+            let counts = match known {
+                Some(known) if known.body().version >= offered.body().version => known,
+                Some(_) | None => offered,
+            };
+            if counts.body().devices.binary_search(&device).is_err() {
+                return Err(revoked().into());
+            }
+            tx.kv_put(&key, &counts.raw().to_vec())?;
+            Ok(counts)
+        };
+        let (counts, disk) = self.write(keep).await?;
+        self.durable(disk).await?;
+        Ok(counts)
+    }
+
+    /// Waits until a write is on the disk.
+    pub(crate) async fn durable(&self, disk: AwaitDisk) -> Result<(), CallError> {
+        Ok(self.store.durable(disk.0).await?)
+    }
+
+    fn admission(&self, space: SpaceId) -> Admission {
+        let durable_seq = self.store.watch(space).borrow().durable_seq;
+        Admission { authority: self.authority, now_ms: clock::now_ms(), durable_seq }
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut WriteTx<'_>) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<(T, AwaitDisk), CallError> {
+        let written = self.store.write(job).await?;
+        Ok((written.value, AwaitDisk(written.commit)))
+    }
+}
+
+// ---- views ----------------------------------------------------------------------------------------------------------
+
+/// Everything of one space at one moment, for a member.
+pub(crate) struct MemberView<'t, 'c> {
+    tx: &'t ReadTx<'c>,
+    space: SpaceId,
+    acl: Arc<AclState>,
+}
+
+impl MemberView<'_, '_> {
+    pub(crate) fn position(&self) -> Result<Position, CallError> {
+        Ok(row(self.tx, self.space)?.position)
+    }
+
+    pub(crate) fn history(&self) -> Result<HistoryId, CallError> {
+        Ok(row(self.tx, self.space)?.history)
+    }
+
+    /// The log up to an entry; `None` beyond its end.
+    pub(crate) fn position_at(&self, seq: Seq) -> Result<Option<Position>, CallError> {
+        Ok(self.tx.position_at(self.space, seq)?)
+    }
+
+    pub(crate) fn standing(&self, trees: &[TreeId]) -> Result<Standing, CallError> {
+        standing(self.tx, self.space, trees)
+    }
+
+    pub(crate) fn digest(&self) -> Result<SetDigest, CallError> {
+        self.tx.digest(self.space)?.ok_or_else(|| CallError::space_unknown(&self.space))
+    }
+
+    /// One for the ACL head and one for each tree.
+    pub(crate) fn elements_len(&self) -> Result<u64, CallError> {
+        Ok(self.tx.counts(self.space)?.map_or(0, |counts| counts.trees) + 1)
+    }
+
+    pub(crate) fn elements(&self, after: Option<TreeId>, max: usize) -> Result<Vec<Element>, CallError> {
+        Ok(self.tx.elements(self.space, after, max)?)
+    }
+
+    /// The entries of a tree in log order: root, changes, and the tombstone that ended it. `None` for a tree without entries.
+    pub(crate) fn tree_entries(&self, tree: TreeId) -> Result<Option<Vec<LogRow>>, CallError> {
+        let Some(state) = self.tx.tree(self.space, tree)? else { return Ok(None) };
+        let mut entries: Vec<LogRow> = self.tx.entry_at(self.space, state.created)?.into_iter().collect();
+        let mut changes = self.tx.tree_changes(self.space, tree)?;
+        changes.sort_unstable_by_key(|change| change.position.seq);
+        entries.append(&mut changes);
+        if let Some(purge) = state.purged {
+            entries.extend(self.tx.entry_at(self.space, purge.at)?);
+        }
+        Ok(Some(entries))
+    }
+
+    pub(crate) fn acl(&self) -> &AclState {
+        &self.acl
+    }
+}
+
+/// The ACL log of one space at one moment, as far as the caller may read it.
+pub(crate) struct AclView<'t, 'c> {
+    tx: &'t ReadTx<'c>,
+    space: SpaceId,
+    access: AclAccess,
+}
+
+/// One entry for a reader of the ACL: ACL records in full, others as ids.
+pub(crate) enum AclLine {
+    Record(Seq, RawRecord),
+    Id(Seq, EntryId),
+}
+
+/// A stretch of the log for a reader of the ACL.
+pub(crate) struct AclPage {
+    pub(crate) lines: Vec<AclLine>,
+    /// Everything up to here has been read.
+    pub(crate) complete_to: Seq,
+    /// Nothing after `complete_to` may ever be shown to this caller.
+    pub(crate) is_all: IsAll,
+}
+
+/// Whether there can be more later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IsAll {
+    Yes,
+    No,
+}
+
+impl AclView<'_, '_> {
+    pub(crate) fn row(&self) -> Result<SpaceRow, CallError> {
+        row(self.tx, self.space)
+    }
+
+    /// The end of the log as this caller may know it.
+    pub(crate) fn position(&self) -> Result<Position, CallError> {
+        let end = self.row()?.position;
+        let last = self.access.clip(end.seq);
+        if last == end.seq {
+            return Ok(end);
+        }
+        self.tx.position_at(self.space, last)?.ok_or_else(|| CallError::space_unknown(&self.space))
+    }
+
+    /// A page of lines after `after` and up to `durable_seq`: what is not durable is not shown.
+    pub(crate) fn page(&self, after: Seq, durable_seq: Seq) -> Result<AclPage, CallError> {
+        let last = self.access.clip(self.row()?.position.seq.min(durable_seq));
+        let mut page = AclPage { lines: Vec::new(), complete_to: after, is_all: IsAll::No };
+        let mut bytes = 0;
+        for (seq, kind, id) in self.tx.entry_ids(self.space, after, IDS_PAGE_MAX)? {
+            if seq > last || bytes >= limits::BATCH_BYTES_MAX {
+                break;
+            }
+            let line = match kind {
+                EntryKind::Acl => AclLine::Record(seq, self.acl_record(seq)?),
+                EntryKind::Root | EntryKind::Change | EntryKind::Tombstone => AclLine::Id(seq, id),
+            };
+            bytes += line.wire_bytes();
+            page.lines.push(line);
+            page.complete_to = seq;
+        }
+        if matches!(self.access, AclAccess::UpTo(end) if page.complete_to >= end) {
+            page.is_all = IsAll::Yes;
+        }
+        Ok(page)
+    }
+
+    fn acl_record(&self, seq: Seq) -> Result<RawRecord, CallError> {
+        let missing = || StoreError::Damaged { what: format!("entry {seq} of {} is gone", self.space) };
+        Ok(self.tx.entry_at(self.space, seq)?.ok_or_else(missing)?.record)
+    }
+}
+
+impl AclLine {
+    fn wire_bytes(&self) -> usize {
+        match self {
+            Self::Record(_, record) => record.wire_bytes() + 16,
+            Self::Id(..) => 48,
+        }
+    }
+}
+
+/// The log of one space at one moment, for a subscription.
+pub(crate) struct TailView<'t, 'c> {
+    tx: &'t ReadTx<'c>,
+    space: SpaceId,
+    /// The entry that ended the caller's membership.
+    last: Option<Seq>,
+}
+
+/// A stretch of the log for a subscriber.
+pub(crate) struct TailPage {
+    pub(crate) rows: Vec<LogRow>,
+    /// Of the trees that the rows touch and that no later entry touches.
+    pub(crate) heads: Vec<TreeHeads>,
+    /// After these rows, nothing may be shown to this caller any more.
+    pub(crate) is_all: IsAll,
+}
+
+impl TailView<'_, '_> {
+    /// Entries after `cursor`: what is durable, and what cannot be undone by an ACL record that is not.
+    pub(crate) fn page(&self, cursor: Seq, durable_seq: Seq) -> Result<TailPage, CallError> {
+        let mut rows = self.tx.entries(self.space, cursor, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
+        let stop = rows.iter().position(|row| row.kind == EntryKind::Acl && row.position.seq > durable_seq);
+        rows.truncate(stop.unwrap_or(rows.len()));
+        if let Some(last) = self.last {
+            rows.retain(|row| row.position.seq <= last);
+        }
+        let reached = rows.last().map_or(cursor, |row| row.position.seq);
+        let is_all = if self.last.is_some_and(|last| reached >= last) { IsAll::Yes } else { IsAll::No };
+        let heads = self.heads_of_touched(&rows, reached)?;
+        rows.iter_mut().for_each(|row| withhold_damage(self.space, row));
+        Ok(TailPage { rows, heads, is_all })
+    }
+
+    /// Heads are stored as of the end of the log. They are those after `reached` where none of them lies beyond it.
+    fn heads_of_touched(&self, rows: &[LogRow], reached: Seq) -> Result<Vec<TreeHeads>, CallError> {
+        let touched: BTreeSet<TreeId> = rows.iter().filter(|r| !r.quarantined).filter_map(|r| r.tree).collect();
+        let Some(view) = self.tx.view(self.space)? else { return Ok(Vec::new()) };
+        let mut found = Vec::with_capacity(touched.len());
+        let mut room = limits::HEADS_MAX;
+        for tree in touched {
+            let Some(state) = view.tree(&tree)? else { continue };
+            let heads: Vec<ChangeId> = state.heads.into_iter().collect();
+            if heads.len() > room {
+                continue;
+            }
+            if view.position().seq > reached && !all_within(&view, &tree, &heads, reached)? {
+                continue;
+            }
+            room -= heads.len();
+            found.push(TreeHeads { tree, heads });
+        }
+        Ok(found)
+    }
+}
+
+fn all_within(
+    view: &sync_store::SpaceView<'_>,
+    tree: &TreeId,
+    heads: &[ChangeId],
+    reached: Seq,
+) -> Result<bool, StoreError> {
+    for head in heads {
+        if view.change(tree, head)?.is_none_or(|change| change.at > reached) {
+            return Ok(false);
+        }
+    }
+    // A purged tree has no heads, and its purge may lie ahead.
+    Ok(view.tree(tree)?.and_then(|t| t.purged).is_none_or(|purge| purge.at <= reached))
+}
+
+/// The disk may have changed a stored record. A payload that is not the signed one stays here; the receiver sees that it is
+/// missing and asks elsewhere.
+pub(crate) fn withhold_damage(space: SpaceId, row: &mut LogRow) {
+    if !row.is_intact() {
+        error!(space = %space.short(), seq = row.position.seq.0, "a stored record is damaged and is not sent");
+        row.record.payload = None;
+    }
+}
+
+// ---- helpers --------------------------------------------------------------------------------------------------------
+
+fn row(tx: &ReadTx<'_>, space: SpaceId) -> Result<SpaceRow, CallError> {
+    tx.space(space)?.ok_or_else(|| CallError::space_unknown(&space))
+}
+
+fn end_of(tx: &ReadTx<'_>, space: SpaceId) -> Result<Seq, CallError> {
+    Ok(row(tx, space)?.position.seq)
+}
+
+/// `None` for a member. For one who no longer is: the entry that ended it, which must lie after `cursor`.
+fn last_for_subscriber(
+    tx: &ReadTx<'_>,
+    acl: &AclState,
+    session: &Session,
+    cursor: Seq,
+) -> Result<Option<Seq>, CallError> {
+    let Err(forbidden) = require_member(acl, session) else { return Ok(None) };
+    let since: BTreeMap<Seq, AclId> =
+        acl.records.iter().filter(|(_, at)| **at > cursor).map(|(id, at)| (*at, *id)).collect();
+    for at in since.keys() {
+        let Some(entry) = tx.entry_at(acl.space, *at)? else { continue };
+        let body = pb::AclRecord::decode(entry.record.body.clone());
+        if body.is_ok_and(|body| ends_membership(&body, &session.account())) {
+            return Ok(Some(*at));
+        }
+    }
+    Err(forbidden)
+}
+
+fn standing(tx: &ReadTx<'_>, space: SpaceId, trees: &[TreeId]) -> Result<Standing, CallError> {
+    let unknown = || CallError::space_unknown(&space);
+    let row = row(tx, space)?;
+    let acl = tx.acl(space)?.ok_or_else(unknown)?;
+    let digest = tx.digest(space)?.ok_or_else(unknown)?;
+    let mut named = Vec::with_capacity(trees.len());
+    for tree in trees {
+        // A tree without heads (unknown, or purged) is named too, with the hash of none.
+        let heads = tx.tree(space, *tree)?.map(|state| state.heads).unwrap_or_default();
+        named.push((*tree, heads_hash(tree, &heads)));
+    }
+    Ok(Standing {
+        position: row.position,
+        acl_head: row.acl_head,
+        epoch: acl.epoch,
+        history: row.history,
+        set_digest: digest.finish(),
+        trees: named,
+    })
+}
+
+/// Decides one record and appends it if it may stand. A broken rule is data; only the store's own failure is an error.
+fn submit(
+    tx: &mut WriteTx<'_>,
+    space: SpaceId,
+    submission: &Submission,
+    admission: &Admission,
+) -> Result<Verdict, StoreError> {
+    let view = tx.view(space)?.ok_or(StoreError::UnknownSpace { space })?;
+    let end = view.position().seq;
+    let decided = admit_and_decide(&view, submission, admission);
+    drop(view);
+    match decided {
+        Ok(Outcome::Known(seq)) => Ok(Ok(Taken::Known(seq))),
+        Ok(Outcome::Append(decision)) => Ok(Ok(Taken::Accepted(tx.append(space, decision)?.seq))),
+        Err(DecideError::Reject(reject)) => Ok(Err(Failure::from(&reject).at(end))),
+        Err(DecideError::Refused(refusal)) => Ok(Err(Failure::from(&refusal).at(end))),
+        Err(DecideError::View(error)) => Err(error),
+    }
+}
+
+/// The node's own conditions come first, but a record that stands in the log needs none.
+fn admit_and_decide<V: log::View>(
+    view: &V,
+    submission: &Submission,
+    admission: &Admission,
+) -> Result<Outcome, DecideError<V::Error>> {
+    match log::admit(view, submission, admission) {
+        Ok(()) => log::decide(view, submission),
+        Err(DecideError::Refused(refusal)) => match log::decide(view, submission) {
+            Ok(Outcome::Known(seq)) => Ok(Outcome::Known(seq)),
+            Err(DecideError::View(error)) => Err(DecideError::View(error)),
+            Ok(Outcome::Append(_)) | Err(DecideError::Reject(_) | DecideError::Refused(_)) => Err(refusal.into()),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn found(
+    tx: &mut WriteTx<'_>,
+    genesis: &Genesis,
+    history: HistoryId,
+    spaces_max: u64,
+) -> Result<Option<SpaceRow>, CallError> {
+    let space = genesis.space();
+    if let Some(acl) = tx.acl(space)? {
+        return same_beginning(tx, genesis, &acl).map(Some);
+    }
+    let key = format!("spaces-founded/{}", genesis.acl().owner);
+    let founded = tx.kv(&key)?.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_be_bytes);
+    if founded >= spaces_max {
+        let text = format!("this account has founded {founded} spaces here; the limit is {spaces_max}");
+        return Err(CallError::new(Code::SpaceCreationRefused, text));
+    }
+    match tx.create_space(genesis, history)? {
+        Creation::Created => tx.kv_put(&key, &(founded + 1).to_be_bytes())?,
+        Creation::AlreadyThere => {}
+    }
+    Ok(tx.space(space)?)
+}
+
+/// A repetition is answered with where the space stands; another beginning of the same space is a conflict.
+fn same_beginning(tx: &ReadTx<'_>, genesis: &Genesis, acl: &AclState) -> Result<SpaceRow, CallError> {
+    let space = genesis.space();
+    let [_, home] = genesis.entries();
+    if tx.position_at(space, home.position.seq)? == Some(home.position) {
+        return row(tx, space);
+    }
+    let text = "the space has begun with another SetHome: read its ACL";
+    Err(Failure { acl_head: Some(acl.head), ..Failure::new(Code::AclConflict, text) }.into())
+}
+
+fn read_device_list(bytes: &[u8]) -> Result<Verified<DeviceList>, StoreError> {
+    let damaged = |e: sync_core::record::VerifyError| StoreError::Damaged { what: format!("a kept device list: {e}") };
+    RawRecord::from_slice(bytes).and_then(verify_as).map_err(damaged)
+}
+
+/// Random bytes from the operating system.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), CallError> {
+    getrandom::fill(bytes).map_err(|e| {
+        error!(error = %e, "the operating system has no random numbers");
+        CallError::new(Code::StoreFailed, "the node has no random numbers")
+    })
+}

@@ -1,0 +1,227 @@
+//! Connections: accepted, bounded in number, and wrapped in TLS before anything else is read from them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use sync_core::limits;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+use tracing::{Instrument as _, debug, info_span, warn};
+
+use crate::shutdown::Tasks;
+
+/// Connections whose handshake is done and that wait to be served.
+const READY_MAX: usize = 64;
+/// The pause after a failed accept (no descriptors, say), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How connections are protected.
+#[derive(Clone)]
+pub(crate) enum Protection {
+    Tls(TlsAcceptor),
+    /// None of ours: loopback, or behind a proxy.
+    Plain,
+}
+
+/// Whether a session may be used on another connection than the one that opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binding {
+    ThisConnection,
+    /// A proxy may spread one client's calls over several connections.
+    AnyConnection,
+}
+
+/// What a call knows of the connection that it came on. Cloned into every request; alive as long as the connection or a
+/// request on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link(Arc<LinkInner>);
+
+#[derive(Debug)]
+struct LinkInner {
+    number: u64,
+    binding: Binding,
+}
+
+impl Link {
+    pub(crate) fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    pub(crate) fn binding(&self) -> Binding {
+        self.0.binding
+    }
+
+    /// Tells later whether the connection still stands, without keeping it.
+    pub(crate) fn watch(&self) -> LinkWatch {
+        LinkWatch(Arc::downgrade(&self.0))
+    }
+}
+
+/// See [`Link::watch`].
+#[derive(Debug)]
+pub(crate) struct LinkWatch(std::sync::Weak<LinkInner>);
+
+impl LinkWatch {
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+/// One connection, ready to be served. Dropping it closes the socket and makes room for another.
+pub(crate) struct Connection {
+    stream: Stream,
+    link: Link,
+    _room: OwnedSemaphorePermit,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Accepts until shutdown. Handshakes run beside each other, so a slow one holds up nobody.
+pub(crate) fn accept(
+    listener: TcpListener,
+    protection: Protection,
+    connections_max: usize,
+    tasks: &Tasks,
+) -> mpsc::Receiver<Result<Connection, io::Error>> {
+    let (ready, incoming) = mpsc::channel(READY_MAX);
+    let acceptor = Acceptor {
+        protection,
+        room: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+        next: AtomicU64::new(1),
+        ready,
+        tasks: tasks.clone(),
+    };
+    tasks.spawn(async move { acceptor.run(listener).await });
+    incoming
+}
+
+struct Acceptor {
+    protection: Protection,
+    room: Arc<Semaphore>,
+    next: AtomicU64,
+    ready: mpsc::Sender<Result<Connection, io::Error>>,
+    tasks: Tasks,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        loop {
+            let Some(accepted) = self.tasks.unless_stopped(self.accept_one(&listener)).await else { return };
+            match accepted {
+                Ok((socket, peer, room)) => self.handshake(socket, peer, room),
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn accept_one(
+        &self,
+        listener: &TcpListener,
+    ) -> Result<(TcpStream, SocketAddr, OwnedSemaphorePermit), io::Error> {
+        // Room first: without it the backlog of the kernel is the queue.
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(io::Error::other)?;
+        let (socket, peer) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        Ok((socket, peer, room))
+    }
+
+    fn handshake(&self, socket: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (protection, ready) = (self.protection.clone(), self.ready.clone());
+        let span = info_span!("connection", number, %peer);
+        let task = async move {
+            match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, protect(protection, socket)).await {
+                Ok(Ok((stream, binding))) => {
+                    let link = Link(Arc::new(LinkInner { number, binding }));
+                    debug!("connected");
+                    // A closed channel means that the node is stopping; the connection goes with it.
+                    let _ = ready.send(Ok(Connection { stream, link, _room: room })).await;
+                }
+                Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
+                Err(_elapsed) => debug!("the TLS handshake took too long"),
+            }
+        };
+        let tasks = self.tasks.clone();
+        self.tasks.spawn(async move { tasks.unless_stopped(task).await }.instrument(span));
+    }
+}
+
+async fn protect(protection: Protection, socket: TcpStream) -> Result<(Stream, Binding), io::Error> {
+    Ok(match protection {
+        Protection::Tls(acceptor) => (Stream::Tls(Box::new(acceptor.accept(socket).await?)), Binding::ThisConnection),
+        Protection::Plain => (Stream::Plain(socket), Binding::AnyConnection),
+    })
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Link;
+
+    fn connect_info(&self) -> Link {
+        self.link.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(socket) => socket.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+}

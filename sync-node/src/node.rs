@@ -1,0 +1,286 @@
+//! Starting, running and stopping a node.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sync_core::limits;
+use sync_core::token::{NodeAddress, Transport};
+use sync_proto::DESCRIPTORS;
+use sync_proto::v1::sync_server::SyncServer;
+use sync_store::{OpenError, Store, StoreError, StoreKind};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+use tracing::{error, info, warn};
+
+use crate::config::NodeConfig;
+use crate::gate::Gate;
+use crate::identity::{Identity, IdentityError};
+use crate::incoming::{Connection, Protection, accept};
+use crate::receipts::Receipts;
+use crate::service::{State, SyncService};
+use crate::session::Sessions;
+use crate::shutdown::Tasks;
+use crate::tls::{self, TlsError};
+
+/// In the data directory while the node runs: the line that clients need.
+pub const ADDRESS_FILE: &str = "address";
+const KEYS_DIR: &str = "keys";
+const STORE_DIR: &str = "store";
+
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{listen} is not on loopback: give --behind-proxy if a proxy you trust stands before it, or use TLS")]
+    PlaintextInTheOpen { listen: String },
+    #[error("the node cannot listen on {listen}")]
+    Listen {
+        listen: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the data directory could not be set up: {}", .path.display())]
+    Data {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the store did not open")]
+    Store(#[from] OpenError),
+    #[error("the node's keys could not be used")]
+    Identity(#[from] IdentityError),
+    #[error("TLS could not be set up")]
+    Tls(#[from] TlsError),
+    #[error("gRPC reflection could not be set up")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// Why a node stopped.
+#[derive(Debug, Clone)]
+pub enum Stopped {
+    /// It was asked to.
+    AsAsked,
+    /// Its storage failed. The process must end; the next start recovers.
+    StoreFailed(StoreError),
+    /// Serving ended by itself.
+    ServerFailed(String),
+}
+
+/// A node that is not running.
+#[derive(Debug)]
+pub struct Node;
+
+/// A node that runs in this process. Dropping it stops nothing: call [`RunningNode::shutdown`].
+#[derive(Debug)]
+pub struct RunningNode {
+    address: NodeAddress,
+    local_addr: SocketAddr,
+    tasks: Tasks,
+    stopped: watch::Receiver<Option<Stopped>>,
+}
+
+impl Node {
+    /// Opens the data directory, binds the socket and serves. When this returns, clients can connect.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+    /// let dir = tempfile::tempdir().unwrap();
+    /// let node = sync_node::Node::start(sync_node::NodeConfig::on_loopback(dir.path())).await.unwrap();
+    /// println!("{}", node.address());
+    /// node.shutdown().await;
+    /// # });
+    /// ```
+    pub async fn start(config: NodeConfig) -> Result<RunningNode, StartError> {
+        let listener = bind(&config).await?;
+        let local_addr = listener.local_addr().map_err(|source| listen_error(&config, source))?;
+        create_data_dir(&config)?;
+        // The lock comes first: two processes must not make one set of keys.
+        let store = open_store(&config).await?;
+        let identity = Arc::new(Identity::open(&config.data.join(KEYS_DIR))?);
+        let protection = if config.plaintext { Protection::Plain } else { Protection::Tls(tls::acceptor(&identity)?) };
+        let address = NodeAddress {
+            transport: if config.plaintext { Transport::Plain } else { Transport::Tls },
+            authority: identity.authority(),
+            endpoint: config.advertise.clone().unwrap_or_else(|| local_addr.to_string()),
+        };
+        let tasks = Tasks::default();
+        let state = Arc::new(State {
+            sessions: Sessions::default(),
+            gate: Gate::new(store.clone(), identity.authority(), config.max_spaces_per_account),
+            receipts: Receipts::new(Arc::clone(&identity)),
+            identity,
+            tasks: tasks.clone(),
+        });
+        let server = build_server(&config, state).await?;
+        let connections = accept(listener, protection, config.max_connections, &tasks);
+        let address_file = write_address(&config, &address)?;
+        let (tell, stopped) = watch::channel(None);
+        let supervisor = Supervisor { tasks: tasks.clone(), store, address_file, health: server.health.clone() };
+        // Not tracked: it is what waits for everything that is.
+        tokio::spawn(async move {
+            let why = supervisor.run(server, ReceiverStream::new(connections)).await;
+            tell.send_replace(Some(why));
+        });
+        info!(%address, %local_addr, "ready");
+        Ok(RunningNode { address, local_addr, tasks, stopped })
+    }
+}
+
+impl RunningNode {
+    /// What clients need to connect.
+    #[must_use]
+    pub fn address(&self) -> NodeAddress {
+        self.address.clone()
+    }
+
+    /// Where the node listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Stops: no new connections, streams end with `SHUTTING_DOWN`, work gets [`limits::DRAIN_TIMEOUT`] to finish, and the
+    /// store is closed.
+    pub async fn shutdown(self) -> Stopped {
+        self.tasks.stop();
+        self.stopped().await
+    }
+
+    /// Resolves when the node has stopped, for whatever reason.
+    pub async fn stopped(&self) -> Stopped {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
+            Some(why) => why,
+            None => Stopped::ServerFailed("the supervising task ended".into()),
+        }
+    }
+}
+
+/// Everything that is served, before it is.
+struct Served {
+    router: tonic::transport::server::Router,
+    health: HealthReporter,
+}
+
+async fn build_server(config: &NodeConfig, state: Arc<State>) -> Result<Served, StartError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<SyncServer<SyncService>>().await;
+    let reflection = if config.reflection { Some(reflection()?) } else { None };
+    let sync = SyncServer::new(SyncService::new(state))
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let router = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .add_service(health_service)
+        .add_optional_service(reflection)
+        .add_service(sync);
+    Ok(Served { router, health })
+}
+
+fn reflection() -> Result<
+    tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>,
+    StartError,
+> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .build_v1()
+        .map_err(StartError::Reflection)
+}
+
+/// Runs until the node stops, and cleans up behind it.
+struct Supervisor {
+    tasks: Tasks,
+    store: Store,
+    address_file: PathBuf,
+    health: HealthReporter,
+}
+
+impl Supervisor {
+    async fn run(self, served: Served, connections: ReceiverStream<Result<Connection, io::Error>>) -> Stopped {
+        let stop = self.tasks.clone();
+        let serving = async move { stop.stopped().await };
+        let mut server = tokio::spawn(served.router.serve_with_incoming_shutdown(connections, serving));
+        let (why, server_ended) = tokio::select! {
+            () = self.tasks.stopped() => (Stopped::AsAsked, false),
+            error = self.store.failed() => (Stopped::StoreFailed(error), false),
+            ended = &mut server => (Stopped::ServerFailed(format!("{ended:?}")), true),
+        };
+        self.health.set_not_serving::<SyncServer<SyncService>>().await;
+        self.tasks.stop();
+        info!("stopping");
+        let drained = async {
+            self.tasks.ended().await;
+            if !server_ended {
+                let _ = (&mut server).await;
+            }
+        };
+        if tokio::time::timeout(limits::DRAIN_TIMEOUT, drained).await.is_err() {
+            warn!("work was still running after the time to drain; it is cut off");
+            server.abort();
+        }
+        if let Err(error) = fs::remove_file(&self.address_file) {
+            warn!(%error, "the address file could not be removed");
+        }
+        match &why {
+            Stopped::StoreFailed(error) => error!(error = error as &dyn std::error::Error, "the storage failed"),
+            Stopped::AsAsked | Stopped::ServerFailed(_) => self.store.close().await,
+        }
+        info!(?why, "stopped");
+        why
+    }
+}
+
+async fn bind(config: &NodeConfig) -> Result<TcpListener, StartError> {
+    let addresses: Vec<SocketAddr> =
+        config.listen.to_socket_addrs().map_err(|source| listen_error(config, source))?.collect();
+    let in_the_open = addresses.iter().any(|address| !address.ip().is_loopback());
+    if config.plaintext && in_the_open && !config.behind_proxy {
+        return Err(StartError::PlaintextInTheOpen { listen: config.listen.clone() });
+    }
+    TcpListener::bind(addresses.as_slice()).await.map_err(|source| listen_error(config, source))
+}
+
+fn listen_error(config: &NodeConfig, source: io::Error) -> StartError {
+    StartError::Listen { listen: config.listen.clone(), source }
+}
+
+fn create_data_dir(config: &NodeConfig) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let store = config.data.join(STORE_DIR);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&store);
+    made.map_err(|source| StartError::Data { path: store, source })
+}
+
+async fn open_store(config: &NodeConfig) -> Result<Store, StartError> {
+    let dir = config.data.join(STORE_DIR);
+    let opening = tokio::task::spawn_blocking(move || Store::open(&dir, StoreKind::Node));
+    let opened = opening
+        .await
+        .map_err(|failed| StartError::Data { path: config.data.clone(), source: io::Error::other(failed) })?;
+    Ok(opened?)
+}
+
+fn write_address(config: &NodeConfig, address: &NodeAddress) -> Result<PathBuf, StartError> {
+    let path = config.data.join(ADDRESS_FILE);
+    let beside = config.data.join("address.new");
+    let written = fs::write(&beside, format!("{address}\n")).and_then(|()| fs::rename(&beside, &path));
+    written.map_err(|source| StartError::Data { path: path.clone(), source })?;
+    Ok(path)
+}

@@ -1,0 +1,214 @@
+//! The rpcs: each module maps one group of messages to the gate and back. No rule is decided here.
+
+mod certify;
+mod fetch;
+mod headsync;
+mod push;
+mod session;
+mod spaces;
+mod tail;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use sync_core::limits;
+use sync_proto::v1::sync_server::Sync;
+use sync_proto::v1::{
+    AclAppendRequest, AclAppendResponse, AclReadRequest, AclReadResponse, CertifyRequest, CertifyResponse, Challenge,
+    FetchRequest, FetchResponse, HeadSyncRequest, HeadSyncResponse, HeadUpdatesRequest, HeadUpdatesResponse, Hello,
+    Proof, PushRequest, PushResponse, SessionToken, SpacePosition, SpacePullRequest, SpacePullResponse,
+    SpacePushRequest,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument as _, Span, debug, info_span};
+
+use crate::failure::{CallError, overloaded};
+use crate::gate::Gate;
+use crate::identity::Identity;
+use crate::incoming::Link;
+use crate::receipts::Receipts;
+use crate::session::{Session, Sessions, revoked};
+use crate::shutdown::Tasks;
+
+/// Answers that one stream holds back before its sender waits.
+const ANSWERS_MAX: usize = 8;
+
+/// What every call can reach.
+pub(crate) struct State {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) sessions: Sessions,
+    pub(crate) gate: Gate,
+    pub(crate) receipts: Receipts,
+    pub(crate) tasks: Tasks,
+}
+
+/// The `Sync` service of one node.
+#[derive(Clone)]
+pub(crate) struct SyncService {
+    state: Arc<State>,
+}
+
+impl SyncService {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Self { state }
+    }
+
+    /// Who is calling, and the span in which the call is logged.
+    fn enter<T>(&self, rpc: &'static str, request: &Request<T>) -> Result<(Session, Span), Status> {
+        let session = self.state.sessions.authenticate(request.metadata(), link(request)?)?;
+        let (account, device) = (session.account().short(), session.device().short());
+        Ok((session, info_span!("rpc", rpc, account, device)))
+    }
+}
+
+/// The connection of a request.
+fn link<T>(request: &Request<T>) -> Result<&Link, Status> {
+    request.extensions().get::<Link>().ok_or_else(|| Status::internal("a request without a connection"))
+}
+
+/// Bounds a call that has one answer.
+async fn unary<T>(span: Span, call: impl Future<Output = Result<T, CallError>>) -> Result<Response<T>, Status> {
+    let call = tokio::time::timeout(limits::UNARY_TIMEOUT, call).instrument(span.clone());
+    let answer = call.await.unwrap_or_else(|_elapsed| Err(overloaded().into()));
+    answer.map(Response::new).map_err(|error| span.in_scope(|| refuse(error)))
+}
+
+/// The last step of a failed call.
+fn refuse(error: CallError) -> Status {
+    let failure = error.into_failure();
+    debug!(code = %failure.code, reason = failure.message, "refused");
+    failure.into()
+}
+
+/// Where a streaming call puts its answers. Holds back at most [`ANSWERS_MAX`]; a slow reader slows its own stream.
+pub(crate) struct Answers<T>(mpsc::Sender<Result<T, Status>>);
+
+impl<T> Clone for Answers<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Answers<T> {
+    /// # Errors
+    /// [`CallError::HungUp`].
+    pub(crate) async fn send(&self, answer: T) -> Result<(), CallError> {
+        self.0.send(Ok(answer)).await.map_err(|_| CallError::HungUp)
+    }
+}
+
+type Answering<T> = Result<Response<ReceiverStream<Result<T, Status>>>, Status>;
+
+/// Runs a streaming call as a task of its own. It ends when its work does, when the caller hangs up, when its device is
+/// revoked, or when the node stops.
+fn stream<T, F>(state: &Arc<State>, session: Session, span: Span, work: impl FnOnce(Answers<T>) -> F) -> Answering<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<(), CallError>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(ANSWERS_MAX);
+    let work = work(Answers(sender.clone()));
+    let state_of_task = Arc::clone(state);
+    let task = async move {
+        let ended = tokio::select! {
+            ended = work => ended,
+            () = session.revoked() => Err(revoked().into()),
+            () = state_of_task.tasks.stopped() => Err(CallError::shutting_down()),
+            () = sender.closed() => Err(CallError::HungUp),
+        };
+        match ended {
+            Ok(()) | Err(CallError::HungUp) => {}
+            // Bounded: a reader that takes nothing is not waited for when the node stops.
+            Err(error) => {
+                let _ = sender.send_timeout(Err(refuse(error)), limits::RETRY_FIRST).await;
+            }
+        }
+    };
+    state.tasks.spawn(task.instrument(span));
+    Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// The next message of a caller; `None` when it has no more, or is gone.
+async fn next<T>(requests: &mut Streaming<T>) -> Option<T> {
+    requests.message().await.unwrap_or_else(|status| {
+        debug!(code = ?status.code(), "the caller's stream broke");
+        None
+    })
+}
+
+#[tonic::async_trait]
+impl Sync for SyncService {
+    async fn open_session(&self, request: Request<Hello>) -> Result<Response<Challenge>, Status> {
+        let link = link(&request)?.clone();
+        let span = info_span!("rpc", rpc = "OpenSession", connection = link.number());
+        unary(span, session::open(&self.state, &link, request.into_inner())).await
+    }
+
+    async fn prove_session(&self, request: Request<Proof>) -> Result<Response<SessionToken>, Status> {
+        let link = link(&request)?.clone();
+        let span = info_span!("rpc", rpc = "ProveSession", connection = link.number());
+        unary(span, session::prove(&self.state, &link, request.into_inner())).await
+    }
+
+    async fn space_push(&self, request: Request<SpacePushRequest>) -> Result<Response<SpacePosition>, Status> {
+        let (session, span) = self.enter("SpacePush", &request)?;
+        unary(span, spaces::space_push(&self.state, &session, request.into_inner())).await
+    }
+
+    async fn space_pull(&self, request: Request<SpacePullRequest>) -> Result<Response<SpacePullResponse>, Status> {
+        let (session, span) = self.enter("SpacePull", &request)?;
+        unary(span, spaces::space_pull(&self.state, &session, request.into_inner())).await
+    }
+
+    type AclReadStream = ReceiverStream<Result<AclReadResponse, Status>>;
+
+    async fn acl_read(&self, request: Request<AclReadRequest>) -> Answering<AclReadResponse> {
+        let (session, span) = self.enter("AclRead", &request)?;
+        let (state, request) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| spaces::acl_read(state, session, request, answers))
+    }
+
+    async fn acl_append(&self, request: Request<AclAppendRequest>) -> Result<Response<AclAppendResponse>, Status> {
+        let (session, span) = self.enter("AclAppend", &request)?;
+        unary(span, spaces::acl_append(&self.state, &session, request.into_inner())).await
+    }
+
+    type PushStream = ReceiverStream<Result<PushResponse, Status>>;
+
+    async fn push(&self, request: Request<Streaming<PushRequest>>) -> Answering<PushResponse> {
+        let (session, span) = self.enter("Push", &request)?;
+        let (state, requests) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| push::push(state, session, requests, answers))
+    }
+
+    type HeadUpdatesStream = ReceiverStream<Result<HeadUpdatesResponse, Status>>;
+
+    async fn head_updates(&self, request: Request<Streaming<HeadUpdatesRequest>>) -> Answering<HeadUpdatesResponse> {
+        let (session, span) = self.enter("HeadUpdates", &request)?;
+        let (state, requests) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| tail::head_updates(state, session, requests, answers))
+    }
+
+    type HeadSyncStream = ReceiverStream<Result<HeadSyncResponse, Status>>;
+
+    async fn head_sync(&self, request: Request<Streaming<HeadSyncRequest>>) -> Answering<HeadSyncResponse> {
+        let (session, span) = self.enter("HeadSync", &request)?;
+        let (state, requests) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| headsync::head_sync(state, session, requests, answers))
+    }
+
+    type FetchStream = ReceiverStream<Result<FetchResponse, Status>>;
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Answering<FetchResponse> {
+        let (session, span) = self.enter("Fetch", &request)?;
+        let (state, request) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| fetch::fetch(state, session, request, answers))
+    }
+
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
+        let (session, span) = self.enter("Certify", &request)?;
+        unary(span, certify::certify(&self.state, &session, request.into_inner())).await
+    }
+}

@@ -1,0 +1,294 @@
+//! Who is calling: handshakes that wait for their proof, and the sessions that came of them.
+//!
+//! Both live in memory only: a restarted node knows no session, and clients open new ones by themselves. A token is 32 random
+//! bytes; the table holds its hash, so finding it takes no time that depends on it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use data_encoding::BASE32_NOPAD;
+use sync_core::code::Code;
+use sync_core::ids::{AccountId, DeviceId, EntryId};
+use sync_core::limits;
+use sync_core::record::{DeviceList, Verified};
+use sync_core::session::Nonces;
+use sync_proto::TOKEN_KEY;
+use sync_proto::status::Failure;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+
+use crate::incoming::{Binding, Link, LinkWatch};
+
+/// Handshakes that wait for their proof, on all connections.
+const HANDSHAKES_MAX: usize = 16_384;
+/// Handshakes that wait for their proof, on one connection.
+const HANDSHAKES_PER_CONNECTION_MAX: usize = 16;
+/// Ids of pushed records that a session remembers, to send them back as ids.
+const PUSHED_IDS_MAX: usize = 65_536;
+
+/// The proof that a caller holds the key of a device of an account. Only [`Sessions`] makes one. Cheap to clone; while a clone
+/// lives, the session is in use.
+#[derive(Debug, Clone)]
+pub(crate) struct Session(Arc<SessionInner>);
+
+#[derive(Debug)]
+struct SessionInner {
+    account: AccountId,
+    device: DeviceId,
+    nonces: Nonces,
+    pushed: Mutex<RecentIds>,
+    revoked: CancellationToken,
+}
+
+impl Session {
+    pub(crate) fn account(&self) -> AccountId {
+        self.0.account
+    }
+
+    pub(crate) fn device(&self) -> DeviceId {
+        self.0.device
+    }
+
+    /// Both nonces of the handshake: what invite proofs of this session are bound to.
+    pub(crate) fn nonces(&self) -> &Nonces {
+        &self.0.nonces
+    }
+
+    /// Notes records that this session pushed: their bodies need not travel back.
+    pub(crate) fn note_pushed(&self, ids: impl IntoIterator<Item = EntryId>) {
+        let mut pushed = lock(&self.0.pushed);
+        for id in ids {
+            pushed.insert(id);
+        }
+    }
+
+    pub(crate) fn has_pushed(&self, id: &EntryId) -> bool {
+        lock(&self.0.pushed).known.contains(id)
+    }
+
+    /// Resolves when the device lost its place on the account's device list.
+    pub(crate) async fn revoked(&self) {
+        self.0.revoked.cancelled().await;
+    }
+}
+
+/// The last [`PUSHED_IDS_MAX`] ids.
+#[derive(Debug, Default)]
+struct RecentIds {
+    known: HashSet<EntryId>,
+    order: VecDeque<EntryId>,
+}
+
+impl RecentIds {
+    fn insert(&mut self, id: EntryId) {
+        if !self.known.insert(id) {
+            return;
+        }
+        self.order.push_back(id);
+        if self.order.len() > PUSHED_IDS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+}
+
+/// A caller that said who it is, with papers in order, and has not proved it yet.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) account: AccountId,
+    pub(crate) device: DeviceId,
+    pub(crate) device_list: Verified<DeviceList>,
+    pub(crate) nonces: Nonces,
+}
+
+/// Names a handshake.
+pub(crate) type HandshakeId = [u8; 32];
+
+/// What a client sends with every call. Secret: not shown.
+pub(crate) struct Token([u8; 32]);
+
+impl Token {
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+struct Handshake {
+    candidate: Candidate,
+    link: u64,
+    since: Instant,
+}
+
+struct Entry {
+    session: Session,
+    /// Absent where a session may be used on any connection.
+    bound_to: Option<(u64, LinkWatch)>,
+    used: Instant,
+}
+
+impl Entry {
+    fn is_over(&self, now: Instant) -> bool {
+        let in_use = Arc::strong_count(&self.session.0) > 1;
+        let idle = !in_use && now.duration_since(self.used) > limits::SESSION_IDLE_MAX;
+        idle || self.session.0.revoked.is_cancelled() || self.bound_to.as_ref().is_some_and(|(_, link)| link.is_gone())
+    }
+}
+
+/// Every handshake and session of this process.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    handshakes: HashMap<HandshakeId, Handshake>,
+    sessions: HashMap<[u8; 32], Entry>,
+}
+
+impl Sessions {
+    /// Keeps a candidate until it proves itself, or [`limits::HANDSHAKE_TIMEOUT`] has passed.
+    pub(crate) fn begin(&self, id: HandshakeId, candidate: Candidate, link: &Link) -> Result<(), Failure> {
+        let now = Instant::now();
+        let mut tables = lock(&self.tables);
+        if tables.handshakes.len() >= HANDSHAKES_MAX {
+            tables.handshakes.retain(|_, h| now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT);
+        }
+        if tables.handshakes.len() >= HANDSHAKES_MAX || tables.has_many_of(link, now) {
+            return Err(Failure::new(Code::Overloaded, "too many handshakes are waiting for their proof")
+                .retry_after(millis(limits::RETRY_FIRST)));
+        }
+        tables.handshakes.insert(id, Handshake { candidate, link: link.number(), since: now });
+        Ok(())
+    }
+
+    /// Gives a candidate back, once, on the connection that it came on.
+    pub(crate) fn take(&self, id: &HandshakeId, link: &Link) -> Result<Candidate, Failure> {
+        let refused = || Failure::new(Code::SessionRefused, "the handshake is unknown or too old: open a new session");
+        let handshake = lock(&self.tables).handshakes.remove(id).ok_or_else(refused)?;
+        let on_its_link = match link.binding() {
+            Binding::ThisConnection => handshake.link == link.number(),
+            Binding::AnyConnection => true,
+        };
+        if !on_its_link || handshake.since.elapsed() > limits::HANDSHAKE_TIMEOUT {
+            return Err(refused());
+        }
+        Ok(handshake.candidate)
+    }
+
+    /// Makes a candidate that proved itself a session. The caller has checked the proof.
+    pub(crate) fn admit(&self, token: [u8; 32], proven: Candidate, link: &Link) -> Token {
+        let Candidate { account, device, nonces, device_list: _ } = proven;
+        let session = Session(Arc::new(SessionInner {
+            account,
+            device,
+            nonces,
+            pushed: Mutex::default(),
+            revoked: CancellationToken::new(),
+        }));
+        let bound_to = match link.binding() {
+            Binding::ThisConnection => Some((link.number(), link.watch())),
+            Binding::AnyConnection => None,
+        };
+        let mut tables = lock(&self.tables);
+        if tables.sessions.len() >= limits::SESSIONS_MAX {
+            tables.make_room();
+        }
+        tables.sessions.insert(hashed(&token), Entry { session, bound_to, used: Instant::now() });
+        Token(token)
+    }
+
+    /// Takes a session back whose token nobody was given.
+    pub(crate) fn discard(&self, token: &Token) {
+        lock(&self.tables).sessions.remove(&hashed(&token.0));
+    }
+
+    /// The session of a call, by the token in its metadata.
+    pub(crate) fn authenticate(&self, metadata: &MetadataMap, link: &Link) -> Result<Session, Failure> {
+        let token = metadata.get(TOKEN_KEY).and_then(|value| read_token(value.as_bytes())).ok_or_else(expired)?;
+        let key = hashed(&token);
+        let now = Instant::now();
+        let mut tables = lock(&self.tables);
+        let entry = tables.sessions.get_mut(&key).ok_or_else(expired)?;
+        if entry.session.0.revoked.is_cancelled() {
+            return Err(revoked());
+        }
+        if entry.is_over(now) {
+            tables.sessions.remove(&key);
+            return Err(expired());
+        }
+        if entry.bound_to.as_ref().is_some_and(|(number, _)| *number != link.number()) {
+            return Err(expired());
+        }
+        entry.used = now;
+        Ok(entry.session.clone())
+    }
+
+    /// Ends the sessions of an account's devices that are not on its list (any more).
+    pub(crate) fn revoke_unlisted(&self, list: &DeviceList) {
+        for entry in lock(&self.tables).sessions.values() {
+            let session = &entry.session.0;
+            if session.account == list.account && list.devices.binary_search(&session.device).is_err() {
+                session.revoked.cancel();
+            }
+        }
+    }
+}
+
+impl Tables {
+    /// Where a connection is one client's, it gets its share and no more.
+    fn has_many_of(&self, link: &Link, now: Instant) -> bool {
+        let waits =
+            |h: &&Handshake| h.link == link.number() && now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT;
+        match link.binding() {
+            Binding::ThisConnection => self.handshakes.values().filter(waits).count() >= HANDSHAKES_PER_CONNECTION_MAX,
+            Binding::AnyConnection => false,
+        }
+    }
+
+    /// Drops what is over; if that is not enough, the quarter that was used longest ago. Their clients open new sessions.
+    fn make_room(&mut self) {
+        let now = Instant::now();
+        self.sessions.retain(|_, entry| !entry.is_over(now));
+        if self.sessions.len() < limits::SESSIONS_MAX {
+            return;
+        }
+        let mut by_use: Vec<_> = self.sessions.iter().map(|(key, entry)| (entry.used, *key)).collect();
+        by_use.sort_unstable();
+        for (_, key) in by_use.iter().take(limits::SESSIONS_MAX / 4) {
+            self.sessions.remove(key);
+        }
+    }
+}
+
+/// What a call with a token that opens nothing is told.
+fn expired() -> Failure {
+    Failure::new(Code::SessionExpired, "there is no such session: open a new one")
+}
+
+/// What a device is told that is not on its account's list (any more).
+pub(crate) fn revoked() -> Failure {
+    Failure::new(Code::DeviceRevoked, "this device is not on the account's device list")
+}
+
+fn read_token(text: &[u8]) -> Option<[u8; 32]> {
+    if text.iter().any(u8::is_ascii_uppercase) {
+        return None;
+    }
+    BASE32_NOPAD.decode(&text.to_ascii_uppercase()).ok()?.as_slice().try_into().ok()
+}
+
+fn hashed(token: &[u8; 32]) -> [u8; 32] {
+    blake3::derive_key("headwater/node/session-token/v1", token)
+}
+
+pub(crate) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A panic while one of these short sections runs leaves nothing half done in them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
