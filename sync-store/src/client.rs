@@ -203,7 +203,8 @@ impl ReadTx<'_> {
     /// # Errors
     /// If the store fails.
     pub fn outbox(&self, space: SpaceId) -> Result<Vec<PendingWrite>> {
-        const SQL: &str = concat!(write_columns!(), "WHERE space_no = ?1 AND state < 3 AND state IN (0, 1) ORDER BY id");
+        const SQL: &str =
+            concat!(write_columns!(), "WHERE space_no = ?1 AND state < 3 AND state IN (0, 1) ORDER BY id");
         self.writes(space, SQL, |space_no| [space_no])
     }
 
@@ -518,13 +519,7 @@ impl WriteTx<'_> {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn put_verdict(
-        &mut self,
-        space: SpaceId,
-        tree: TreeId,
-        change: ChangeId,
-        verdict: &VerdictRow,
-    ) -> Result<()> {
+    pub fn put_verdict(&mut self, space: SpaceId, tree: TreeId, change: ChangeId, verdict: &VerdictRow) -> Result<()> {
         let space_no = self.intern(&space)?;
         let at = integer("log position", verdict.seq.0)?;
         self.db.execute(
@@ -568,12 +563,8 @@ impl<'a> StateColumns<'a> {
                 refusal: last_refusal.as_ref(),
                 ..bare
             },
-            WriteState::Logged { seq } => {
-                Self { state: LOGGED, seq: Some(integer("log position", seq.0)?), ..bare }
-            }
-            WriteState::Durable { seq } => {
-                Self { state: DURABLE, seq: Some(integer("log position", seq.0)?), ..bare }
-            }
+            WriteState::Logged { seq } => Self { state: LOGGED, seq: Some(integer("log position", seq.0)?), ..bare },
+            WriteState::Durable { seq } => Self { state: DURABLE, seq: Some(integer("log position", seq.0)?), ..bare },
             WriteState::Refused(refusal) => Self { state: REFUSED, refusal: Some(refusal), ..bare },
             WriteState::Dismissed => Self { state: DISMISSED, ..bare },
         })

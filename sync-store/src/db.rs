@@ -187,7 +187,7 @@ const SEQ_MASK: i64 = (1 << SEQ_BITS) - 1;
 /// The log key of an entry: appends to one space go to one end of one tree, and a space's log is one range.
 pub(crate) fn log_key(space_no: i64, seq: Seq) -> Result<i64, StoreError> {
     let seq = integer("log position", seq.0)?;
-    if seq > SEQ_MASK || space_no >= 1 << (63 - SEQ_BITS) || space_no < 0 {
+    if seq > SEQ_MASK || !(0..1 << (63 - SEQ_BITS)).contains(&space_no) {
         return Err(StoreError::OutOfRange { what: "log position", value: seq.unsigned_abs() });
     }
     Ok(space_no << SEQ_BITS | seq)

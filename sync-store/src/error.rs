@@ -142,7 +142,9 @@ pub enum StoreError {
         tree: TreeId,
     },
     /// The decision does not begin where the log ends: it was made over another state.
-    #[error("a decision for entry {decided} of {space} meets a log that ends with entry {log_end}, or differs before it")]
+    #[error(
+        "a decision for entry {decided} of {space} meets a log that ends with entry {log_end}, or differs before it"
+    )]
     StaleDecision {
         /// The space.
         space: SpaceId,
@@ -218,8 +220,10 @@ impl StoreError {
         if matches!(primary, Code::DatabaseCorrupt | Code::NotADatabase) {
             return Self::damaged(error.to_string());
         }
-        let of_the_statement =
-            matches!(primary, Code::ConstraintViolation | Code::TypeMismatch | Code::TooBig | Code::ParameterOutOfRange);
+        let of_the_statement = matches!(
+            primary,
+            Code::ConstraintViolation | Code::TypeMismatch | Code::TooBig | Code::ParameterOutOfRange
+        );
         let source: Cause = Arc::new(error);
         if of_the_statement { Self::Statement { code, source } } else { Self::Io { code, source } }
     }

@@ -71,11 +71,10 @@ impl<'c> ReadTx<'c> {
     /// # Errors
     /// If the store fails.
     pub fn spaces(&self) -> Result<Vec<SpaceRow>> {
-        let ids = self.db.all(
-            "SELECT i.id FROM spaces s JOIN space_ids i USING (space_no) ORDER BY i.id",
-            [],
-            |row| hash(row, 0).map(SpaceId::from_hash),
-        )?;
+        let ids =
+            self.db.all("SELECT i.id FROM spaces s JOIN space_ids i USING (space_no) ORDER BY i.id", [], |row| {
+                hash(row, 0).map(SpaceId::from_hash)
+            })?;
         let mut rows = Vec::with_capacity(ids.len());
         for space in ids {
             rows.extend(self.space(space)?);
@@ -192,7 +191,9 @@ impl<'c> ReadTx<'c> {
         }
         let acl = match fold_acl(*space, self.acl_rows(head.space_no)?) {
             Ok(acl) if acl.head == head.acl_head => Arc::new(acl),
-            Ok(acl) => return self.db.damaged(format!("the ACL log of {space} ends with {}, not {}", acl.head, head.acl_head)),
+            Ok(acl) => {
+                return self.db.damaged(format!("the ACL log of {space} ends with {}, not {}", acl.head, head.acl_head));
+            }
             Err(why) => return self.db.damaged(format!("the ACL log of {space}: {why}")),
         };
         self.acls.offer(*space, &acl);
@@ -216,8 +217,7 @@ impl<'c> ReadTx<'c> {
     /// # Errors
     /// If the store fails.
     pub fn entries(&self, space: SpaceId, after: Seq, entries_max: usize, bytes_max: usize) -> Result<Vec<LogRow>> {
-        const SQL: &str =
-            concat!("SELECT ", entry_columns!(), " FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key");
+        const SQL: &str = concat!("SELECT ", entry_columns!(), " FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key");
         let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
         let mut found: Vec<LogRow> = Vec::new();
         let mut bytes = 0;
@@ -243,14 +243,10 @@ impl<'c> ReadTx<'c> {
     pub fn entry_ids(&self, space: SpaceId, after: Seq, max: usize) -> Result<Vec<(Seq, EntryKind, EntryId)>> {
         let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
         let range = (log_key(space_no, after)?, log_key_last(space_no), limit(max));
-        self.db.all(
-            "SELECT key, kind, id FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3",
-            range,
-            |row| {
-                let kind = kind_of_code(row.get(1)?).and_then(entry_kind).map_err(|e| misfit(1, e))?;
-                Ok((seq_of_key(row.get(0)?), kind, EntryId::from_hash(hash(row, 2)?)))
-            },
-        )
+        self.db.all("SELECT key, kind, id FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3", range, |row| {
+            let kind = kind_of_code(row.get(1)?).and_then(entry_kind).map_err(|e| misfit(1, e))?;
+            Ok((seq_of_key(row.get(0)?), kind, EntryId::from_hash(hash(row, 2)?)))
+        })
     }
 
     /// The ACL log with its root, in order. Reads nothing else.
@@ -341,17 +337,15 @@ impl<'c> ReadTx<'c> {
     /// # Errors
     /// If the store fails.
     pub fn change(&self, space: SpaceId, tree: TreeId, change: ChangeId) -> Result<Option<LogRow>> {
-        const SQL: &str = concat!(
-            "SELECT ",
-            entry_columns!(),
-            " FROM log WHERE tree_no = ?1 AND id8 = ?2 AND id = ?3 AND kind = 4"
-        );
+        const SQL: &str =
+            concat!("SELECT ", entry_columns!(), " FROM log WHERE tree_no = ?1 AND id8 = ?2 AND id = ?3 AND kind = 4");
         let Some(space_no) = self.log_no(&space)? else { return Ok(None) };
         let Some(tree_no) = self.tree_no(space_no, &tree)? else { return Ok(None) };
         self.db.one(SQL, (tree_no, self.db.prefix(change.prefix8()), change.as_bytes()), read_entry)
     }
 
-    /// What HeadSync compares, sorted: the ACL head first (when `after` is `None`), then trees by id. At most `max`.
+    /// What HeadSync compares, sorted: the ACL head first (when `after` is `None`), then trees by id. At most `max`, which
+    /// should be 2 or more: a first page of the ACL head alone does not say where the second begins.
     ///
     /// # Errors
     /// If the store fails.
@@ -473,8 +467,7 @@ impl View for SpaceView<'_> {
 }
 
 fn find_tree(db: &Db<'_>, space: SpaceId, space_no: i64, tree: &TreeId) -> Result<Option<TreeRow>> {
-    const SQL: &str =
-        concat!("SELECT ", tree_columns!(), " FROM trees WHERE space_no = ?1 AND id8 = ?2 AND id = ?3");
+    const SQL: &str = concat!("SELECT ", tree_columns!(), " FROM trees WHERE space_no = ?1 AND id8 = ?2 AND id = ?3");
     let key = (space_no, db.prefix(tree.prefix8()), tree.as_bytes());
     db.one(SQL, key, |row| read_tree(db, space, row))
 }

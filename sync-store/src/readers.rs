@@ -39,10 +39,7 @@ impl Readers {
         Self { database, tuning, pool: Mutex::default(), returned: Condvar::new(), acls }
     }
 
-    pub(crate) fn read<T, E: From<StoreError>>(
-        &self,
-        read: impl FnOnce(&ReadTx<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub(crate) fn read<T, E: From<StoreError>>(&self, read: impl FnOnce(&ReadTx<'_>) -> Result<T, E>) -> Result<T, E> {
         let lent = self.lend()?;
         let begin = || lent.session()?.conn.execute_batch("BEGIN").map_err(StoreError::of_sqlite);
         begin()?;

@@ -85,7 +85,7 @@ pub struct Written<T> {
 /// queued) or by [`Store::close`].
 ///
 /// ```
-/// use sync_store::{Store, StoreError, StoreKind};
+/// use sync_store::{Store, StoreKind};
 ///
 /// # let dir = tempfile::tempdir().unwrap();
 /// let store = Store::open(dir.path(), StoreKind::Client).unwrap();

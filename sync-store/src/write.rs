@@ -6,10 +6,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use prost::Message as _;
-use sync_core::ids::{ChangeId, EntryId, HistoryId, Seq, SpaceId, TombstoneId, TreeId};
+use sync_core::ids::{AccountId, ChangeId, EntryId, HistoryId, Seq, SpaceId, TombstoneId, TreeId};
 use sync_core::log::{Decision, EntryKind, Genesis, NewEntry, Position, Purge, TreeState, TreeUpdate};
 use sync_core::pb;
-use sync_core::reconcile::{Element, SetDigest};
+use sync_core::reconcile::SetDigest;
 use sync_core::record::{RawRecord, TreeRoot, verify_as};
 
 use crate::cache::{AclCache, Head, JobEffects, Live, Staging};
@@ -135,13 +135,7 @@ impl<'c> WriteTx<'c> {
     }
 
     /// Writes the row of a tree; its number.
-    fn write_tree(
-        &mut self,
-        space: &SpaceId,
-        space_no: i64,
-        update: &TreeUpdate,
-        decision: &Decision,
-    ) -> Result<i64> {
+    fn write_tree(&mut self, space: &SpaceId, space_no: i64, update: &TreeUpdate, decision: &Decision) -> Result<i64> {
         let changes = decision.entries().iter().filter(|e| e.kind == EntryKind::Change).count();
         let changes = integer("changes", changes as u64)?;
         match update.before {
@@ -223,25 +217,37 @@ impl<'c> WriteTx<'c> {
 
     // ---- repair -----------------------------------------------------------------------------------------------------
 
-    /// Works the row of a tree out again from its logged entries, after HeadSync found a difference at equal positions.
+    /// Works the rows of trees out again from their logged entries, after HeadSync found a difference at equal positions.
+    /// If any was wrong, the digest is summed up again too. Returns the trees whose rows were wrong.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTree`], [`StoreError::UnknownSpace`], or if the store fails.
+    pub fn rebuild_trees(&mut self, space: SpaceId, trees: &[TreeId]) -> Result<Vec<TreeId>> {
+        let mut repaired = Vec::new();
+        for tree in trees {
+            let row = self.tree_row(&space, tree)?.ok_or(StoreError::UnknownTree { space, tree: *tree })?;
+            let after = self.tree_of_log(space, *tree, row.tree_no)?;
+            if after != row.state {
+                update_tree(&self.db, row.tree_no, &after, 0)?;
+                repaired.push(*tree);
+            }
+        }
+        if !repaired.is_empty() {
+            self.rebuild_digest(space)?;
+        }
+        Ok(repaired)
+    }
+
+    /// [`WriteTx::rebuild_trees`] for one tree.
     ///
     /// # Errors
     /// [`StoreError::UnknownTree`], [`StoreError::UnknownSpace`], or if the store fails.
     pub fn rebuild_tree(&mut self, space: SpaceId, tree: TreeId) -> Result<Rebuilt> {
-        let mut live = self.live_clone(&space)?.ok_or(StoreError::UnknownSpace { space })?;
-        let row = self.tree_row(&space, &tree)?.ok_or(StoreError::UnknownTree { space, tree })?;
-        let after = self.tree_of_log(space, tree, &row.state, row.tree_no)?;
-        if after == row.state {
-            return Ok(Rebuilt::Unchanged);
-        }
-        update_tree(&self.db, row.tree_no, &after, 0)?;
-        live.head.digest.remove(&Element::of_tree(tree, &row.state));
-        live.head.digest.insert(&Element::of_tree(tree, &after));
-        self.read.staging_mut().job.spaces.insert(space, live);
-        Ok(Rebuilt::Repaired)
+        let repaired = self.rebuild_trees(space, &[tree])?;
+        Ok(if repaired.is_empty() { Rebuilt::Unchanged } else { Rebuilt::Repaired })
     }
 
-    /// Sums the digest of a space up again from its elements.
+    /// Sums the digest of a space up again from its elements; takes time in proportion to the trees of the space.
     ///
     /// # Errors
     /// [`StoreError::UnknownSpace`], or if the store fails.
@@ -259,29 +265,23 @@ impl<'c> WriteTx<'c> {
         Ok(Rebuilt::Repaired)
     }
 
-    fn tree_of_log(&self, space: SpaceId, tree: TreeId, row: &TreeState, tree_no: i64) -> Result<TreeState> {
+    fn tree_of_log(&self, space: SpaceId, tree: TreeId, tree_no: i64) -> Result<TreeState> {
         let changes = self.tree_changes(space, tree)?;
-        let first = changes.iter().min_by_key(|c| c.position.seq);
-        let Some(first) = first else { return self.db.damaged(format!("{tree} has a row and no change")) };
+        let Some(first) = changes.iter().min_by_key(|c| c.position.seq) else {
+            return self.db.damaged(format!("{tree} has a row and no change"));
+        };
         // A root stands right before the first change.
         let created = Seq(first.position.seq.0.saturating_sub(1));
         let root = self.entry_at(space, created)?.and_then(|e| verify_as::<TreeRoot>(e.record).ok());
         let Some(root) = root.filter(|r| TreeId::from(r.id()) == tree) else {
             return self.db.damaged(format!("the root of {tree} is not before its first change"));
         };
-        let first_author = match change_body(first).map(|body| body.author.as_ref().try_into()) {
-            Some(Ok(author)) => author,
-            Some(Err(_)) | None => return self.db.damaged(format!("the first change of {tree} does not decode")),
+        let author = change_body(first).and_then(|body| AccountId::try_from(body.author.as_ref()).ok());
+        let (Some(first_author), Some(heads)) = (author, heads_of(&changes)) else {
+            return self.db.damaged(format!("a change of {tree} does not decode"));
         };
         let purged = self.purge_of_log(tree_no)?;
-        let heads = match purged {
-            Some(_) => BTreeSet::new(),
-            None => heads_of(&changes).map_or_else(
-                || self.db.damaged(format!("a change of {tree} does not decode")),
-                Ok,
-            )?,
-        };
-        debug_assert_eq!(row.root.tree_id(), tree);
+        let heads = if purged.is_some() { BTreeSet::new() } else { heads };
         Ok(TreeState { root: *root.body(), created, first_author, heads, purged })
     }
 
@@ -306,10 +306,7 @@ fn check_start(space: &SpaceId, live: &Live, decision: &Decision) -> Result<()> 
 }
 
 fn insert_head(db: &Db<'_>, head: &Head) -> Result<()> {
-    db.execute(
-        "INSERT INTO space_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        head_values(head)?,
-    )?;
+    db.execute("INSERT INTO space_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", head_values(head)?)?;
     Ok(())
 }
 
@@ -403,4 +400,3 @@ fn heads_of(changes: &[LogRow]) -> Option<BTreeSet<ChangeId>> {
     }
     Some(heads.into_iter().map(ChangeId::from).collect())
 }
-

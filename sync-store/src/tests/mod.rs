@@ -1,2 +1,6 @@
+mod client;
 mod log;
+mod open;
+mod random;
 mod world;
+mod write;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use sync_core::acl::AclState;
 use sync_core::ids::{AccountId, AuthorityId, ChangeId, HistoryId, SpaceId, TreeId};
-use sync_core::log::{Genesis, Outcome, Submission, View, decide, genesis};
+use sync_core::log::{Genesis, Outcome, Submission, decide, genesis};
 use sync_core::record::{
     AclContent, AclRecord, AclRoot, ChangeKind, PayloadClaim, Role, Salt, Seal, SpaceHeader, SpaceOptions, Tombstone,
     TreeChange, TreeName, TreeRoot, Verified, WriteRule,
@@ -70,7 +70,13 @@ pub(super) fn root(space: SpaceId, n: u32) -> Verified<TreeRoot> {
     Verified::unsigned(&TreeRoot { space, name: TreeName::Nonce(nonce), write_rule: WriteRule::WRITERS }).unwrap()
 }
 
-pub(super) fn change(acl: &AclState, author: u8, tree: TreeId, parents: &[ChangeId], salt: u32) -> Verified<TreeChange> {
+pub(super) fn change(
+    acl: &AclState,
+    author: u8,
+    tree: TreeId,
+    parents: &[ChangeId],
+    salt: u32,
+) -> Verified<TreeChange> {
     let payload = Bytes::from(format!("payload {salt}"));
     let mut nonce = [0; 24];
     nonce[..4].copy_from_slice(&salt.to_be_bytes());
@@ -134,7 +140,11 @@ pub(super) async fn try_append(
     store.write(move |tx| append_in(tx, space, &submission)).await
 }
 
-pub(super) fn append_in(tx: &mut crate::WriteTx<'_>, space: SpaceId, submission: &Submission) -> Result<(), StoreError> {
+pub(super) fn append_in(
+    tx: &mut crate::WriteTx<'_>,
+    space: SpaceId,
+    submission: &Submission,
+) -> Result<(), StoreError> {
     let outcome = decide(&tx.view(space)?.unwrap(), submission).unwrap();
     let Outcome::Append(decision) = outcome else { panic!("known already") };
     tx.append(space, decision).map(|_| ())
@@ -176,10 +186,6 @@ pub(super) fn check_invariants(store: &Store, space: SpaceId) {
             Ok::<_, StoreError>(())
         })
         .unwrap();
-}
-
-pub(super) fn view_of<T>(store: &Store, space: SpaceId, f: impl FnOnce(&dyn View<Error = StoreError>) -> T) -> T {
-    store.read(|tx| Ok::<_, StoreError>(f(&tx.view(space)?.unwrap()))).unwrap()
 }
 
 pub(super) const FIRST: CommitNo = CommitNo(1);
