@@ -295,6 +295,19 @@ impl ReadTx<'_> {
         )
     }
 
+    /// The tags of all types that have objects here.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn object_types(&self, space: SpaceId) -> Result<Vec<[u8; 16]>> {
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        self.db.all(
+            "SELECT DISTINCT type_tag FROM objects INDEXED BY objects_by_type WHERE space_no = ?1",
+            (space_no,),
+            |row| row.get(0),
+        )
+    }
+
     /// How many objects there are, of one type or of all.
     ///
     /// # Errors

@@ -42,5 +42,5 @@ pub mod state;
 mod stored;
 
 pub use canonical::{CanonicalError, canonical_json, check_exact, diff};
-pub use op::{DATA_TYPE, Existence, Op, OpError};
+pub use op::{DATA_TYPE, Existence, Op, OpError, check, decode, encode};
 pub use state::{ObjectState, StateError};

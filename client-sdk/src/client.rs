@@ -1,0 +1,473 @@
+//! The client: one account, one device, one data directory, one node.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sync_core::ids::{AccountId, AclId, HistoryId, SpaceId};
+use sync_core::limits;
+use sync_core::log::genesis;
+use sync_core::record::{
+    AclContent, AclRecord, AclRoot, RawRecord, Salt, SpaceHeader, SpaceOptions, Verified,
+};
+use sync_core::session::{Input, Moment};
+use sync_core::token::NodeAddress;
+use sync_e2ee::{AccountKeys, DeviceKeys, LocalKey, Mnemonic, Recipient, Secrets, SpaceKeys, seal_keys};
+use sync_proto::v1;
+use sync_store::{Registration, Store, StoreKind, WriteTx};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::connect::{Conn, Identity, failure};
+use crate::error::{CallError, OpenError, ReadError, WriteError, from_store_write};
+use crate::home::{self, Unlock};
+use crate::link::{self, Command, Connection};
+use crate::space::{Space, SpaceInner};
+use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
+
+const NODE_ADDRESS: &str = "node-address";
+const DISPLAY_NAME: &str = "display-name";
+
+/// What every part of a client shares.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) account: AccountKeys,
+    pub(crate) identity: Identity,
+    pub(crate) local: LocalKey,
+    pub(crate) types: ObjectTypes,
+    pub(crate) address: NodeAddress,
+    pub(crate) display_name: Option<String>,
+    pub(crate) connection: watch::Receiver<Connection>,
+    fresh: watch::Receiver<Option<Moment>>,
+    commands: mpsc::Sender<Command>,
+    spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
+    tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// An open client. A cheap handle; the sync of its spaces goes on until [`Client::close`] or until the last handle (and every
+/// [`Space`] of it) is gone.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("account", &self.account()).finish_non_exhaustive()
+    }
+}
+
+/// How to make an account, or open one.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    dir: PathBuf,
+    unlock: Unlock,
+    types: Vec<ObjectType>,
+    node: Option<NodeAddress>,
+    name: Option<String>,
+}
+
+impl ClientConfig {
+    /// A client whose data is in `dir`, and which `unlock` opens.
+    pub fn new(dir: impl Into<PathBuf>, unlock: Unlock) -> Self {
+        Self { dir: dir.into(), unlock, types: Vec::new(), node: None, name: None }
+    }
+
+    /// Declares a kind of object; needed for kinds with a write rule of their own.
+    #[must_use]
+    pub fn object_type(mut self, object_type: ObjectType) -> Self {
+        self.types.push(object_type);
+        self
+    }
+
+    /// The node to use from now on. An open client keeps the one it was made with unless this is set.
+    #[must_use]
+    pub fn node(mut self, node: NodeAddress) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// What others call this account; sent, encrypted, with every join.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+/// A space of this client, for listings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpaceInfo {
+    pub id: SpaceId,
+    /// `None` while the name is not here yet.
+    pub name: Option<String>,
+    pub seq: u64,
+    pub members: usize,
+    pub registration: Registration,
+}
+
+impl Client {
+    /// Makes a new account in an empty directory and opens it. The words are the account: whoever has them is it, and they
+    /// are shown this once.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn create(config: ClientConfig) -> Result<(Self, Mnemonic), OpenError> {
+        let words = Mnemonic::generate(&mut rand::rng());
+        Ok((Self::restore(config, words.clone()).await?, words))
+    }
+
+    /// Makes a new installation of the account that the words are.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn restore(config: ClientConfig, mnemonic: Mnemonic) -> Result<Self, OpenError> {
+        let mut rng = rand::rng();
+        let secrets = Secrets {
+            mnemonic,
+            device: DeviceKeys::generate(&mut rng),
+            local_key: LocalKey::generate(&mut rng),
+        };
+        home::create(&config.dir, &config.unlock, &secrets)?;
+        Self::open(config).await
+    }
+
+    /// Opens the account in a directory. Its spaces begin to sync at once.
+    ///
+    /// # Errors
+    /// [`OpenError`]; `IN_USE` if another process has the directory open.
+    pub async fn open(config: ClientConfig) -> Result<Self, OpenError> {
+        let ClientConfig { dir, unlock, types, node, name } = config;
+        let secrets = home::open(&dir, &unlock)?;
+        let store = Store::open(&dir, StoreKind::Client)?;
+        let address = remember(&store, NODE_ADDRESS, node.map(|n| n.to_string())).await?;
+        let address = address.ok_or(OpenError::NoAccount { dir })?.parse()?;
+        let display_name = remember(&store, DISPLAY_NAME, name).await?;
+        let client = Self::start(secrets, store, address, display_name, ObjectTypes::new(types));
+        client.open_spaces()?;
+        client.resume_joins()?;
+        Ok(client)
+    }
+
+    fn start(
+        secrets: Secrets,
+        store: Store,
+        address: NodeAddress,
+        display_name: Option<String>,
+        types: ObjectTypes,
+    ) -> Self {
+        let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
+        let identity = identity(&account, &secrets.device);
+        let (connection, connection_rx) = watch::channel(Connection::Connecting);
+        let (fresh, fresh_rx) = watch::channel(None);
+        let (commands, commands_rx) = mpsc::channel(64);
+        let shared = Arc::new(Shared {
+            store,
+            account,
+            identity,
+            local: secrets.local_key,
+            types,
+            address,
+            display_name,
+            connection: connection_rx,
+            fresh: fresh_rx,
+            commands,
+            spaces: Mutex::new(BTreeMap::new()),
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        });
+        shared.spawn(link::run(shared.clone(), connection, fresh, commands_rx));
+        Self { shared }
+    }
+
+    fn open_spaces(&self) -> Result<(), OpenError> {
+        let rows = self.shared.store.read(|tx| tx.spaces())?;
+        for row in rows {
+            match self.shared.open_space(row.space) {
+                Ok(_) => {}
+                Err(ReadError::Store(error)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(space = %row.space.short(), error = %error, "a space could not be opened");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The account.
+    #[must_use]
+    pub fn account(&self) -> AccountId {
+        self.shared.account.id()
+    }
+
+    /// The device key of this installation.
+    #[must_use]
+    pub fn device(&self) -> sync_core::ids::DeviceId {
+        self.shared.identity.device()
+    }
+
+    /// The node that this client uses.
+    #[must_use]
+    pub fn node(&self) -> &NodeAddress {
+        &self.shared.address
+    }
+
+    /// Makes a space, here and at once; the node gets it as soon as it is reached.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn create_space(&self, name: &str) -> Result<Space, WriteError> {
+        let founded = found(&self.shared.account, self.shared.address.authority);
+        let id = founded.space();
+        let history = HistoryId(rand::random());
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
+            tx.create_space(&founded, history)?;
+            Ok(())
+        };
+        self.shared.store.write(job).await.map_err(from_store_write)?;
+        let space = self.shared.open_space(id)?;
+        let info = serde_json::json!({ "name": name });
+        space.objects().put(SPACE_INFO, "self", info).await?;
+        Ok(space)
+    }
+
+    /// An open space.
+    ///
+    /// # Errors
+    /// [`ReadError::UnknownSpace`] if this client is not in it.
+    pub fn space(&self, id: SpaceId) -> Result<Space, ReadError> {
+        self.shared.open_space(id)
+    }
+
+    /// The spaces of this client, by id.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn spaces(&self) -> Result<Vec<SpaceInfo>, ReadError> {
+        let rows = self.shared.store.read(|tx| tx.spaces())?;
+        let mut infos = Vec::with_capacity(rows.len());
+        for row in rows {
+            let space = self.space(row.space)?;
+            let registration = self.shared.store.read(|tx| tx.node_state(row.space))?.registration;
+            infos.push(SpaceInfo {
+                id: row.space,
+                name: space.name()?,
+                seq: row.position.seq.0,
+                members: space.acl()?.members.len(),
+                registration,
+            });
+        }
+        Ok(infos)
+    }
+
+    /// Dials the node now instead of after the pause.
+    pub async fn reconnect(&self) {
+        self.shared.link(Input::Wake).await;
+    }
+
+    /// Waits until there is a session with the node.
+    ///
+    /// # Errors
+    /// [`CallError::Offline`] with the last cause, after `timeout`.
+    pub async fn connected(&self, timeout: std::time::Duration) -> Result<(), CallError> {
+        self.reconnect().await;
+        tokio::time::timeout(timeout, self.shared.conn()).await.map_err(|_| self.shared.offline())??;
+        Ok(())
+    }
+
+    /// Stops all sync, writes out what is queued, and gives the data directory free.
+    pub async fn close(self) {
+        self.shared.cancel.cancel();
+        self.shared.tracker.close();
+        let _ = tokio::time::timeout(limits::DRAIN_TIMEOUT, self.shared.tracker.wait()).await;
+        self.shared.lock_spaces().clear();
+        self.shared.store.clone().close().await;
+    }
+}
+
+/// Keeps a setting when it is given, and reads it when it is not.
+async fn remember(store: &Store, key: &'static str, value: Option<String>) -> Result<Option<String>, OpenError> {
+    let Some(value) = value else {
+        let bytes = store.read(|tx| tx.kv(key))?;
+        return Ok(bytes.and_then(|b| String::from_utf8(b).ok()));
+    };
+    let kept = value.clone();
+    let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, kept.as_bytes()) };
+    match store.write(job).await {
+        Ok(_) => Ok(Some(value)),
+        Err(
+            sync_store::WriteError::Job(error)
+            | sync_store::WriteError::OutcomeUnknown(error)
+            | sync_store::WriteError::Failed(error),
+        ) => Err(error.into()),
+        Err(sync_store::WriteError::Overloaded | sync_store::WriteError::Full | sync_store::WriteError::Closed) => {
+            Err(OpenError::Io {
+                path: PathBuf::from(key),
+                source: std::io::Error::other("the store takes no writes: is the disk full?"),
+            })
+        }
+    }
+}
+
+fn identity(account: &AccountKeys, device: &DeviceKeys) -> Identity {
+    Identity {
+        account: account.id(),
+        device_key: device.signing_key().clone(),
+        certificate: account.certify_device(device.id(), clock::wall_ms()).into_raw(),
+        // Version 0: "as far as this installation knows". A node that knows a higher list judges by that.
+        device_list: account.device_list(0, vec![device.id()]).into_raw(),
+    }
+}
+
+/// The records that begin a space.
+fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId) -> sync_core::log::Genesis {
+    const OWN: &str = "records made here have the form that is checked here";
+    let mut rng = rand::rng();
+    let keys = SpaceKeys::generate(&mut rng);
+    let epoch = sync_core::ids::Epoch(0);
+    let seal = seal_keys(None, epoch, Recipient::Account(account.id()), &keys, &mut rng).expect(OWN);
+    let root = AclRoot {
+        owner: account.id(),
+        options: SpaceOptions::default(),
+        key_id: keys.key_id(),
+        history_id: keys.history_id().expect("fresh keys have a history key"),
+        profile_key: keys.profile_public(),
+        seals: vec![seal],
+    };
+    let root = Verified::sign(&root, account.signing_key(), None).expect(OWN);
+    let header = SpaceHeader {
+        owner: account.id(),
+        created_ms: clock::wall_ms(),
+        salt: Salt::Nonce(rand::random()),
+        acl_root: AclId::from(root.id()),
+    };
+    let header = Verified::unsigned(&header).expect(OWN);
+    let set_home = AclRecord {
+        space: sync_core::log::space_id(&header),
+        prev: AclId::from(root.id()),
+        index: 1,
+        author: account.id(),
+        at_ms: clock::wall_ms(),
+        seen: None,
+        contents: vec![AclContent::SetHome { authority: home }],
+    };
+    let set_home = Verified::sign(&set_home, account.signing_key(), None).expect(OWN);
+    genesis(header, &root, &set_home).expect(OWN)
+}
+
+impl Shared {
+    /// Runs a task until it ends or the client closes.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
+    }
+
+    fn lock_spaces(&self) -> std::sync::MutexGuard<'_, BTreeMap<SpaceId, Arc<SpaceInner>>> {
+        self.spaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn space_of(&self, id: SpaceId) -> Option<Arc<SpaceInner>> {
+        self.lock_spaces().get(&id).cloned()
+    }
+
+    /// The one open instance of a space; opening it starts its sync.
+    pub(crate) fn open_space(self: &Arc<Self>, id: SpaceId) -> Result<Space, ReadError> {
+        let mut spaces = self.lock_spaces();
+        if let Some(inner) = spaces.get(&id) {
+            return Ok(Space { inner: inner.clone() });
+        }
+        let inner = SpaceInner::open(self, id)?;
+        spaces.insert(id, inner.clone());
+        drop(spaces);
+        self.spawn(register_then_follow(self.clone(), inner.clone()));
+        Ok(Space { inner })
+    }
+
+    pub(crate) async fn link(&self, input: Input) {
+        // The shell ends only with the client.
+        let _ = self.commands.send(Command::Input(input)).await;
+    }
+
+    /// The session with the node, as soon as there is one.
+    pub(crate) async fn conn(&self) -> Result<Conn, CallError> {
+        let mut connection = self.connection.clone();
+        let online = connection.wait_for(|c| c.online().is_some()).await;
+        online.ok().and_then(|c| c.online()).ok_or_else(|| self.offline())
+    }
+
+    pub(crate) fn offline(&self) -> CallError {
+        match &*self.connection.borrow() {
+            Connection::Offline { cause, code, .. } => {
+                CallError::Offline { cause: Some(cause.clone()), code: Some(code) }
+            }
+            Connection::Connecting | Connection::Online(_) => CallError::Offline { cause: None, code: None },
+        }
+    }
+
+    pub(crate) fn fresh_ms(&self) -> Option<u64> {
+        let since = (*self.fresh.borrow())?;
+        let age = clock::now().0.saturating_sub(since.0);
+        (age <= limits::HEARTBEAT_INTERVAL * 2).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn is_registered(&self, space: SpaceId) -> bool {
+        let state = self.store.read(|tx| tx.node_state(space));
+        state.is_ok_and(|s| s.registration == Registration::Registered)
+    }
+}
+
+/// A space that was made here goes to the node first; then its tail is followed.
+async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
+    let id = space.id;
+    let registered = async {
+        while !shared.is_registered(id) {
+            shared.link(Input::Wake).await;
+            match register(&shared, id).await {
+                Ok(()) => shared.note_registered(id).await,
+                Err(error) => {
+                    tracing::info!(space = %id.short(), error = %error, "the space could not be registered yet");
+                    if let CallError::Refused(failure) = &error {
+                        space.note_trouble(|t| t.refused = Some((failure.code, failure.message.clone())));
+                    }
+                    tokio::time::sleep(limits::RETRY_FIRST).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.cancel.cancelled() => return,
+        () = registered => {}
+    }
+    let _ = shared.commands.send(Command::Opened(space)).await;
+}
+
+async fn register(shared: &Shared, space: SpaceId) -> Result<(), CallError> {
+    let conn = shared.conn().await?;
+    let broken = |e: ReadError| CallError::Broken(e.to_string());
+    let (header, first, second) = shared.store.read(|tx| read_genesis(tx, space)).map_err(broken)?;
+    let request = v1::SpacePushRequest {
+        header: Some(header.into()),
+        acl_root: Some(first.into()),
+        set_home: Some(second.into()),
+    };
+    let mut rpc = conn.rpc();
+    let call = rpc.space_push(request);
+    let answered = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
+    answered.map_err(|s| CallError::from(failure(&s)))?;
+    Ok(())
+}
+
+fn read_genesis(
+    tx: &sync_store::ReadTx<'_>,
+    space: SpaceId,
+) -> Result<(RawRecord, RawRecord, RawRecord), ReadError> {
+    let row = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?;
+    let entries = tx.entries(space, sync_core::ids::Seq::ZERO, 2, usize::MAX)?;
+    let mut records = entries.into_iter().map(|e| e.record);
+    match (records.next(), records.next()) {
+        (Some(first), Some(second)) => Ok((row.header, first, second)),
+        _ => Err(ReadError::UnknownSpace(space)),
+    }
+}

@@ -1,0 +1,369 @@
+//! What can go wrong, one enum per kind of operation, each with a stable code.
+//!
+//! Codes are the names of [`Code`] wherever the rules or the node decided, and a few of the client's own
+//! (`OFFLINE`, `TIMED_OUT`, …). Programs match on variants or codes, never on texts.
+
+use std::path::PathBuf;
+
+use sync_core::code::Code;
+use sync_core::ids::{AccountId, AuthorityId, SpaceId, TreeId};
+use sync_core::log::Reject;
+use sync_core::token::{AddressError, TokenError};
+use sync_e2ee::{ContentError, KeyError, MnemonicError, SealError, VaultError};
+use sync_proto::status::Failure;
+use sync_store::StoreError;
+
+use crate::connect::RpcError;
+use crate::object::{CanonicalError, OpError, StateError};
+use crate::status::Reason;
+
+/// Why a client was not opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("there is no account in {}: create one first", .dir.display())]
+    NoAccount { dir: PathBuf },
+    #[error("there is an account in {} already", .dir.display())]
+    AccountExists { dir: PathBuf },
+    #[error("the key file {} must hold exactly 32 bytes", .path.display())]
+    BadKeyFile { path: PathBuf },
+    #[error("{} can be read by others; allow only its owner (mode 0600)", .path.display())]
+    LooseMode { path: PathBuf },
+    #[error("the account's secrets could not be read")]
+    Vault(#[from] VaultError),
+    #[error("the recovery words are wrong")]
+    Mnemonic(#[from] MnemonicError),
+    #[error("the node address is wrong")]
+    Address(#[from] AddressError),
+    #[error("the local store could not be opened")]
+    Store(#[from] sync_store::OpenError),
+    #[error("the local store failed")]
+    Storage(#[from] StoreError),
+    #[error("{}", .path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+impl OpenError {
+    /// The stable name.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoAccount { .. } => "NO_ACCOUNT",
+            Self::AccountExists { .. } => "ACCOUNT_EXISTS",
+            Self::BadKeyFile { .. } | Self::Vault(_) => "LOCKED",
+            Self::LooseMode { .. } => "LOOSE_MODE",
+            Self::Mnemonic(_) => "BAD_WORDS",
+            Self::Address(_) => "BAD_ADDRESS",
+            Self::Store(sync_store::OpenError::InUse { .. }) => "IN_USE",
+            Self::Store(_) => "STORE_UNUSABLE",
+            Self::Storage(_) => "STORE_FAILED",
+            Self::Io { .. } => "IO",
+        }
+    }
+}
+
+/// Why something local could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("there is no space {0} here")]
+    UnknownSpace(SpaceId),
+    #[error("the keys of the space are not here yet")]
+    NoKeys,
+    #[error("the local store failed")]
+    Store(#[from] StoreError),
+    #[error("a local row cannot be decrypted: the store was changed from outside")]
+    Row(#[from] ContentError),
+    #[error("a local row cannot be decoded: the store was changed from outside")]
+    State(#[from] StateError),
+}
+
+impl ReadError {
+    /// The stable name.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownSpace(_) => "SPACE_UNKNOWN",
+            Self::NoKeys => "NO_KEYS",
+            Self::Store(_) => "STORE_FAILED",
+            Self::Row(_) | Self::State(_) => "STORE_DAMAGED",
+        }
+    }
+}
+
+/// Why a write was refused here, before it left.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The rules refuse it: the role, the write rule, a purge, `once`.
+    #[error(transparent)]
+    Rejected(#[from] Reject),
+    #[error("an object {what} must be 1 to {max} bytes of text")]
+    BadName { what: &'static str, max: usize },
+    #[error("the object is not a JSON object")]
+    NotAnObject,
+    #[error("there is no {object_type} {id:?}")]
+    NoSuchObject { object_type: String, id: String },
+    #[error("the value cannot be kept exactly")]
+    Canonical(#[from] CanonicalError),
+    #[error("the operations are not acceptable")]
+    Ops(#[from] OpError),
+    #[error("the content cannot be encrypted")]
+    Content(ContentError),
+    #[error("parent {0} is neither logged nor pending in this tree")]
+    UnknownParent(sync_core::ids::ChangeId),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("the disk is full: nothing was written")]
+    StoreFull,
+    #[error("too many writes are waiting: nothing was written, try again")]
+    Overloaded,
+    #[error("the local store failed; whether the write was kept is unknown, and writing again is safe")]
+    OutcomeUnknown(#[source] StoreError),
+    #[error("the client is closed")]
+    Closed,
+}
+
+impl From<StoreError> for WriteError {
+    fn from(error: StoreError) -> Self {
+        Self::Read(ReadError::Store(error))
+    }
+}
+
+impl From<ContentError> for WriteError {
+    fn from(error: ContentError) -> Self {
+        Self::Content(error)
+    }
+}
+
+impl WriteError {
+    /// The stable name.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rejected(reject) => Code::from(reject).name(),
+            Self::BadName { .. } => "BAD_NAME",
+            Self::NotAnObject => "NOT_AN_OBJECT",
+            Self::NoSuchObject { .. } => "NO_SUCH_OBJECT",
+            Self::Canonical(_) => "INEXACT_NUMBER",
+            Self::Ops(_) => "BAD_OPERATION",
+            Self::Content(_) => "TOO_LARGE",
+            Self::UnknownParent(_) => "MISSING_PARENT",
+            Self::Read(error) => error.code(),
+            Self::StoreFull => "STORE_FULL",
+            Self::Overloaded => "OVERLOADED",
+            Self::OutcomeUnknown(_) => "STORE_FAILED",
+            Self::Closed => "CLOSED",
+        }
+    }
+}
+
+pub(crate) fn from_store_write<E: From<StoreError> + Into<WriteError>>(
+    error: sync_store::WriteError<E>,
+) -> WriteError {
+    match error {
+        sync_store::WriteError::Job(error) => error.into(),
+        sync_store::WriteError::Overloaded => WriteError::Overloaded,
+        sync_store::WriteError::Full => WriteError::StoreFull,
+        sync_store::WriteError::OutcomeUnknown(error) | sync_store::WriteError::Failed(error) => {
+            WriteError::OutcomeUnknown(error)
+        }
+        sync_store::WriteError::Closed => WriteError::Closed,
+    }
+}
+
+/// Why the node did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// No session with the node; `cause` is what the last attempt met.
+    #[error("the node cannot be reached{}", .cause.as_ref().map_or(String::new(), |c| format!(": {c}")))]
+    Offline { cause: Option<String>, code: Option<&'static str> },
+    #[error("the node did not answer in time")]
+    TimedOut,
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    #[error("{0}")]
+    Refused(Failure),
+    #[error("the node answered what no honest node answers: {0}")]
+    BadAnswer(String),
+}
+
+impl From<RpcError> for CallError {
+    fn from(error: RpcError) -> Self {
+        match error {
+            RpcError::Node(failure) => Self::Refused(failure),
+            RpcError::Transport(text) => Self::Broken(text),
+        }
+    }
+}
+
+impl CallError {
+    /// The stable name.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Offline { code: Some(code), .. } => code,
+            Self::Offline { code: None, .. } => "OFFLINE",
+            Self::TimedOut => "TIMED_OUT",
+            Self::Broken(_) => "CONNECTION_BROKEN",
+            Self::Refused(failure) => failure.code.name(),
+            Self::BadAnswer(_) => "NODE_FAULT",
+        }
+    }
+}
+
+/// Why an act on the membership of a space did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum AclError {
+    /// The rules refuse it here already.
+    #[error(transparent)]
+    Rejected(#[from] Reject),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("other admins were faster, {attempts} times in a row")]
+    Contended { attempts: u32 },
+    #[error("the keys could not be sealed")]
+    Seal(#[from] SealError),
+    #[error("{account} has no pending request")]
+    NoRequest { account: AccountId },
+    #[error("{tree} has nothing on the node yet, so an acceptance cannot promise it")]
+    NothingToPromise { tree: TreeId },
+    #[error("the write that the acceptance promises was not made durable")]
+    NotDurable(#[source] Box<NotSynced>),
+    #[error("the record cannot be made")]
+    Record(#[from] sync_core::record::VerifyError),
+}
+
+impl From<StoreError> for AclError {
+    fn from(error: StoreError) -> Self {
+        Self::Read(error.into())
+    }
+}
+
+impl AclError {
+    /// The stable name.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rejected(reject) => Code::from(reject).name(),
+            Self::Call(error) => error.code(),
+            Self::Read(error) => error.code(),
+            Self::Contended { .. } => "ACL_CONFLICT",
+            Self::Seal(_) => "BAD_SEALS",
+            Self::NoRequest { .. } => "REQUEST_UNKNOWN",
+            Self::NothingToPromise { .. } => "BAD_FRONTIER",
+            Self::NotDurable(_) => "NOT_DURABLE",
+            Self::Record(_) => "MALFORMED",
+        }
+    }
+}
+
+/// Why a join did not come to its end. Every step is durable: joining again with the same token goes on where it stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the invite is for the node of {expected}; this client uses the node of {actual}")]
+    WrongAuthority { expected: AuthorityId, actual: AuthorityId },
+    #[error("the invite expired")]
+    Expired { expires_ms: u64 },
+    #[error("the request was declined")]
+    Declined,
+    #[error("the request was cancelled")]
+    Cancelled,
+    #[error("{tree} was written before this member's keys begin, so it can never be read here")]
+    Hidden { tree: TreeId },
+    #[error("not ready in time: {waiting}")]
+    NotReady { waiting: String },
+    #[error("the node shows a log that does not follow from the space's id: {0}")]
+    NodeFault(String),
+    #[error("the invite's keys do not open")]
+    Keys(#[from] KeyError),
+    #[error("space {space}: {source}")]
+    Space { space: SpaceId, source: Box<Self> },
+    #[error(transparent)]
+    Acl(#[from] AclError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl From<CallError> for JoinError {
+    fn from(error: CallError) -> Self {
+        Self::Acl(error.into())
+    }
+}
+
+impl From<ReadError> for JoinError {
+    fn from(error: ReadError) -> Self {
+        Self::Acl(error.into())
+    }
+}
+
+impl From<StoreError> for JoinError {
+    fn from(error: StoreError) -> Self {
+        Self::Acl(error.into())
+    }
+}
+
+impl JoinError {
+    /// The stable name.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "BAD_TOKEN",
+            Self::WrongAuthority { .. } => "WRONG_AUTHORITY",
+            Self::Expired { .. } => Code::InviteExpired.name(),
+            Self::Declined => "DECLINED",
+            Self::Cancelled => "CANCELLED",
+            Self::Hidden { .. } => "HIDDEN",
+            Self::NotReady { .. } => "TIMED_OUT",
+            Self::NodeFault(_) => "NODE_FAULT",
+            Self::Keys(_) => "BAD_SEALS",
+            Self::Space { source, .. } => source.code(),
+            Self::Acl(error) => error.code(),
+            Self::Write(error) => error.code(),
+        }
+    }
+}
+
+/// Why an await did not succeed. It never says "no" without naming what is missing.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("not synced: {}", .residue.first().map_or_else(|| self.code.name().to_owned(), ToString::to_string))]
+pub struct NotSynced {
+    pub code: NotSyncedCode,
+    /// What stands between here and "synced", most important first.
+    pub residue: Vec<Reason>,
+}
+
+/// How an await ended without success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NotSyncedCode {
+    /// No session with the node for the whole time.
+    NoNode,
+    DeadlineExceeded,
+    /// The node or the rules refused something that cannot change by waiting.
+    Refused,
+    /// The account may not read the space.
+    Forbidden,
+    /// The node showed something that contradicts what it signed or what the rules allow.
+    NodeFault,
+    /// The local store failed.
+    StoreFailed,
+    /// The object was purged, or can never be read with this member's keys.
+    Unreadable,
+}
+
+impl NotSyncedCode {
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoNode => "NO_NODE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Refused => "REFUSED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NodeFault => "NODE_FAULT",
+            Self::StoreFailed => "STORE_FAILED",
+            Self::Unreadable => "UNREADABLE",
+        }
+    }
+}

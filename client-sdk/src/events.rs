@@ -1,0 +1,44 @@
+//! What happened, as a feed. A slow reader never blocks a writer: it is told that it lagged, and lists again.
+
+use sync_core::ids::{AccountId, AclId, SpaceId, TreeId};
+use sync_store::WriteId;
+
+/// One event of a space, sent after the commit that it tells of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An object was created, changed or deleted, here or elsewhere.
+    Object { space: SpaceId, tree: TreeId, object_type: String, id: String },
+    /// A tree that is not an object changed.
+    Tree { space: SpaceId, tree: TreeId },
+    /// Members, invites or requests changed.
+    Acl { space: SpaceId },
+    /// Somebody asks to join.
+    JoinRequested { space: SpaceId, request: AclId, account: AccountId },
+    /// A write of ours was refused for good, with its code.
+    WriteRefused { space: SpaceId, write: WriteId, code: i32 },
+    /// This reader missed `missed` events: it should list again.
+    Lagged { missed: u64 },
+}
+
+/// A feed of [`Event`]s. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct Events {
+    receiver: tokio::sync::broadcast::Receiver<Event>,
+}
+
+impl Events {
+    pub(crate) const fn new(receiver: tokio::sync::broadcast::Receiver<Event>) -> Self {
+        Self { receiver }
+    }
+
+    /// The next event; `None` after the client was closed.
+    pub async fn next(&mut self) -> Option<Event> {
+        use tokio::sync::broadcast::error::RecvError;
+        match self.receiver.recv().await {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(missed)) => Some(Event::Lagged { missed }),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}

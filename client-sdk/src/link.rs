@@ -1,0 +1,353 @@
+//! The thin shell around [`Link`]: sockets, timers and tasks for what the state machine decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sync_core::ids::{Seq, SpaceId};
+use sync_core::log::Position;
+use sync_core::session::{Input, Link, Moment, Output};
+use sync_core::limits;
+use sync_proto::status::Failure;
+use sync_proto::v1::{self, head_updates_request::Message as Ask, head_updates_response::Message as Answer};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::client::Shared;
+use crate::clock;
+use crate::connect::{Conn, DialError, dial, failure};
+use crate::error::ReadError;
+use crate::space::{Inbound, SpaceInner};
+
+/// How the client stands towards its node.
+#[derive(Debug, Clone)]
+pub(crate) enum Connection {
+    Connecting,
+    Offline { cause: String, code: &'static str, attempts: u32, retry_at: Option<Moment> },
+    Online(Conn),
+}
+
+impl Connection {
+    pub(crate) fn online(&self) -> Option<Conn> {
+        match self {
+            Self::Online(conn) => Some(conn.clone()),
+            Self::Connecting | Self::Offline { .. } => None,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.online().map(|c| c.generation())
+    }
+}
+
+/// What the rest of the client asks of the shell.
+pub(crate) enum Command {
+    Opened(Arc<SpaceInner>),
+    Input(Input),
+}
+
+/// What the tasks around one connection report.
+enum Report {
+    Dialed { generation: u64, result: Result<Conn, DialError> },
+    Streams { generation: u64, requests: mpsc::Sender<v1::HeadUpdatesRequest> },
+    Message { generation: u64, message: Answer },
+    Ended { generation: u64, cause: String },
+}
+
+struct Shell {
+    shared: Arc<Shared>,
+    link: Link,
+    connection: watch::Sender<Connection>,
+    spaces: BTreeMap<SpaceId, Arc<SpaceInner>>,
+    reports: mpsc::Sender<Report>,
+    generation: u64,
+    requests: Option<mpsc::Sender<v1::HeadUpdatesRequest>>,
+    fresh: watch::Sender<Option<Moment>>,
+    last_error: Option<(String, &'static str)>,
+}
+
+/// Runs the connection of a client until it closes.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    connection: watch::Sender<Connection>,
+    fresh: watch::Sender<Option<Moment>>,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    let (reports, mut reported) = mpsc::channel(16);
+    let mut shell = Shell {
+        shared: shared.clone(),
+        link: Link::new(),
+        connection,
+        spaces: BTreeMap::new(),
+        reports,
+        generation: 0,
+        requests: None,
+        fresh,
+        last_error: None,
+    };
+    loop {
+        let deadline = shell.link.deadline();
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            command = commands.recv() => match command {
+                None => return,
+                Some(Command::Opened(space)) => shell.opened(space).await,
+                Some(Command::Input(input)) => shell.handle(input).await,
+            },
+            Some(report) = reported.recv() => shell.report(report).await,
+            () = sleep_until(deadline) => shell.handle(Input::Tick).await,
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Moment>) {
+    match deadline {
+        None => std::future::pending().await,
+        Some(at) => {
+            // Never longer than a heartbeat: the timer does not run through suspend, the clock does.
+            let left = at.0.saturating_sub(clock::now().0).min(limits::HEARTBEAT_INTERVAL);
+            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+        }
+    }
+}
+
+impl Shell {
+    async fn opened(&mut self, space: Arc<SpaceInner>) {
+        let input = Input::SpaceOpened { space: space.id, cursor: space.cursor() };
+        self.spaces.insert(space.id, space);
+        self.handle(input).await;
+    }
+
+    async fn handle(&mut self, input: Input) {
+        self.link.handle(input, clock::now());
+        self.perform(None).await;
+    }
+
+    async fn report(&mut self, report: Report) {
+        match report {
+            Report::Dialed { generation, result } if generation == self.generation => match result {
+                Ok(conn) => self.dialed(conn),
+                Err(error) => {
+                    self.last_error = Some((chain(&error), error.code()));
+                    self.disconnected().await;
+                }
+            },
+            Report::Streams { generation, requests } if generation == self.generation => {
+                self.requests = Some(requests);
+                self.handle(Input::Connected).await;
+            }
+            Report::Message { generation, message } if generation == self.generation => {
+                self.message(message).await;
+            }
+            Report::Ended { generation, cause } if generation == self.generation => {
+                self.last_error = Some((cause, "CONNECTION_LOST"));
+                self.disconnected().await;
+            }
+            Report::Dialed { .. } | Report::Streams { .. } | Report::Message { .. } | Report::Ended { .. } => {}
+        }
+    }
+
+    /// A session is open: now the stream that everything else waits for.
+    fn dialed(&mut self, conn: Conn) {
+        let (reports, generation) = (self.reports.clone(), self.generation);
+        let _ = self.connection.send_replace(Connection::Online(conn.clone()));
+        let cancel = self.shared.cancel.clone();
+        self.shared.spawn(async move {
+            let ended = tokio::select! {
+                () = cancel.cancelled() => return,
+                cause = follow(conn, generation, &reports) => cause,
+            };
+            let _ = reports.send(Report::Ended { generation, cause: ended }).await;
+        });
+    }
+
+    async fn disconnected(&mut self) {
+        // What is still in flight belongs to an older generation from here on.
+        self.generation += 1;
+        self.requests = None;
+        self.link.handle(Input::Disconnected { jitter: rand::random() }, clock::now());
+        let (cause, code) = self.last_error.clone().unwrap_or_else(|| ("the link fell silent".to_owned(), "SILENT"));
+        let (retry_at, attempts) = self.link.waiting().unzip();
+        let attempts = attempts.unwrap_or(0);
+        let _ = self.connection.send_replace(Connection::Offline { cause, code, attempts, retry_at });
+        self.fresh.send_replace(None);
+        for space in self.spaces.values() {
+            space.touch();
+        }
+        self.perform(None).await;
+    }
+
+    async fn message(&mut self, message: Answer) {
+        match message {
+            Answer::Update(update) => self.update(update).await,
+            Answer::Pong(v1::Pong { number }) => {
+                self.handle(Input::PongArrived { number }).await;
+                self.fresh.send_replace(self.link.fresh_at(clock::now()));
+            }
+            Answer::Heartbeat(heartbeat) => {
+                let receipt = heartbeat.receipt.and_then(|r| r.try_into().ok());
+                if let Some(receipt) = receipt {
+                    self.deliver(&heartbeat.space, Inbound::Heartbeat(receipt)).await;
+                }
+            }
+            Answer::Durable(v1::DurableTo { space, durable_seq }) => {
+                self.deliver(&space, Inbound::Durable(Seq(durable_seq))).await;
+            }
+            Answer::Rewound(rewound) => {
+                let space = rewound.space.clone();
+                self.deliver(&space, Inbound::Rewound(rewound)).await;
+            }
+            Answer::Refused(v1::SubscriptionRefused { space, error }) => {
+                let failure = error.and_then(|e| Failure::try_from(e).ok());
+                if let Some(failure) = failure {
+                    self.deliver(&space, Inbound::Refused(failure)).await;
+                }
+            }
+        }
+    }
+
+    async fn update(&mut self, update: v1::HeadUpdate) {
+        let Ok(space) = SpaceId::try_from(update.space.as_ref()) else { return };
+        let (Some(first), Some(last)) = (update.entries.first(), update.entries.last()) else {
+            self.deliver(&update.space, Inbound::Durable(Seq(update.durable_seq))).await;
+            return;
+        };
+        let input = Input::EntriesArrived { space, first: Seq(first.seq), last: Seq(last.seq) };
+        self.link.handle(input, clock::now());
+        let durable = Seq(update.durable_seq);
+        self.perform(Some(Inbound::Entries { entries: update.entries, durable })).await;
+    }
+
+    async fn deliver(&self, space: &[u8], inbound: Inbound) {
+        let space = SpaceId::try_from(space).ok().and_then(|id| self.spaces.get(&id));
+        if let Some(space) = space {
+            // The space's own pace is the back-pressure; it ends only with the client.
+            let _ = space.inbox.send(inbound).await;
+        }
+    }
+
+    /// Does what the link decided. `arrived` are the entries that an `Apply` speaks of.
+    async fn perform(&mut self, mut arrived: Option<Inbound>) {
+        while let Some(output) = self.link.poll() {
+            match output {
+                Output::Dial => self.dial(),
+                Output::HangUp => {
+                    self.last_error = None;
+                    Box::pin(self.disconnected()).await;
+                }
+                Output::Subscribe { space, cursor } => self.subscribe(space, cursor).await,
+                Output::Unsubscribe { space } => {
+                    self.send(Ask::Unsubscribe(v1::Unsubscribe { space: space.to_bytes() })).await;
+                }
+                Output::Online { space } => {
+                    let online = self.connection.borrow().online();
+                    if let Some(conn) = online {
+                        self.deliver(space.as_bytes(), Inbound::Online(conn)).await;
+                    }
+                }
+                Output::Apply { space, .. } => {
+                    if let Some(entries) = arrived.take() {
+                        self.deliver(space.as_bytes(), entries).await;
+                    }
+                }
+                Output::Ping { number } => self.send(Ask::Ping(v1::Ping { number })).await,
+            }
+        }
+    }
+
+    fn dial(&mut self) {
+        self.generation += 1;
+        let generation = self.generation;
+        let (reports, shared) = (self.reports.clone(), self.shared.clone());
+        self.connection.send_if_modified(|c| {
+            let fresh = matches!(c, Connection::Online(_));
+            if fresh {
+                *c = Connection::Connecting;
+            }
+            fresh
+        });
+        self.shared.spawn(async move {
+            let nonce = rand::random();
+            let dialing = dial(&shared.address, &shared.identity, nonce, generation);
+            let result = tokio::select! {
+                () = shared.cancel.cancelled() => return,
+                result = dialing => result,
+            };
+            let _ = reports.send(Report::Dialed { generation, result }).await;
+        });
+    }
+
+    async fn subscribe(&mut self, space: SpaceId, cursor: Seq) {
+        match self.ladder(space, cursor) {
+            Ok(ladder) => {
+                let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder };
+                self.send(Ask::Subscribe(subscribe)).await;
+            }
+            Err(error) => tracing::warn!(space = %space.short(), error = %error, "the ladder could not be read"),
+        }
+    }
+
+    /// Points of our chain, exponentially spaced, newest first: how the node finds where two logs part.
+    fn ladder(&self, space: SpaceId, cursor: Seq) -> Result<Vec<v1::ChainPoint>, ReadError> {
+        self.shared.store.read(|tx| {
+            let mut points = Vec::new();
+            let (mut seq, mut step) = (cursor.0, 1);
+            while seq > 0 && points.len() < limits::LADDER_POINTS_MAX {
+                if let Some(position) = tx.position_at(space, Seq(seq))? {
+                    points.push((&position).into());
+                }
+                seq = seq.saturating_sub(step);
+                step *= 2;
+            }
+            let start = Position::start(&space);
+            if points.is_empty() {
+                points.push((&start).into());
+            }
+            Ok(points)
+        })
+    }
+
+    async fn send(&mut self, message: Ask) {
+        if let Some(requests) = &self.requests {
+            // A stream that ended is reported by its reader.
+            let _ = requests.send(v1::HeadUpdatesRequest { message: Some(message) }).await;
+        }
+    }
+}
+
+/// Opens the HeadUpdates stream and forwards what it brings; returns why it ended.
+async fn follow(conn: Conn, generation: u64, reports: &mpsc::Sender<Report>) -> String {
+    let (requests, outgoing) = mpsc::channel(64);
+    let opened = conn.rpc().head_updates(ReceiverStream::new(outgoing)).await;
+    let mut answers = match opened {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return failure(&status).to_string(),
+    };
+    if reports.send(Report::Streams { generation, requests }).await.is_err() {
+        return "the client is closed".to_owned();
+    }
+    loop {
+        match answers.message().await {
+            Ok(Some(v1::HeadUpdatesResponse { message: Some(message) })) => {
+                if reports.send(Report::Message { generation, message }).await.is_err() {
+                    return "the client is closed".to_owned();
+                }
+            }
+            Ok(Some(v1::HeadUpdatesResponse { message: None })) => {}
+            Ok(None) => return "the node ended the stream".to_owned(),
+            Err(status) => return failure(&status).to_string(),
+        }
+    }
+}
+
+/// An error with all its causes, for people.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,316 @@
+//! Typed JSON objects over trees. Everybody who writes the same (type, id) writes the same tree.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use sync_core::ids::{SpaceId, TreeId};
+use sync_store::{ObjectRow, PendingWrite, ReadTx, WriteId};
+
+use crate::error::{ReadError, WriteError};
+use crate::events::{Event, Events};
+use crate::object::{self, Existence, ObjectState, Op};
+use crate::space::{ObjectKey, SpaceInner, Tree, open_row, read_object, type_tag};
+
+const LIST_PAGE: usize = 512;
+
+/// An object as a reader sees it: what is logged, with this client's own pending writes over it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Object {
+    pub object_type: String,
+    pub id: String,
+    pub tree: TreeId,
+    pub fields: Map<String, Value>,
+    /// Own writes that are not in the log yet.
+    pub pending: usize,
+}
+
+/// The objects of one space. Reads never touch the network.
+#[derive(Clone)]
+pub struct Objects {
+    space: Arc<SpaceInner>,
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Objects").field(&self.space.id).finish()
+    }
+}
+
+/// Operations on one object, applied together.
+///
+/// ```
+/// use client_sdk::Update;
+/// let update = Update::new().set("title", "Milk").increment("bought", 1).add("tags", "shop").unset("note");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Update {
+    ops: Vec<Op>,
+}
+
+impl Update {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a field.
+    #[must_use]
+    pub fn set(self, field: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.with(Op::Set { field: field.into(), value: value.into() })
+    }
+
+    /// Removes a field.
+    #[must_use]
+    pub fn unset(self, field: impl Into<String>) -> Self {
+        self.with(Op::Unset { field: field.into() })
+    }
+
+    /// Adds to a counter; concurrent increments add up.
+    #[must_use]
+    pub fn increment(self, field: impl Into<String>, by: i64) -> Self {
+        self.with(Op::Inc { field: field.into(), by })
+    }
+
+    /// Adds an element to a set; concurrent additions are all kept.
+    #[must_use]
+    pub fn add(self, field: impl Into<String>, element: impl Into<Value>) -> Self {
+        self.with(Op::AddToSet { field: field.into(), value: element.into() })
+    }
+
+    /// Removes an element from a set.
+    #[must_use]
+    pub fn remove(self, field: impl Into<String>, element: impl Into<Value>) -> Self {
+        self.with(Op::RemoveFromSet { field: field.into(), value: element.into() })
+    }
+
+    fn with(mut self, op: Op) -> Self {
+        self.ops.push(op);
+        self
+    }
+}
+
+/// An object to write, for [`Objects::put_many`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewObject {
+    pub object_type: String,
+    pub id: String,
+    pub fields: Map<String, Value>,
+}
+
+impl Objects {
+    pub(crate) const fn new(space: Arc<SpaceInner>) -> Self {
+        Self { space }
+    }
+
+    /// Writes the named fields of an object, making it if it does not exist. Fields that are not named stay as they are.
+    /// Returns once the write survives a killed process; `None` if the object says all of it already.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is written then.
+    pub async fn put(&self, object_type: &str, id: &str, fields: Value) -> Result<Option<WriteId>, WriteError> {
+        let Value::Object(fields) = fields else { return Err(WriteError::NotAnObject) };
+        let (key, make) = put(object_type, id, fields)?;
+        self.space.write_object(key, make).await
+    }
+
+    /// Writes many objects in one transaction: all or none. One result for each, as of [`Objects::put`].
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is written then.
+    pub async fn put_many(&self, objects: Vec<NewObject>) -> Result<Vec<Option<WriteId>>, WriteError> {
+        let writes = objects.into_iter().map(|o| put(&o.object_type, &o.id, o.fields));
+        self.space.write_objects(writes.collect::<Result<_, _>>()?).await
+    }
+
+    /// Applies operations to an object that exists.
+    ///
+    /// # Errors
+    /// [`WriteError::NoSuchObject`], or as [`Objects::put`].
+    pub async fn update(&self, object_type: &str, id: &str, update: Update) -> Result<Option<WriteId>, WriteError> {
+        let key = ObjectKey::new(object_type, id)?;
+        object::check(&update.ops)?;
+        let missing = no_such(&key);
+        let make = move |state: Option<&ObjectState>| {
+            if state.is_some_and(ObjectState::exists) { Ok(update.ops) } else { Err(missing) }
+        };
+        self.space.write_object(key, Box::new(make)).await
+    }
+
+    /// Deletes an object. A later put makes it anew.
+    ///
+    /// # Errors
+    /// [`WriteError::NoSuchObject`], or as [`Objects::put`].
+    pub async fn delete(&self, object_type: &str, id: &str) -> Result<Option<WriteId>, WriteError> {
+        self.update(object_type, id, Update { ops: vec![Op::Exists(Existence::Deleted)] }).await
+    }
+
+    /// An object; `None` if it does not exist here.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn get(&self, object_type: &str, id: &str) -> Result<Option<Object>, ReadError> {
+        match self.tree(object_type, id)? {
+            Some(tree) => Ok(tree.snapshot()?.object.clone()),
+            None => Ok(None),
+        }
+    }
+
+    /// The live tree of an object, if the log or the outbox has it.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn tree(&self, object_type: &str, id: &str) -> Result<Option<Tree>, ReadError> {
+        self.space.live_tree(self.tree_id(object_type, id)?)
+    }
+
+    /// The tree that an object is, whether it exists yet or not: what an invite can name before it is written.
+    ///
+    /// # Errors
+    /// [`ReadError::NoKeys`] while the keys of the space are not here.
+    pub fn tree_id(&self, object_type: &str, id: &str) -> Result<TreeId, ReadError> {
+        let key = ObjectKey { object_type: object_type.to_owned(), id: id.to_owned() };
+        self.space.object_tree(&key)
+    }
+
+    /// Every object of a type, by id.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn list(&self, object_type: &str) -> Result<Vec<Object>, ReadError> {
+        let mut objects = self.collect(Some(object_type))?;
+        objects.retain(|o| o.object_type == object_type);
+        Ok(objects)
+    }
+
+    /// Every object of the space, by type and id.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn list_all(&self) -> Result<Vec<Object>, ReadError> {
+        self.collect(None)
+    }
+
+    fn collect(&self, object_type: Option<&str>) -> Result<Vec<Object>, ReadError> {
+        let (shared, space) = (&self.space.shared, self.space.id);
+        let mut objects = shared.store.read(|tx| -> Result<Vec<Object>, ReadError> {
+            let mut pending: BTreeMap<TreeId, Vec<PendingWrite>> = BTreeMap::new();
+            for write in tx.pending(space)? {
+                pending.entry(write.tree).or_default().push(write);
+            }
+            let tags = match object_type {
+                Some(object_type) => vec![type_tag(shared, space, object_type)],
+                None => tx.object_types(space)?,
+            };
+            let mut objects = Vec::new();
+            for tag in tags {
+                for row in rows_of(tx, space, tag)? {
+                    match pending.remove(&row.tree) {
+                        Some(writes) => objects.extend(read_object(tx, shared, space, row.tree, &writes)?),
+                        None => objects.extend(logged_object(row.tree, &open_row(shared, &row)?)),
+                    }
+                }
+            }
+            for (tree, writes) in pending {
+                objects.extend(read_object(tx, shared, space, tree, &writes)?);
+            }
+            Ok(objects)
+        })?;
+        objects.sort_by(|a, b| (&a.object_type, &a.id).cmp(&(&b.object_type, &b.id)));
+        Ok(objects)
+    }
+
+    /// The changes of objects of one type from now on, one event a change. A reader that is too slow is told so by
+    /// [`Event::Lagged`] and lists again.
+    #[must_use]
+    pub fn watch(&self, object_type: impl Into<String>) -> ObjectWatch {
+        ObjectWatch { events: Events::new(self.space.subscribe()), object_type: object_type.into(), objects: self.clone() }
+    }
+}
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ObjectChange {
+    /// The object as it is now; several changes may have been folded into one.
+    Changed(Object),
+    Deleted { object_type: String, id: String },
+    /// Changes were missed: list again.
+    Lagged { missed: u64 },
+}
+
+/// A feed of changes to objects of one type.
+#[derive(Debug)]
+pub struct ObjectWatch {
+    events: Events,
+    object_type: String,
+    objects: Objects,
+}
+
+impl ObjectWatch {
+    /// The next change; `None` after the client was closed.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the changed object cannot be read.
+    pub async fn next(&mut self) -> Result<Option<ObjectChange>, ReadError> {
+        loop {
+            match self.events.next().await {
+                None => return Ok(None),
+                Some(Event::Lagged { missed }) => return Ok(Some(ObjectChange::Lagged { missed })),
+                Some(Event::Object { object_type, id, .. }) if object_type == self.object_type => {
+                    let change = match self.objects.get(&object_type, &id)? {
+                        Some(object) => ObjectChange::Changed(object),
+                        None => ObjectChange::Deleted { object_type, id },
+                    };
+                    return Ok(Some(change));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn rows_of(tx: &ReadTx<'_>, space: SpaceId, tag: [u8; 16]) -> Result<Vec<ObjectRow>, ReadError> {
+    let mut rows: Vec<ObjectRow> = Vec::new();
+    loop {
+        let after = rows.last().map(|row| row.tree);
+        let page = tx.objects(space, tag, after, LIST_PAGE)?;
+        let last = page.len() < LIST_PAGE;
+        rows.extend(page);
+        if last {
+            return Ok(rows);
+        }
+    }
+}
+
+fn logged_object(tree: TreeId, state: &ObjectState) -> Option<Object> {
+    state.exists().then(|| Object {
+        object_type: state.object_type().to_owned(),
+        id: state.object_id().to_owned(),
+        tree,
+        fields: state.fields(),
+        pending: 0,
+    })
+}
+
+fn no_such(key: &ObjectKey) -> WriteError {
+    WriteError::NoSuchObject { object_type: key.object_type.clone(), id: key.id.clone() }
+}
+
+type Make = Box<dyn FnOnce(Option<&ObjectState>) -> Result<Vec<Op>, WriteError> + Send>;
+
+fn put(object_type: &str, id: &str, fields: Map<String, Value>) -> Result<(ObjectKey, Make), WriteError> {
+    let key = ObjectKey::new(object_type, id)?;
+    object::check_exact(&Value::Object(fields.clone()))?;
+    let make = move |state: Option<&ObjectState>| {
+        let exists = state.is_some_and(ObjectState::exists);
+        let current = state.map(ObjectState::fields).unwrap_or_default();
+        let mut ops = object::diff(&current, &fields);
+        if !exists {
+            ops.push(Op::Exists(Existence::Present));
+        }
+        object::check(&ops)?;
+        Ok(ops)
+    };
+    Ok((key, Box::new(make)))
+}

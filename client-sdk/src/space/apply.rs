@@ -1,0 +1,349 @@
+//! Entries from the node: verified in batches, decided one by one against the log as of their position, and stored together
+//! with what they mean for objects, keys and pending writes, in one transaction.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use sync_core::acl::{AclState, RequestStatus};
+use sync_core::ids::{ChangeId, EntryId, Seq, SpaceId, TreeId};
+use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as _, decide, quarantine};
+use sync_core::record::{AclContent, AclRecord, RawRecord, Verified, VerifiedRecord, verify_many};
+use sync_e2ee::KeyRing;
+use sync_proto::{v1, WireError};
+use sync_store::{StoreError, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
+
+use super::project::{self, ObjectTouched, Projection};
+use super::{SpaceInner, absorb, worker};
+use crate::client::Shared;
+use crate::error::{ReadError, WriteError, from_store_write};
+use crate::events::Event;
+
+/// One message of the tail.
+pub(super) struct Arrived {
+    pub(super) entries: Vec<v1::LogEntry>,
+    pub(super) durable: Seq,
+}
+
+/// Why entries were not applied. Nothing of the batch is kept then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    /// The node sent what no honest node sends: the space stops.
+    #[error("{0}")]
+    Fault(String),
+    #[error("the entries begin at {first}; the log here ends at {end}")]
+    Gap { first: Seq, end: Seq },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(WriteError),
+}
+
+impl From<StoreError> for ApplyError {
+    fn from(error: StoreError) -> Self {
+        Self::Read(error.into())
+    }
+}
+
+impl From<ApplyError> for WriteError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Read(error) => Self::Read(error),
+            ApplyError::Write(error) => error,
+            ApplyError::Fault(_) | ApplyError::Gap { .. } => Self::Closed,
+        }
+    }
+}
+
+/// One or two neighbouring entries that are decided together.
+struct Step {
+    first: Seq,
+    submission: Submission,
+}
+
+/// What a batch did, for those who are told after the commit.
+#[derive(Default)]
+struct Applied {
+    ring: Option<KeyRing>,
+    key_problem: Option<String>,
+    objects: Vec<ObjectTouched>,
+    trees: BTreeSet<TreeId>,
+    acl: Vec<Event>,
+    acl_moved: bool,
+}
+
+impl SpaceInner {
+    /// Applies entries and returns the cursor after them.
+    pub(super) async fn apply(&self, arrived: Arrived) -> Result<Seq, ApplyError> {
+        let steps = self.read_steps(arrived.entries)?;
+        if let (Some(first), end) = (steps.first().map(|s| s.first), self.cursor())
+            && first > end.next()
+        {
+            return Err(ApplyError::Gap { first, end });
+        }
+        let (space, ring) = (self.id, self.ring());
+        let shared = self.shared.clone();
+        let job = move |tx: &mut WriteTx<'_>| {
+            let mut batch = Batch::new(tx, &shared, space, &ring)?;
+            for step in &steps {
+                batch.step(tx, step)?;
+            }
+            let applied = batch.finish(tx)?;
+            let end = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
+            worker::settle(tx, space, arrived.durable.min(end))?;
+            Ok::<_, ApplyError>((end, applied))
+        };
+        let written = self.shared.store.write(job).await.map_err(|error| match error {
+            sync_store::WriteError::Job(error) => error,
+            sync_store::WriteError::Overloaded
+            | sync_store::WriteError::Full
+            | sync_store::WriteError::OutcomeUnknown(_)
+            | sync_store::WriteError::Failed(_)
+            | sync_store::WriteError::Closed => ApplyError::Write(from_store_write(error)),
+        })?;
+        let (end, applied) = written.value;
+        self.announce_applied(applied);
+        Ok(end)
+    }
+
+    fn announce_applied(&self, applied: Applied) {
+        if let Some(ring) = applied.ring {
+            self.publish_ring(ring);
+        }
+        if applied.key_problem.is_some() {
+            self.note_trouble(|t| t.key = applied.key_problem);
+        }
+        let mut other = applied.trees;
+        for object in applied.objects {
+            other.remove(&object.tree);
+            self.refresh(object.tree);
+            let ObjectTouched { tree, object_type, id } = object;
+            self.emit(Event::Object { space: self.id, tree, object_type, id });
+        }
+        for tree in other {
+            self.refresh(tree);
+            self.emit(Event::Tree { space: self.id, tree });
+        }
+        if applied.acl_moved {
+            self.emit(Event::Acl { space: self.id });
+            // Keys and roles moved: what was held back may go out now.
+            self.push_wanted.notify_one();
+        }
+        for event in applied.acl {
+            self.emit(event);
+        }
+        self.touch();
+    }
+
+    /// From wire entries to verified submissions, a root with its first change.
+    fn read_steps(&self, entries: Vec<v1::LogEntry>) -> Result<Vec<Step>, ApplyError> {
+        let fault = |error: &dyn std::fmt::Display| ApplyError::Fault(format!("the node sent a bad entry: {error}"));
+        let raws = self.resolve(entries)?;
+        let (seqs, raws): (Vec<_>, Vec<_>) = raws.into_iter().unzip();
+        let verified = verify_many(raws, &mut rand::rng());
+        let mut steps = Vec::with_capacity(seqs.len());
+        let mut root: Option<(Seq, VerifiedRecord)> = None;
+        for (seq, record) in seqs.into_iter().zip(verified) {
+            let record = record.map_err(|e| fault(&e))?;
+            if let VerifiedRecord::TreeRoot(_) = &record {
+                if root.replace((seq, record)).is_some() {
+                    return Err(fault(&"a root without its first change"));
+                }
+                continue;
+            }
+            let first = root.as_ref().map_or(seq, |(seq, _)| *seq);
+            let submission = Submission::pair(root.take().map(|(_, r)| r), record).map_err(|e| fault(&e))?;
+            steps.push(Step { first, submission });
+        }
+        if root.is_some() {
+            return Err(fault(&"a root without its first change"));
+        }
+        Ok(steps)
+    }
+
+    /// Full records for all entries: what we pushed ourselves may come back as an id.
+    fn resolve(&self, entries: Vec<v1::LogEntry>) -> Result<Vec<(Seq, RawRecord)>, ApplyError> {
+        use v1::log_entry::Entry;
+        let fault = |error: WireError| ApplyError::Fault(format!("the node sent a bad entry: {error}"));
+        let mut own: Option<BTreeMap<EntryId, RawRecord>> = None;
+        let mut resolved = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let seq = Seq(entry.seq);
+            let record = match entry.entry.ok_or(fault(WireError::Missing("entry")))? {
+                Entry::Record(record) => {
+                    RawRecord::try_from(record).map_err(|e| fault(WireError::Record(e)))?
+                }
+                Entry::Id(bytes) => {
+                    let id = EntryId::try_from(bytes.as_ref()).map_err(|e| fault(WireError::Id(e)))?;
+                    let own = match &mut own {
+                        Some(own) => own,
+                        None => own.insert(self.own_records()?),
+                    };
+                    own.get(&id).cloned().ok_or(ApplyError::Gap { first: seq, end: self.cursor() })?
+                }
+            };
+            resolved.push((seq, record));
+        }
+        Ok(resolved)
+    }
+
+    fn own_records(&self) -> Result<BTreeMap<EntryId, RawRecord>, ReadError> {
+        let outbox = self.shared.store.read(|tx| tx.outbox(self.id))?;
+        Ok(outbox.into_iter().flat_map(|w| w.root.into_iter().chain([w.record])).map(|r| (r.id(), r)).collect())
+    }
+}
+
+/// One batch inside its transaction.
+struct Batch<'a> {
+    shared: &'a Shared,
+    space: SpaceId,
+    ring: Cow<'a, KeyRing>,
+    own: BTreeMap<ChangeId, WriteId>,
+    projection: Projection,
+    applied: Applied,
+}
+
+impl<'a> Batch<'a> {
+    fn new(
+        tx: &WriteTx<'_>,
+        shared: &'a Shared,
+        space: SpaceId,
+        ring: &'a KeyRing,
+    ) -> Result<Self, ApplyError> {
+        let pending = tx.pending(space)?;
+        let own = pending.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
+        Ok(Self {
+            shared,
+            space,
+            ring: Cow::Borrowed(ring),
+            own,
+            projection: Projection::default(),
+            applied: Applied::default(),
+        })
+    }
+
+    fn step(&mut self, tx: &mut WriteTx<'_>, step: &Step) -> Result<(), ApplyError> {
+        let view = tx.view(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
+        let end = view.position().seq;
+        if step.first <= end {
+            // Sent twice; what stands in the log is what we verified then.
+            return Ok(());
+        }
+        if step.first != end.next() {
+            return Err(ApplyError::Gap { first: step.first, end });
+        }
+        let verdict = match decide(&view, &step.submission) {
+            Ok(Outcome::Append(decision)) => Ok(decision),
+            Ok(Outcome::Known(at)) => {
+                return Err(ApplyError::Fault(format!("the node logged one record twice, at {at} and {}", step.first)));
+            }
+            Err(DecideError::Reject(reject)) => Err((quarantine(&view, &step.submission), reject)),
+            Err(DecideError::Refused(refusal)) => return Err(ApplyError::Fault(refusal.to_string())),
+            Err(DecideError::View(error)) => return Err(error.into()),
+        };
+        drop(view);
+        match verdict {
+            Ok(decision) => self.append(tx, step, decision),
+            Err((decision, reject)) => self.quarantine(tx, step, decision, &reject),
+        }
+    }
+
+    fn append(&mut self, tx: &mut WriteTx<'_>, step: &Step, decision: Decision) -> Result<(), ApplyError> {
+        let sent = match &step.submission {
+            Submission::Change { root: Some(_), .. } => 2,
+            Submission::Acl(_) | Submission::Change { root: None, .. } | Submission::Tombstone(_) => 1,
+        };
+        if decision.entries().len() != sent {
+            return Err(ApplyError::Fault(format!("the node logged a second root at {}", step.first)));
+        }
+        let height = decision.entries().last().and_then(|e| e.height);
+        let update = decision.tree().map(|t| t.after.root);
+        let at = tx.append(self.space, decision)?.seq;
+        match (&step.submission, update) {
+            (Submission::Acl(record), _) => self.acl_moved(tx, record, at),
+            (Submission::Change { change, .. }, Some(root)) => {
+                self.own_logged(tx, change.id().into(), at)?;
+                let content =
+                    project::open(self.shared, &self.ring, &root, change.body(), change.raw().payload.as_ref());
+                self.applied.trees.insert(change.body().tree);
+                let place = (at, height.unwrap_or_default());
+                Ok(self.projection.fold(tx, self.shared, self.space, change, place, content)?)
+            }
+            (Submission::Tombstone(record), _) => {
+                self.applied.trees.insert(record.body().tree);
+                Ok(self.projection.purge(tx, self.space, record.body().tree)?)
+            }
+            (Submission::Change { .. }, None) => Ok(()),
+        }
+    }
+
+    fn quarantine(
+        &mut self,
+        tx: &mut WriteTx<'_>,
+        step: &Step,
+        decision: Decision,
+        reject: &Reject,
+    ) -> Result<(), ApplyError> {
+        let Some(tree) = step.submission.tree() else {
+            return Err(ApplyError::Fault(format!(
+                "the node logged an ACL record at {} that breaks the rules: {reject}",
+                step.first
+            )));
+        };
+        let id = step.submission.id();
+        let seq = tx.append(self.space, decision)?.seq;
+        let row = VerdictRow { kind: VerdictKind::Quarantined, detail: reject.to_string(), seq };
+        tx.put_verdict(self.space, tree, id.into(), &row)?;
+        self.own_logged(tx, id.into(), seq)?;
+        self.applied.trees.insert(tree);
+        Ok(())
+    }
+
+    fn own_logged(&mut self, tx: &mut WriteTx<'_>, change: ChangeId, seq: Seq) -> Result<(), ApplyError> {
+        if let Some(write) = self.own.remove(&change) {
+            tx.set_write_state(write, &WriteState::Logged { seq })?;
+        }
+        Ok(())
+    }
+
+    fn acl_moved(
+        &mut self,
+        tx: &WriteTx<'_>,
+        record: &Verified<AclRecord>,
+        at: Seq,
+    ) -> Result<(), ApplyError> {
+        let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
+        let mut epoch = acl.epochs.iter().filter(|(_, i)| i.since < at).map(|(e, _)| *e).max().unwrap_or_default();
+        if let Err(problem) = absorb(self.ring.to_mut(), record.raw().clone(), &mut epoch, &acl) {
+            self.applied.key_problem = Some(problem);
+        }
+        self.applied.acl_moved = true;
+        self.note_requests(&acl, record);
+        Ok(())
+    }
+
+    fn note_requests(
+        &mut self,
+        acl: &AclState,
+        record: &Verified<AclRecord>,
+    ) {
+        let request = record.id().into();
+        let pending = acl.requests.get(&request).is_some_and(|r| r.status == RequestStatus::Pending);
+        for content in &record.body().contents {
+            if let AclContent::RequestJoin { claim } = content
+                && pending
+            {
+                let account = claim.account;
+                self.applied.acl.push(Event::JoinRequested { space: self.space, request, account });
+            }
+        }
+    }
+
+    fn finish(mut self, tx: &mut WriteTx<'_>) -> Result<Applied, ApplyError> {
+        let end = tx.space(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?.position.seq;
+        self.applied.objects = self.projection.flush(tx, self.shared, self.space, end)?;
+        if let Cow::Owned(ring) = self.ring {
+            self.applied.ring = Some(ring);
+        }
+        Ok(self.applied)
+    }
+}

@@ -1,0 +1,343 @@
+//! One open space. Opening it *is* starting its sync: there is nothing else to start, and nothing to forget.
+
+mod apply;
+mod headsync;
+mod live;
+mod project;
+mod push;
+mod worker;
+mod write;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use sync_core::acl::AclState;
+use sync_core::ids::{AccountId, Chain, Epoch, Seq, SpaceId, TreeId};
+use sync_core::receipt::SignedReceipt;
+use sync_core::record::{AclRecord, AclRoot, Kind, RawRecord, Role, verify_as};
+use sync_e2ee::KeyRing;
+use sync_store::{ReadTx, WriteId, WriteState};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+
+use crate::client::Shared;
+use crate::error::{ReadError, WriteError};
+use crate::events::{Event, Events};
+use crate::objects::Objects;
+use crate::status::{Confirmed, Reason, SpaceStatus, SpaceTrouble};
+use crate::types::SPACE_INFO;
+
+pub(crate) use live::read_object;
+pub use live::{LoggedChange, Tree, TreeSnapshot};
+pub(crate) use project::{open_row, type_tag};
+pub(crate) use worker::Inbound;
+pub(crate) use write::ObjectKey;
+pub use write::{NewTree, ParentRef, TreeWrite, TreeWritten};
+
+const EVENTS_KEPT: usize = 4096;
+const INBOX_FRAMES: usize = 8;
+
+/// An open space: a cheap handle. Dropping every handle does not stop its sync; closing the client does.
+#[derive(Clone)]
+pub struct Space {
+    pub(crate) inner: Arc<SpaceInner>,
+}
+
+/// The one open instance of a space.
+pub(crate) struct SpaceInner {
+    pub(crate) id: SpaceId,
+    pub(crate) shared: Arc<Shared>,
+    /// Replaced as a whole after the commit that moved it.
+    ring: RwLock<Arc<KeyRing>>,
+    live: live::LiveTrees,
+    events: broadcast::Sender<Event>,
+    pub(crate) inbox: mpsc::Sender<Inbound>,
+    push_wanted: Notify,
+    trouble: Mutex<SpaceTrouble>,
+    node_seq: watch::Sender<Seq>,
+    confirmed: Mutex<Option<Confirmed>>,
+    /// Moves whenever anything about this space's sync may have changed.
+    pub(crate) moved: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Space").field(&self.inner.id).finish()
+    }
+}
+
+/// A member, as the ACL and its profile say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberInfo {
+    pub account: AccountId,
+    pub role: Role,
+    /// What the member called itself when it joined; encrypted to the space.
+    pub name: Option<String>,
+    pub joined: Seq,
+}
+
+impl SpaceInner {
+    /// Opens a space that stands in the store, and starts its tasks.
+    pub(crate) fn open(shared: &Arc<Shared>, id: SpaceId) -> Result<Arc<Self>, ReadError> {
+        let ring = shared.store.read(|tx| read_ring(tx, shared, id))?;
+        let (inbox, inbound) = mpsc::channel(INBOX_FRAMES);
+        let inner = Arc::new(Self {
+            id,
+            shared: shared.clone(),
+            ring: RwLock::new(Arc::new(ring.ring)),
+            live: live::LiveTrees::default(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+            inbox,
+            push_wanted: Notify::new(),
+            trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
+            node_seq: watch::channel(Seq::ZERO).0,
+            confirmed: Mutex::new(None),
+            moved: watch::channel(0).0,
+        });
+        shared.spawn(worker::run(inner.clone(), inbound));
+        shared.spawn(push::run(inner.clone()));
+        Ok(inner)
+    }
+
+    pub(crate) fn ring(&self) -> Arc<KeyRing> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish_ring(&self, ring: KeyRing) {
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
+    }
+
+    pub(crate) fn acl(&self) -> Result<Arc<AclState>, ReadError> {
+        self.shared.store.read(|tx| tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id)))
+    }
+
+    /// The end of the log here.
+    pub(crate) fn cursor(&self) -> Seq {
+        self.shared.store.watch(self.id).borrow().seq
+    }
+
+    pub(crate) fn chain_at(&self, seq: Seq) -> Result<Option<Chain>, ReadError> {
+        Ok(self.shared.store.read(|tx| tx.position_at(self.id, seq))?.map(|p| p.chain))
+    }
+
+    pub(crate) fn trouble(&self) -> SpaceTrouble {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note_trouble(&self, note: impl FnOnce(&mut SpaceTrouble)) {
+        note(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+        self.touch();
+    }
+
+    pub(crate) fn touch(&self) {
+        self.moved.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn node_seq(&self) -> Seq {
+        *self.node_seq.borrow()
+    }
+
+    pub(crate) fn saw_node_seq(&self, seq: Seq) {
+        self.node_seq.send_if_modified(|known| {
+            let newer = seq > *known;
+            *known = seq.max(*known);
+            newer
+        });
+    }
+
+    pub(crate) fn confirmed(&self) -> Option<Confirmed> {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_confirmed(&self, confirmed: Confirmed) {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(confirmed);
+        self.touch();
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn emit(&self, event: Event) {
+        // Nobody listening is fine: the feed is a hint over durable rows.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn write_state(&self, write: WriteId) -> Result<Option<WriteState>, ReadError> {
+        Ok(self.shared.store.read(|tx| tx.write_state(write))?)
+    }
+
+    /// The latest receipt that the node gave for this space.
+    pub(crate) fn last_receipt(&self) -> Result<Option<SignedReceipt>, ReadError> {
+        let stored = self.shared.store.read(|tx| tx.node_state(self.id))?.receipt;
+        Ok(stored.and_then(|bytes| SignedReceipt::from_text(std::str::from_utf8(&bytes).ok()?).ok()))
+    }
+}
+
+/// The keys that the log gives us, and the first thing that was wrong with them.
+pub(crate) struct RingRead {
+    pub(crate) ring: KeyRing,
+    pub(crate) problem: Option<String>,
+}
+
+/// Rebuilds the keys of a space from its ACL log.
+pub(crate) fn read_ring(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Result<RingRead, ReadError> {
+    let acl = tx.acl(space)?.ok_or(ReadError::UnknownSpace(space))?;
+    let mut read = RingRead { ring: KeyRing::new(shared.account.clone()), problem: None };
+    let mut epoch = Epoch(0);
+    for (_, record) in tx.acl_records(space)? {
+        let result = absorb(&mut read.ring, record, &mut epoch, &acl);
+        if let Err(problem) = result {
+            read.problem.get_or_insert(problem);
+        }
+    }
+    Ok(read)
+}
+
+pub(crate) fn absorb(
+    ring: &mut KeyRing,
+    record: RawRecord,
+    epoch: &mut Epoch,
+    acl: &AclState,
+) -> Result<(), String> {
+    let published = |e: Epoch| acl.epochs.get(&e).map(|i| (i.key_id, i.history_id));
+    if record.kind == Kind::AclRoot {
+        let root = verify_as::<AclRoot>(record).map_err(|e| e.to_string())?;
+        return ring.absorb_root(root.body()).map_err(|e| e.to_string());
+    }
+    let record = verify_as::<AclRecord>(record).map_err(|e| e.to_string())?;
+    let before = *epoch;
+    if let Some(seq) = acl.records.get(&record.id().into()) {
+        *epoch = acl.epochs.iter().filter(|(_, info)| info.since <= *seq).map(|(e, _)| *e).max().unwrap_or(before);
+    }
+    ring.absorb(record.body(), before, &published).map_err(|e| e.to_string())
+}
+
+impl Space {
+    /// The id.
+    #[must_use]
+    pub fn id(&self) -> SpaceId {
+        self.inner.id
+    }
+
+    /// The JSON objects of the space.
+    #[must_use]
+    pub fn objects(&self) -> Objects {
+        Objects::new(self.inner.clone())
+    }
+
+    /// The name that its admins gave it, if it is here yet.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn name(&self) -> Result<Option<String>, ReadError> {
+        match self.objects().get(SPACE_INFO, "self") {
+            Ok(object) => {
+                Ok(object.and_then(|o| o.fields.get("name").and_then(|n| n.as_str().map(str::to_owned))))
+            }
+            Err(ReadError::NoKeys) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The one live instance of a tree; `None` if neither the log nor the outbox knows it.
+    ///
+    /// # Errors
+    /// [`ReadError`]. A load that failed is not remembered.
+    pub fn tree(&self, tree: TreeId) -> Result<Option<Tree>, ReadError> {
+        self.inner.live_tree(tree)
+    }
+
+    /// Every tree of the log, sorted by id, after `after`, at most `max`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn trees(&self, after: Option<TreeId>, max: usize) -> Result<Vec<TreeId>, ReadError> {
+        let elements = self.inner.shared.store.read(|tx| tx.elements(self.inner.id, after, max))?;
+        Ok(elements.iter().filter_map(sync_core::reconcile::Element::key).collect())
+    }
+
+    /// Who is in the space, by account.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn members(&self) -> Result<Vec<MemberInfo>, ReadError> {
+        let acl = self.inner.acl()?;
+        let ring = self.inner.ring();
+        let info = |(account, member): (&AccountId, &sync_core::acl::Member)| MemberInfo {
+            account: *account,
+            role: member.role,
+            name: crate::members::open_name(&ring, self.inner.id, member.profile_epoch, &member.profile_ct),
+            joined: member.joined,
+        };
+        Ok(acl.members.iter().map(info).collect())
+    }
+
+    /// The ACL as of the end of the log here.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn acl(&self) -> Result<Arc<AclState>, ReadError> {
+        self.inner.acl()
+    }
+
+    /// A feed of what happens in the space from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(self.inner.events.subscribe())
+    }
+
+    /// How the space stands now.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn status(&self) -> Result<SpaceStatus, ReadError> {
+        self.inner.status()
+    }
+
+    /// Waits until something about the sync of this space may have changed since the last call on `since`.
+    pub async fn status_changed(&self, since: &mut u64) {
+        let mut moved = self.inner.moved.subscribe();
+        // An error means that the space is gone; the caller's next read says so.
+        let _ = moved.wait_for(|now| *now > *since).await;
+        *since = *moved.borrow();
+    }
+
+    /// Why the space is not synced; empty when nothing is known to be missing.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn explain(&self) -> Result<Vec<Reason>, ReadError> {
+        self.inner.reasons()
+    }
+
+    /// What became of a write.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn write_state(&self, write: WriteId) -> Result<Option<WriteState>, ReadError> {
+        self.inner.write_state(write)
+    }
+
+    /// Waits until a write survives power loss *here*; says nothing about the node.
+    ///
+    /// # Errors
+    /// If the store failed.
+    pub async fn durable_locally(&self) -> Result<(), WriteError> {
+        let commit = *self.inner.shared.store.watch_commits().borrow();
+        self.inner.shared.store.durable(commit).await.map_err(WriteError::OutcomeUnknown)
+    }
+
+    /// Forgets a refused write: it no longer stands in the way of `await_synced`.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn dismiss(&self, write: WriteId) -> Result<(), WriteError> {
+        self.inner.set_refused_aside(write).await
+    }
+
+    /// How long the node has been silent at most, if the connection is fresh.
+    #[must_use]
+    pub fn fresh_within(&self) -> Option<Duration> {
+        self.inner.shared.fresh_ms().map(Duration::from_millis)
+    }
+}

@@ -1,0 +1,168 @@
+//! From logged changes to readable objects: decrypt, check the name, fold.
+//!
+//! The projection holds logged changes only and is written in the transaction that logs them, so "stored" and "readable"
+//! cannot drift apart. What cannot be shown gets a verdict, which is the same on every replica that holds the same keys.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use sync_core::ids::{Seq, SpaceId, TreeId};
+use sync_core::record::{TreeChange, TreeName, TreeRoot, Verified};
+use sync_core::tree::{Height, OrderKey};
+use sync_e2ee::{ContentContext, Envelope, KeyRing, decrypt, name_tag};
+use sync_store::{ObjectRow, ReadTx, VerdictKind, VerdictRow, WriteTx};
+
+use crate::client::Shared;
+use crate::error::ReadError;
+use crate::object::{self, ObjectState, Op};
+
+/// What a change turned out to be.
+pub(super) enum Content {
+    /// Operations on the object that the tree is.
+    Ops { object_type: String, object_id: String, ops: Vec<Op> },
+    /// Something that is not ours to fold: another data type, or a tree without a name.
+    Foreign,
+    /// Never shown, with the reason.
+    Settled { kind: VerdictKind, detail: &'static str },
+}
+
+/// Opens a logged change with the keys at hand.
+pub(super) fn open(
+    shared: &Shared,
+    ring: &KeyRing,
+    root: &TreeRoot,
+    change: &TreeChange,
+    payload: Option<&Bytes>,
+) -> Content {
+    let settled = |kind, detail| Content::Settled { kind, detail };
+    let Some(payload) = payload else {
+        return settled(VerdictKind::Quarantined, "the node sent the change without its content");
+    };
+    let Some(keys) = ring.keys(change.epoch) else {
+        return settled(VerdictKind::Hidden, "of an epoch whose keys this member does not hold");
+    };
+    let context = context_of(root.space, change);
+    let Ok(envelope) = decrypt(keys, &context, &change.nonce, payload) else {
+        return settled(VerdictKind::Void, "its author encrypted it wrongly");
+    };
+    read(shared, ring, root, envelope)
+}
+
+pub(super) fn context_of(space: SpaceId, change: &TreeChange) -> ContentContext {
+    ContentContext { space, tree: change.tree, epoch: change.epoch, author: change.author, kind: change.kind }
+}
+
+fn read(shared: &Shared, ring: &KeyRing, root: &TreeRoot, envelope: Envelope) -> Content {
+    let settled = |kind, detail| Content::Settled { kind, detail };
+    let TreeName::Tag(tag) = root.name else { return Content::Foreign };
+    let (object_type, object_id) = (envelope.object_type, envelope.object_id);
+    if ring.name_key().is_none_or(|key| name_tag(key, &object_type, &object_id) != tag) {
+        return settled(VerdictKind::Void, "its author named another object than the tree's");
+    }
+    if shared.types.rule(&object_type, &object_id) != root.write_rule {
+        return settled(VerdictKind::Misplaced, "the tree has another write rule than this type of object");
+    }
+    if envelope.data_type != object::DATA_TYPE {
+        return Content::Foreign;
+    }
+    match object::decode(&envelope.payload) {
+        Ok(ops) => Content::Ops { object_type, object_id, ops },
+        Err(_) => settled(VerdictKind::Void, "its author wrote operations that nobody can read"),
+    }
+}
+
+/// The objects that one batch changes, written back once.
+#[derive(Default)]
+pub(super) struct Projection {
+    states: BTreeMap<TreeId, (ObjectState, Seq)>,
+}
+
+impl Projection {
+    /// Folds one logged change in, or writes its verdict.
+    pub(super) fn fold(
+        &mut self,
+        tx: &mut WriteTx<'_>,
+        shared: &Shared,
+        space: SpaceId,
+        change: &Verified<TreeChange>,
+        place: (Seq, Height),
+        content: Content,
+    ) -> Result<(), ReadError> {
+        let (seq, height) = place;
+        let tree = change.body().tree;
+        match content {
+            Content::Foreign => Ok(()),
+            Content::Settled { kind, detail } => {
+                let row = VerdictRow { kind, detail: detail.to_owned(), seq };
+                Ok(tx.put_verdict(space, tree, change.id().into(), &row)?)
+            }
+            Content::Ops { object_type, object_id, ops } => {
+                let key = OrderKey { height, id: change.id().into() };
+                let state = match self.states.remove(&tree) {
+                    Some((state, _)) => Some(state),
+                    None => stored_state(tx, shared, space, tree)?,
+                };
+                let mut state = state.unwrap_or_else(|| ObjectState::new(&object_type, &object_id));
+                state.apply(key, &ops);
+                self.states.insert(tree, (state, seq));
+                Ok(())
+            }
+        }
+    }
+
+    /// Drops what a purge ended.
+    pub(super) fn purge(&mut self, tx: &mut WriteTx<'_>, space: SpaceId, tree: TreeId) -> Result<(), ReadError> {
+        self.states.remove(&tree);
+        Ok(tx.delete_object(space, tree)?)
+    }
+
+    /// Writes the changed objects and the watermark.
+    pub(super) fn flush(
+        self,
+        tx: &mut WriteTx<'_>,
+        shared: &Shared,
+        space: SpaceId,
+        to: Seq,
+    ) -> Result<Vec<ObjectTouched>, ReadError> {
+        let mut touched = Vec::with_capacity(self.states.len());
+        for (tree, (state, at)) in self.states {
+            let sealed = shared.local.seal_row(tree.as_bytes(), &state.encode(), &mut rand::rng());
+            let type_tag = type_tag(shared, space, state.object_type());
+            tx.put_object(space, &ObjectRow { tree, type_tag, state: sealed, at })?;
+            touched.push(ObjectTouched {
+                tree,
+                object_type: state.object_type().to_owned(),
+                id: state.object_id().to_owned(),
+            });
+        }
+        tx.set_projected(space, to)?;
+        Ok(touched)
+    }
+}
+
+/// An object whose logged state moved.
+pub(super) struct ObjectTouched {
+    pub(super) tree: TreeId,
+    pub(super) object_type: String,
+    pub(super) id: String,
+}
+
+/// The lookup key of a type: the store never sees its name.
+pub(crate) fn type_tag(shared: &Shared, space: SpaceId, object_type: &str) -> [u8; 16] {
+    shared.local.tag("object-type", &[space.as_bytes(), object_type.as_bytes()].concat())
+}
+
+/// The logged state of an object.
+pub(crate) fn stored_state(
+    tx: &ReadTx<'_>,
+    shared: &Shared,
+    space: SpaceId,
+    tree: TreeId,
+) -> Result<Option<ObjectState>, ReadError> {
+    let Some(row) = tx.object(space, tree)? else { return Ok(None) };
+    Ok(Some(open_row(shared, &row)?))
+}
+
+pub(crate) fn open_row(shared: &Shared, row: &ObjectRow) -> Result<ObjectState, ReadError> {
+    Ok(ObjectState::decode(&shared.local.open_row(row.tree.as_bytes(), &row.state)?)?)
+}

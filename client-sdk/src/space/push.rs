@@ -1,0 +1,284 @@
+//! The outbox of one space: what was written here goes to the node, in order, for as long as it takes.
+//!
+//! A push belongs to the space: whoever wrote may have hung up long ago. One batch is under way at a time; a refusal is data
+//! about one write and never holds up the others, except those that build on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sync_core::code::{Code, NextStep};
+use sync_core::ids::TreeId;
+use sync_core::limits;
+use sync_core::session::pause;
+use sync_proto::status::Failure;
+use sync_proto::v1;
+use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::SpaceInner;
+use super::write::Reparent;
+use crate::clock;
+use crate::connect::{Conn, failure};
+use crate::error::{CallError, ReadError, WriteError, from_store_write};
+use crate::events::Event;
+
+pub(super) async fn run(space: Arc<SpaceInner>) {
+    let mut connection = space.shared.connection.clone();
+    loop {
+        let online = tokio::select! {
+            () = space.shared.cancel.cancelled() => return,
+            online = connection.wait_for(|c| c.online().is_some()) => online.map(|c| c.online()),
+        };
+        let Ok(Some(conn)) = online else { return };
+        let generation = conn.generation();
+        let ended = tokio::select! {
+            () = space.shared.cancel.cancelled() => return,
+            ended = space.push_on(&conn) => ended,
+            _ = connection.wait_for(|c| c.generation() != Some(generation)) => continue,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(space = %space.id.short(), error = %error, "pushing stopped");
+        }
+        tokio::select! {
+            () = space.shared.cancel.cancelled() => return,
+            () = tokio::time::sleep(limits::RETRY_FIRST) => {}
+        }
+    }
+}
+
+/// One Push stream: a batch out, its verdicts back.
+struct Pusher {
+    requests: mpsc::Sender<v1::PushRequest>,
+    responses: Streaming<v1::PushResponse>,
+}
+
+impl Pusher {
+    async fn open(conn: &Conn) -> Result<Self, CallError> {
+        let (requests, outgoing) = mpsc::channel(1);
+        let responses =
+            conn.rpc().push(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
+        Ok(Self { requests, responses })
+    }
+
+    async fn exchange(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
+        let expected = request.items.len();
+        let closed = || CallError::Broken("the push stream ended".to_owned());
+        self.requests.send(request).await.map_err(|_| closed())?;
+        let mut verdicts = Vec::with_capacity(expected);
+        while verdicts.len() < expected {
+            let message = self.responses.message().await.map_err(|s| CallError::from(failure(&s)))?;
+            verdicts.extend(message.ok_or_else(closed)?.verdicts);
+        }
+        Ok(verdicts)
+    }
+}
+
+impl SpaceInner {
+    async fn push_on(&self, conn: &Conn) -> Result<(), CallError> {
+        let mut pusher = None;
+        loop {
+            let wanted = self.push_wanted.notified();
+            let batch = self.next_batch().map_err(|e| CallError::Broken(e.to_string()))?;
+            if batch.ready.is_empty() {
+                tokio::select! {
+                    () = wanted => {}
+                    () = sleep_until_retry(batch.next_retry_ms) => {}
+                }
+                continue;
+            }
+            if !self.shared.is_registered(self.id) {
+                tokio::time::sleep(limits::RETRY_FIRST).await;
+                continue;
+            }
+            let pusher = match &mut pusher {
+                Some(pusher) => pusher,
+                None => pusher.insert(Pusher::open(conn).await?),
+            };
+            let verdicts = pusher.exchange(request(self.id, &batch.ready)).await?;
+            self.take_verdicts(batch.ready, verdicts).await.map_err(|e| CallError::Broken(e.to_string()))?;
+        }
+    }
+
+    /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already.
+    fn next_batch(&self) -> Result<Batch, ReadError> {
+        let pending = self.shared.store.read(|tx| tx.pending(self.id))?;
+        let now_ms = clock::wall_ms();
+        let mut batch = Batch::default();
+        let mut held: BTreeSet<TreeId> = BTreeSet::new();
+        let mut bytes = 0;
+        for write in pending {
+            let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
+            if let Some(at) = next_retry_ms.filter(|at| *at > now_ms) {
+                held.insert(write.tree);
+                batch.next_retry_ms = Some(batch.next_retry_ms.map_or(at, |known| known.min(at)));
+                continue;
+            }
+            if held.contains(&write.tree) {
+                continue;
+            }
+            bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
+            if bytes > limits::BATCH_BYTES_MAX && !batch.ready.is_empty()
+                || batch.ready.len() >= limits::PUSH_ITEMS_MAX
+            {
+                break;
+            }
+            batch.ready.push(write);
+        }
+        Ok(batch)
+    }
+
+    async fn take_verdicts(
+        &self,
+        batch: Vec<PendingWrite>,
+        verdicts: Vec<v1::Verdict>,
+    ) -> Result<(), WriteError> {
+        let by_id: BTreeMap<u64, PendingWrite> = batch.into_iter().map(|w| (w.id.0, w)).collect();
+        let mut rejected = Vec::new();
+        let mut accepted = Vec::new();
+        for verdict in verdicts {
+            let Some(write) = by_id.get(&verdict.tag) else { continue };
+            use v1::verdict::Outcome;
+            match verdict.outcome {
+                Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => {
+                    self.saw_node_seq(sync_core::ids::Seq(seq));
+                    accepted.push(write.id);
+                }
+                Some(Outcome::Rejected(detail)) => {
+                    let failure = Failure::try_from(detail)
+                        .unwrap_or_else(|e| Failure::new(Code::Malformed, format!("an unreadable verdict: {e}")));
+                    rejected.push((write.clone(), failure));
+                }
+                None => {}
+            }
+        }
+        let events = self.keep_verdicts(accepted, rejected).await?;
+        for event in events {
+            if let Event::WriteRefused { write, .. } = &event {
+                tracing::info!(space = %self.id.short(), write = write.0, "a write was refused");
+            }
+            self.emit(event);
+        }
+        self.touch();
+        Ok(())
+    }
+
+    async fn keep_verdicts(
+        &self,
+        accepted: Vec<WriteId>,
+        rejected: Vec<(PendingWrite, Failure)>,
+    ) -> Result<Vec<Event>, WriteError> {
+        let space = self.shared.space_of(self.id).ok_or(WriteError::Closed)?;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(Vec<Event>, BTreeSet<TreeId>), WriteError> {
+            for write in accepted {
+                space.note_sent(tx, write)?;
+            }
+            let mut events = Vec::new();
+            let mut trees = BTreeSet::new();
+            for (write, failure) in rejected {
+                trees.insert(write.tree);
+                space.keep_rejection(tx, &write, failure, &mut events)?;
+            }
+            Ok((events, trees))
+        };
+        let (events, trees) = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        for tree in trees {
+            self.refresh(tree);
+        }
+        Ok(events)
+    }
+
+    /// The node has it; it comes back on the tail. Pushed again only if that does not happen for a while.
+    fn note_sent(&self, tx: &mut WriteTx<'_>, write: WriteId) -> Result<(), WriteError> {
+        if let Some(WriteState::Pending { attempts, .. }) = tx.write_state(write)? {
+            let wait = u64::try_from(limits::RETRY_MAX.as_millis()).unwrap_or(u64::MAX);
+            let next_retry_ms = Some(clock::wall_ms() + wait);
+            let state = WriteState::Pending { attempts: attempts + 1, last_refusal: None, next_retry_ms };
+            tx.set_write_state(write, &state)?;
+        }
+        Ok(())
+    }
+
+    fn keep_rejection(
+        &self,
+        tx: &mut WriteTx<'_>,
+        write: &PendingWrite,
+        failure: Failure,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WriteError> {
+        let Some(WriteState::Pending { attempts, .. }) = tx.write_state(write.id)? else { return Ok(()) };
+        let refusal =
+            RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
+        match failure.code.next_step() {
+            NextStep::Rebuild => {
+                let parents =
+                    if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
+                match self.rebuild_in(tx, write, parents) {
+                    Ok(()) => {}
+                    Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,
+                    // Keys or heads that the rebuild needs are on their way.
+                    Err(_) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+                }
+            }
+            NextStep::Refuse => self.refuse(tx, write, &refusal, events)?,
+            NextStep::Retry => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+        }
+        Ok(())
+    }
+
+    /// The write and everything of ours that builds on it become refused rows.
+    fn refuse(
+        &self,
+        tx: &mut WriteTx<'_>,
+        write: &PendingWrite,
+        refusal: &RefusalRow,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WriteError> {
+        for pending in tx.pending_of_tree(self.id, write.tree)? {
+            if pending.id < write.id {
+                continue;
+            }
+            tx.set_write_state(pending.id, &WriteState::Refused(refusal.clone()))?;
+            events.push(Event::WriteRefused { space: self.id, write: pending.id, code: refusal.code });
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    ready: Vec<PendingWrite>,
+    next_retry_ms: Option<u64>,
+}
+
+async fn sleep_until_retry(next_retry_ms: Option<u64>) {
+    match next_retry_ms {
+        None => std::future::pending().await,
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(clock::wall_ms()))).await,
+    }
+}
+
+fn retry_later(
+    tx: &mut WriteTx<'_>,
+    write: WriteId,
+    attempts: u32,
+    refusal: RefusalRow,
+    hint_ms: u64,
+) -> Result<(), WriteError> {
+    let attempts = attempts + 1;
+    let wait = u64::try_from(pause(attempts, rand::random()).as_millis()).unwrap_or(u64::MAX).max(hint_ms);
+    let next_retry_ms = Some(clock::wall_ms() + wait);
+    tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
+    Ok(())
+}
+
+fn request(space: sync_core::ids::SpaceId, writes: &[PendingWrite]) -> v1::PushRequest {
+    let item = |write: &PendingWrite| v1::PushItem {
+        tag: write.id.0,
+        root: write.root.clone().map(Into::into),
+        record: Some(write.record.clone().into()),
+    };
+    v1::PushRequest { space: space.to_bytes(), items: writes.iter().map(item).collect() }
+}

@@ -1,0 +1,190 @@
+//! What arrives for one space, in order: entries, durability, heartbeats. Owned by the space, not by any caller.
+
+use std::sync::Arc;
+
+use sync_core::ids::Seq;
+use sync_core::receipt::{SignedReceipt, contradiction};
+use sync_core::record::RawRecord;
+use sync_core::session::Input;
+use sync_proto::status::Failure;
+use sync_proto::v1;
+use sync_store::{Registration, WriteTx};
+use tokio::sync::mpsc;
+
+use super::apply::{ApplyError, Arrived};
+use super::{SpaceInner, headsync};
+use crate::client::Shared;
+use crate::connect::Conn;
+use crate::error::{CallError, ReadError};
+
+/// One thing from the node about one space.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    /// The subscription stands on this connection.
+    Online(Conn),
+    Entries { entries: Vec<v1::LogEntry>, durable: Seq },
+    Durable(Seq),
+    Heartbeat(RawRecord),
+    Rewound(v1::Rewound),
+    Refused(Failure),
+}
+
+pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inbound>) {
+    let mut headsync_task = None;
+    loop {
+        let inbound = tokio::select! {
+            () = space.shared.cancel.cancelled() => return,
+            inbound = inbox.recv() => inbound,
+        };
+        match inbound {
+            None => return,
+            Some(Inbound::Online(conn)) => {
+                space.note_trouble(|t| (t.refused, t.rewound) = (None, None));
+                space.push_wanted.notify_one();
+                // One at a time: a newer connection makes an older comparison worthless.
+                let next = tokio_util::sync::CancellationToken::new();
+                if let Some(previous) = headsync_task.replace(next.clone()) {
+                    let previous: tokio_util::sync::CancellationToken = previous;
+                    previous.cancel();
+                }
+                space.shared.spawn(headsync::run(space.clone(), conn, next));
+            }
+            Some(Inbound::Entries { entries, durable }) => space.entries_arrived(entries, durable).await,
+            Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
+            Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
+            Some(Inbound::Rewound(rewound)) => space.rewound(&rewound).await,
+            Some(Inbound::Refused(failure)) => space.refused(failure).await,
+        }
+    }
+}
+
+impl SpaceInner {
+    async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, durable: Seq) {
+        self.saw_node_seq(entries.last().map_or(Seq::ZERO, |e| Seq(e.seq)));
+        let result = self.apply(Arrived { entries, durable }).await;
+        match result {
+            Ok(cursor) => {
+                self.shared.link(Input::Applied { space: self.id, cursor }).await;
+            }
+            Err(error) => {
+                self.note_apply_failure(&error);
+                self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+            }
+        }
+    }
+
+    fn note_apply_failure(&self, error: &ApplyError) {
+        tracing::warn!(space = %self.id.short(), error = %error, "entries could not be applied");
+        match error {
+            ApplyError::Fault(text) => self.note_trouble(|t| t.faulted = Some(text.clone())),
+            // Entries that do not continue the log are asked for again; a store that failed says so itself.
+            ApplyError::Gap { .. } | ApplyError::Read(_) | ApplyError::Write(_) => self.touch(),
+        }
+    }
+
+    /// The node's disk holds the log up to `seq`: our writes up to there are done.
+    pub(super) async fn durable_to(&self, seq: Seq) {
+        let space = self.id;
+        let cursor = self.cursor();
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(settle(tx, space, seq.min(cursor))?) };
+        if let Err(error) = self.shared.store.write(job).await {
+            tracing::warn!(space = %self.id.short(), error = %error, "durability could not be noted");
+        }
+        self.saw_node_seq(seq);
+        self.touch();
+    }
+
+    async fn heartbeat(&self, receipt: RawRecord) {
+        let connection = self.shared.connection.borrow().online();
+        let Some(conn) = connection else { return };
+        if let Err(error) = self.take_receipt(&conn, receipt).await {
+            tracing::warn!(space = %self.id.short(), error = %error, "a heartbeat was not acceptable");
+        }
+    }
+
+    /// Checks a receipt against this connection, our own log and the receipt before, and keeps it.
+    pub(crate) async fn take_receipt(&self, conn: &Conn, receipt: RawRecord) -> Result<SignedReceipt, CallError> {
+        let bad = |text: String| CallError::BadAnswer(text);
+        let certificate = conn.node_certificate().raw().clone();
+        let receipt = SignedReceipt::verify(receipt, certificate).map_err(|e| bad(e.to_string()))?;
+        if receipt.body().space != self.id {
+            return Err(bad("a receipt for another space".to_owned()));
+        }
+        let own = self.chain_at(receipt.body().seq).map_err(|e| bad(e.to_string()))?;
+        let before = self.last_receipt().map_err(|e| bad(e.to_string()))?;
+        let forked = own.is_some_and(|chain| chain != receipt.body().chain);
+        let accusation = before.as_ref().and_then(|before| contradiction(before, &receipt));
+        if forked || accusation.is_some() {
+            let text = accusation.map_or_else(
+                || format!("at seq {} the node signed another log than it sent", receipt.body().seq),
+                |a| a.to_string(),
+            );
+            self.note_trouble(|t| t.forked = Some(text.clone()));
+            return Err(bad(text));
+        }
+        self.saw_node_seq(receipt.body().seq);
+        self.keep_receipt(&receipt).await;
+        Ok(receipt)
+    }
+
+    async fn keep_receipt(&self, receipt: &SignedReceipt) {
+        let (space, seq, text) = (self.id, receipt.body().seq, receipt.to_text());
+        let cursor = self.cursor();
+        let durable = receipt.body().durable;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            let mut state = tx.node_state(space)?;
+            state.receipt = Some(text.into_bytes());
+            tx.put_node_state(space, &state)?;
+            if durable {
+                settle(tx, space, seq.min(cursor))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = self.shared.store.write(job).await {
+            tracing::warn!(space = %self.id.short(), error = %error, "a receipt could not be kept");
+        }
+        self.touch();
+    }
+
+    async fn rewound(&self, rewound: &v1::Rewound) {
+        let text = format!(
+            "the node's log ends at {} and agrees with ours up to {}; ours ends at {}",
+            rewound.node_seq,
+            rewound.common_seq,
+            self.cursor()
+        );
+        self.note_trouble(|t| t.rewound = Some(text));
+        self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+    }
+
+    async fn refused(&self, failure: Failure) {
+        self.note_trouble(|t| t.refused = Some((failure.code, failure.message)));
+        self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+    }
+}
+
+/// Notes that the node's disk holds the log up to `seq`, never going back.
+pub(super) fn settle(tx: &mut WriteTx<'_>, space: sync_core::ids::SpaceId, seq: Seq) -> Result<(), sync_store::StoreError> {
+    let mut state = tx.node_state(space)?;
+    if seq <= state.durable_seq {
+        return Ok(());
+    }
+    state.durable_seq = seq;
+    tx.put_node_state(space, &state)?;
+    tx.settle_durable(space, seq)?;
+    Ok(())
+}
+
+impl Shared {
+    /// Notes that the node has the space.
+    pub(crate) async fn note_registered(&self, space: sync_core::ids::SpaceId) {
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            let mut state = tx.node_state(space)?;
+            state.registration = Registration::Registered;
+            Ok(tx.put_node_state(space, &state)?)
+        };
+        if let Err(error) = self.store.write(job).await {
+            tracing::warn!(space = %space.short(), error = %error, "the registration could not be noted");
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Making changes: parents, keys and signature are chosen in the transaction that keeps the pending row, so a write is either
+//! whole and durable or it never was.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use sync_core::acl::AclState;
+use sync_core::ids::{ChangeId, SpaceId, TreeId};
+use sync_core::limits;
+use sync_core::log::{TreeState, may_write};
+use sync_core::record::{
+    ChangeKind, PayloadClaim, RawRecord, TreeChange, TreeName, TreeRoot, Verified, WriteRule, verify_as,
+};
+use sync_e2ee::{ContentContext, ContentError, Envelope, KeyRing, encrypt, object_root};
+use sync_store::{PendingWrite, WriteId, WriteState, WriteTx};
+
+use super::live::{overlaid_heads, overlaid_state};
+use super::project::stored_state;
+use super::{Space, SpaceInner};
+use crate::client::Shared;
+use crate::clock;
+use crate::error::{ReadError, WriteError, from_store_write};
+use crate::events::Event;
+use crate::object::{self, ObjectState, Op};
+
+const NAME_BYTES_MAX: usize = 256;
+
+/// Which object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ObjectKey {
+    pub(crate) object_type: String,
+    pub(crate) id: String,
+}
+
+impl ObjectKey {
+    pub(crate) fn new(object_type: &str, id: &str) -> Result<Self, WriteError> {
+        for (what, text) in [("type", object_type), ("id", id)] {
+            if text.is_empty() || text.len() > NAME_BYTES_MAX {
+                return Err(WriteError::BadName { what, max: NAME_BYTES_MAX });
+            }
+        }
+        Ok(Self { object_type: object_type.to_owned(), id: id.to_owned() })
+    }
+}
+
+/// A tree whose changes are the application's own: a foreign CRDT, a history to import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTree {
+    /// What the payloads are; encrypted.
+    pub data_type: String,
+    pub write_rule: WriteRule,
+}
+
+/// Decides what to write, given what a reader sees now.
+pub(crate) type MakeOps = dyn FnOnce(Option<&ObjectState>) -> Result<Vec<Op>, WriteError> + Send;
+
+impl SpaceInner {
+    /// The tree that an object is, if the keys are here.
+    pub(crate) fn object_tree(&self, key: &ObjectKey) -> Result<TreeId, ReadError> {
+        Ok(self.object_root(&self.ring(), key)?.tree_id())
+    }
+
+    fn object_root(&self, ring: &KeyRing, key: &ObjectKey) -> Result<TreeRoot, ReadError> {
+        let name_key = ring.name_key().ok_or(ReadError::NoKeys)?;
+        let rule = self.shared.types.rule(&key.object_type, &key.id);
+        Ok(object_root(self.id, name_key, &key.object_type, &key.id, rule))
+    }
+
+    /// Writes operations on one object; `None` if there was nothing to write.
+    pub(crate) async fn write_object(
+        self: &std::sync::Arc<Self>,
+        key: ObjectKey,
+        make: Box<MakeOps>,
+    ) -> Result<Option<WriteId>, WriteError> {
+        Ok(self.write_objects(vec![(key, make)]).await?.pop().flatten())
+    }
+
+    /// Writes operations on several objects in one transaction: all or none.
+    pub(crate) async fn write_objects(
+        self: &std::sync::Arc<Self>,
+        writes: Vec<(ObjectKey, Box<MakeOps>)>,
+    ) -> Result<Vec<Option<WriteId>>, WriteError> {
+        let space = self.clone();
+        let job = move |tx: &mut WriteTx<'_>| -> Result<Vec<Option<Made>>, WriteError> {
+            let maker = Maker::new(tx, &space)?;
+            writes.into_iter().map(|(key, make)| maker.write_object(tx, key, make)).collect()
+        };
+        let made = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        let mut ids = Vec::with_capacity(made.len());
+        for made in made {
+            if let Some(made) = &made {
+                self.announce(made);
+            }
+            ids.push(made.map(|m| m.write));
+        }
+        self.push_wanted.notify_one();
+        self.touch();
+        Ok(ids)
+    }
+
+    fn announce(&self, made: &Made) {
+        self.refresh(made.tree);
+        self.emit(match &made.key {
+            Some(key) => Event::Object {
+                space: self.id,
+                tree: made.tree,
+                object_type: key.object_type.clone(),
+                id: key.id.clone(),
+            },
+            None => Event::Tree { space: self.id, tree: made.tree },
+        });
+    }
+
+    pub(super) async fn set_refused_aside(&self, write: WriteId) -> Result<(), WriteError> {
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
+            if let Some(WriteState::Refused(_)) = tx.write_state(write)? {
+                tx.set_write_state(write, &WriteState::Dismissed)?;
+            }
+            Ok(())
+        };
+        self.shared.store.write(job).await.map_err(from_store_write)?;
+        self.touch();
+        Ok(())
+    }
+
+    /// Makes a pending write and those after it in its tree anew, on the present ACL and epoch.
+    pub(super) fn rebuild_in(
+        &self,
+        tx: &mut WriteTx<'_>,
+        write: &PendingWrite,
+        parents: Reparent,
+    ) -> Result<(), WriteError> {
+        Maker::new(tx, self)?.rebuild_suffix(tx, write, parents)
+    }
+}
+
+/// What a rebuilt change stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reparent {
+    /// The changes it stood on, as they are now called.
+    Keep,
+    /// The heads that are here, merged.
+    OntoHeads,
+}
+
+struct Made {
+    write: WriteId,
+    tree: TreeId,
+    change: ChangeId,
+    key: Option<ObjectKey>,
+}
+
+/// Everything that making a change needs, fixed for one transaction.
+struct Maker<'a> {
+    space: &'a SpaceInner,
+    shared: &'a Shared,
+    ring: std::sync::Arc<KeyRing>,
+    acl: std::sync::Arc<AclState>,
+}
+
+/// Where a change goes.
+struct Place {
+    root: TreeRoot,
+    tree: TreeId,
+    logged: Option<TreeState>,
+    parents: Vec<ChangeId>,
+    /// The root travels with the first change of a tree.
+    root_record: Option<RawRecord>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(tx: &WriteTx<'_>, space: &'a SpaceInner) -> Result<Self, WriteError> {
+        let acl = tx.acl(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?;
+        Ok(Self { space, shared: &space.shared, ring: space.ring(), acl })
+    }
+
+    fn write_object(
+        &self,
+        tx: &mut WriteTx<'_>,
+        key: ObjectKey,
+        make: Box<MakeOps>,
+    ) -> Result<Option<Made>, WriteError> {
+        let root = self.space.object_root(&self.ring, &key)?;
+        let tree = root.tree_id();
+        let pending = tx.pending_of_tree(self.space.id, tree)?;
+        let logged = stored_state(tx, self.shared, self.space.id, tree)?;
+        let state = overlaid_state(logged, self.shared, &pending)?;
+        let ops = make(state.as_ref())?;
+        if ops.is_empty() {
+            return Ok(None);
+        }
+        let envelope = Envelope {
+            object_type: key.object_type.clone(),
+            object_id: key.id.clone(),
+            data_type: object::DATA_TYPE.to_owned(),
+            payload: object::encode(&ops),
+        };
+        let place = self.place(tx, root, &pending)?;
+        let made = self.append(tx, place, &envelope)?;
+        Ok(Some(Made { key: Some(key), ..made }))
+    }
+
+    /// On top of everything that is here.
+    fn place(&self, tx: &WriteTx<'_>, root: TreeRoot, pending: &[PendingWrite]) -> Result<Place, WriteError> {
+        let tree = root.tree_id();
+        let logged = tx.tree(self.space.id, tree)?;
+        self.check(tree, &root, logged.as_ref(), pending)?;
+        let heads = overlaid_heads(logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default(), pending);
+        let parents = parents_of(tree, &heads);
+        let root_record = if logged.is_none() && pending.is_empty() { Some(root_record(&root)?) } else { None };
+        Ok(Place { root, tree, logged, parents, root_record })
+    }
+
+    fn check(
+        &self,
+        tree: TreeId,
+        root: &TreeRoot,
+        logged: Option<&TreeState>,
+        pending: &[PendingWrite],
+    ) -> Result<(), WriteError> {
+        let author = self.shared.account.id();
+        may_write(&self.acl, tree, root, logged, &author, &self.acl.head)?;
+        if root.write_rule.once && !pending.is_empty() {
+            return Err(sync_core::log::Reject::OnceTaken { tree }.into());
+        }
+        Ok(())
+    }
+
+    fn append(&self, tx: &mut WriteTx<'_>, place: Place, envelope: &Envelope) -> Result<Made, WriteError> {
+        let Place { root, tree, logged: _, parents, root_record } = place;
+        let change = self.sign(root.space, tree, parents, envelope)?;
+        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(envelope), &mut rand::rng());
+        let id = change.id().into();
+        let write = tx.put_pending(self.space.id, tree, root_record.as_ref(), change.raw(), &local)?;
+        Ok(Made { write, tree, change: id, key: None })
+    }
+
+    fn sign(
+        &self,
+        space: SpaceId,
+        tree: TreeId,
+        parents: Vec<ChangeId>,
+        envelope: &Envelope,
+    ) -> Result<Verified<TreeChange>, WriteError> {
+        let (epoch, author, kind) = (self.acl.epoch, self.shared.account.id(), ChangeKind::Content);
+        let keys = self.ring.keys(epoch).ok_or(ReadError::NoKeys)?;
+        let context = ContentContext { space, tree, epoch, author, kind };
+        let encrypted = encrypt(keys, &context, envelope, &mut rand::rng())?;
+        let change = TreeChange {
+            tree,
+            parents,
+            acl_head: self.acl.head,
+            epoch,
+            author,
+            at_ms: clock::wall_ms(),
+            seen: None,
+            kind,
+            nonce: encrypted.nonce,
+            payload: PayloadClaim::of(&encrypted.ciphertext),
+        };
+        Ok(Verified::sign(&change, self.shared.account.signing_key(), Some(encrypted.ciphertext))
+            .expect("a change made here has the form that is checked here"))
+    }
+
+    fn rebuild_suffix(
+        &self,
+        tx: &mut WriteTx<'_>,
+        from: &PendingWrite,
+        reparent: Reparent,
+    ) -> Result<(), WriteError> {
+        let (space, tree) = (self.space.id, from.tree);
+        let pending = tx.pending_of_tree(space, tree)?;
+        let logged = tx.tree(space, tree)?;
+        let root = match (&logged, pending.iter().find_map(|w| w.root.clone())) {
+            (Some(tree), _) => tree.root,
+            (None, Some(root)) => *verified::<TreeRoot>(root)?.body(),
+            (None, None) => return Err(sync_core::log::Reject::MissingRoot { tree }.into()),
+        };
+        self.check(tree, &root, logged.as_ref(), &[])?;
+        let mut renamed = BTreeMap::new();
+        for write in pending.iter().filter(|w| w.id >= from.id) {
+            let old = verified::<TreeChange>(write.record.clone())?;
+            let parents = match reparent {
+                Reparent::OntoHeads if write.id == from.id => {
+                    parents_of(tree, &logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default())
+                }
+                Reparent::OntoHeads | Reparent::Keep => rename(&old.body().parents, &renamed),
+            };
+            let change = self.sign(space, tree, parents, &local_envelope(self.shared, write)?)?;
+            renamed.insert(ChangeId::from(old.id()), ChangeId::from(change.id()));
+            tx.rebuild_pending(write.id, write.root.as_ref(), change.raw())?;
+        }
+        Ok(())
+    }
+}
+
+fn rename(parents: &[ChangeId], renamed: &BTreeMap<ChangeId, ChangeId>) -> Vec<ChangeId> {
+    let parents: BTreeSet<_> = parents.iter().map(|p| *renamed.get(p).unwrap_or(p)).collect();
+    parents.into_iter().collect()
+}
+
+/// A record of our own rows; one that does not verify means that the store was changed from outside.
+fn verified<B: sync_core::record::Body>(record: RawRecord) -> Result<Verified<B>, WriteError> {
+    verify_as(record).map_err(|_| ReadError::Row(ContentError::BadEnvelope).into())
+}
+
+fn root_record(root: &TreeRoot) -> Result<RawRecord, WriteError> {
+    Ok(Verified::unsigned(root).expect("a root made here has the form that is checked here").into_raw())
+}
+
+/// At most 32 of the heads, or the root where there is none.
+fn parents_of(tree: TreeId, heads: &BTreeSet<ChangeId>) -> Vec<ChangeId> {
+    if heads.is_empty() {
+        return vec![TreeChange::root_as_parent(tree)];
+    }
+    heads.iter().take(limits::PARENTS_MAX).copied().collect()
+}
+
+// ---- trees of the application's own -------------------------------------------------------------------------------------
+
+/// One change to append to a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeWrite {
+    /// `None`: on top of everything that is here. Otherwise changes of this tree, logged, pending, or earlier in the same
+    /// call; empty for a change that has nothing before it.
+    pub parents: Option<Vec<ParentRef>>,
+    pub payload: Bytes,
+}
+
+/// A parent of a change that is being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParentRef {
+    Change(ChangeId),
+    /// The n-th write of the same call, from 0.
+    Earlier(usize),
+}
+
+/// What was written to a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeWritten {
+    pub tree: TreeId,
+    pub writes: Vec<WriteId>,
+    /// The changes as they are now; one that had to be rebuilt before it was logged gets another id.
+    pub changes: Vec<ChangeId>,
+}
+
+impl Space {
+    /// Makes a new tree and appends changes to it, in one transaction.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is written then.
+    pub async fn create_tree(&self, new: NewTree, writes: Vec<TreeWrite>) -> Result<TreeWritten, WriteError> {
+        let nonce: [u8; 16] = rand::random();
+        let root =
+            TreeRoot { space: self.inner.id, name: TreeName::Nonce(nonce), write_rule: new.write_rule };
+        self.write_tree(root, new.data_type, writes).await
+    }
+
+    /// Appends changes to a tree that is here, in one transaction.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is written then.
+    pub async fn append(
+        &self,
+        tree: TreeId,
+        data_type: String,
+        writes: Vec<TreeWrite>,
+    ) -> Result<TreeWritten, WriteError> {
+        let space = self.inner.id;
+        let root = self.inner.shared.store.read(|tx| -> Result<_, ReadError> {
+            if let Some(tree) = tx.tree(space, tree)? {
+                return Ok(Some(tree.root));
+            }
+            let pending = tx.pending_of_tree(space, tree)?;
+            let record = pending.into_iter().find_map(|w| w.root);
+            Ok(record.and_then(|r| verify_as::<TreeRoot>(r).ok()).map(|r| *r.body()))
+        })?;
+        let root = root.ok_or(sync_core::log::Reject::MissingRoot { tree })?;
+        self.write_tree(root, data_type, writes).await
+    }
+
+    async fn write_tree(
+        &self,
+        root: TreeRoot,
+        data_type: String,
+        writes: Vec<TreeWrite>,
+    ) -> Result<TreeWritten, WriteError> {
+        let space = self.inner.clone();
+        let tree = root.tree_id();
+        let job = move |tx: &mut WriteTx<'_>| -> Result<Vec<Made>, WriteError> {
+            let maker = Maker::new(tx, &space)?;
+            append_all(tx, &maker, root, &data_type, writes)
+        };
+        let made = self.inner.shared.store.write(job).await.map_err(from_store_write)?.value;
+        if let Some(last) = made.last() {
+            self.inner.announce(last);
+        }
+        self.inner.push_wanted.notify_one();
+        self.inner.touch();
+        let (writes, changes) = made.iter().map(|m| (m.write, m.change)).unzip();
+        Ok(TreeWritten { tree, writes, changes })
+    }
+}
+
+fn append_all(
+    tx: &mut WriteTx<'_>,
+    maker: &Maker<'_>,
+    root: TreeRoot,
+    data_type: &str,
+    writes: Vec<TreeWrite>,
+) -> Result<Vec<Made>, WriteError> {
+    let tree = root.tree_id();
+    let space = maker.space.id;
+    let pending = tx.pending_of_tree(space, tree)?;
+    let first = maker.place(tx, root, &pending)?;
+    let mut heads = overlaid_heads(first.logged.map(|t| t.heads).unwrap_or_default(), &pending);
+    let mut root_record = first.root_record;
+    let mut known: BTreeSet<ChangeId> = pending.iter().map(|w| w.record.id().into()).collect();
+    let mut made: Vec<Made> = Vec::with_capacity(writes.len());
+    for write in writes {
+        let parents = match write.parents {
+            None => parents_of(tree, &heads),
+            Some(named) => named_parents(tx, space, tree, &named, &made, &known)?,
+        };
+        let envelope = Envelope {
+            object_type: String::new(),
+            object_id: String::new(),
+            data_type: data_type.to_owned(),
+            payload: write.payload,
+        };
+        heads.retain(|h| !parents.contains(h));
+        let place = Place { root, tree, logged: None, parents, root_record: root_record.take() };
+        let next = maker.append(tx, place, &envelope)?;
+        heads.insert(next.change);
+        known.insert(next.change);
+        made.push(next);
+    }
+    Ok(made)
+}
+
+fn named_parents(
+    tx: &WriteTx<'_>,
+    space: SpaceId,
+    tree: TreeId,
+    named: &[ParentRef],
+    made: &[Made],
+    known: &BTreeSet<ChangeId>,
+) -> Result<Vec<ChangeId>, WriteError> {
+    let mut parents = BTreeSet::new();
+    for parent in named {
+        let id = match parent {
+            ParentRef::Change(id) => *id,
+            ParentRef::Earlier(index) => {
+                made.get(*index).map(|m| m.change).unwrap_or_else(|| TreeChange::root_as_parent(tree))
+            }
+        };
+        if !known.contains(&id) && tx.change(space, tree, id)?.is_none() {
+            return Err(WriteError::UnknownParent(id));
+        }
+        parents.insert(id);
+    }
+    if parents.is_empty() {
+        parents.insert(TreeChange::root_as_parent(tree));
+    }
+    Ok(parents.into_iter().collect())
+}
+
+// ---- what a pending row keeps for a rebuild -----------------------------------------------------------------------------
+
+/// A JSON array of the three names, a line feed (which JSON escapes), and the payload as it is.
+fn encode_local(envelope: &Envelope) -> Vec<u8> {
+    let names = [&envelope.object_type, &envelope.object_id, &envelope.data_type];
+    let mut bytes = serde_json::to_vec(&names).expect("strings are always JSON");
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&envelope.payload);
+    bytes
+}
+
+/// The plaintext of a pending write, from its own row.
+pub(super) fn local_envelope(shared: &Shared, write: &PendingWrite) -> Result<Envelope, ReadError> {
+    let bytes = shared.local.open_row(write.tree.as_bytes(), &write.local)?;
+    let damaged = || ReadError::Row(ContentError::BadEnvelope);
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
+    let [object_type, object_id, data_type]: [String; 3] =
+        serde_json::from_slice(&bytes[..end]).map_err(|_| damaged())?;
+    Ok(Envelope { object_type, object_id, data_type, payload: Bytes::copy_from_slice(&bytes[end + 1..]) })
+}
