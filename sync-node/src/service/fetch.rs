@@ -63,8 +63,11 @@ fn without_ancestors(rows: Vec<LogRow>, heads: &[ChangeId]) -> Vec<LogRow> {
             open.extend(parents);
         }
     }
-    let holds_root = !held.is_empty();
-    rows.into_iter().filter(|row| !held.contains(&row.id) && !(holds_root && row.kind == EntryKind::Root)).collect()
+    let is_held = |row: &LogRow| match row.kind {
+        EntryKind::Root => !held.is_empty(),
+        EntryKind::Change | EntryKind::Tombstone | EntryKind::Acl => held.contains(&row.id),
+    };
+    rows.into_iter().filter(|row| !is_held(row)).collect()
 }
 
 fn parents_of(row: &LogRow) -> Vec<EntryId> {

@@ -143,7 +143,7 @@ impl Sync for SyncService {
     async fn open_session(&self, request: Request<Hello>) -> Result<Response<Challenge>, Status> {
         let link = link(&request)?.clone();
         let span = info_span!("rpc", rpc = "OpenSession", connection = link.number());
-        unary(span, session::open(&self.state, &link, request.into_inner())).await
+        unary(span, async { session::open(&self.state, &link, request.into_inner()) }).await
     }
 
     async fn prove_session(&self, request: Request<Proof>) -> Result<Response<SessionToken>, Status> {

@@ -21,7 +21,7 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 /// Optional parts of the protocol that this node has. None yet: everything in version 1 is always there.
 const FEATURES: [&str; 0] = [];
 
-pub(super) async fn open(state: &State, link: &Link, hello: Hello) -> Result<Challenge, CallError> {
+pub(super) fn open(state: &State, link: &Link, hello: Hello) -> Result<Challenge, CallError> {
     check_versions(required("versions", hello.versions)?)?;
     let account: AccountId = id(&hello.account)?;
     let device: DeviceId = id(&hello.device)?;
