@@ -68,7 +68,7 @@ impl Default for NodeConfig {
 /// Exit codes: 0 stopped as asked; 2 wrong usage or configuration; 70 internal error; 74 the storage failed;
 /// 75 the data directory is in use by another process.
 #[derive(Debug, Clone, Default, Parser, Serialize)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 pub struct Flags {
     /// A TOML file with the settings below, dashes written as underscores [env: HEADWATER_NODE_CONFIG]
     #[arg(long, value_name = "FILE")]

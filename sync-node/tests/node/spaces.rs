@@ -1,10 +1,6 @@
 //! SpacePush, SpacePull, AclRead, AclAppend, and who may read.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-
-use common::{Caller, Person, Space, Stage, code, invite_id, key};
+use crate::common::{Caller, Person, Space, Stage, code, invite_id, key};
 use sync_core::code::Code;
 use sync_core::ids::AuthorityId;
 use sync_core::record::{AclContent, Role};
@@ -122,7 +118,7 @@ async fn knowing_an_id_is_worth_nothing() {
 
     let root = stage.space.tree(7);
     let change = stage.space.first_change(&mallory.person, &root, "mine");
-    let request = PushRequest { space: space.clone(), items: vec![common::item(1, Some(&root), &change)] };
+    let request = PushRequest { space: space.clone(), items: vec![crate::common::item(1, Some(&root), &change)] };
     let request = mallory.request(tokio_stream::iter([request]));
     let mut pushed = mallory.client.push(request).await.unwrap().into_inner();
     let verdicts = pushed.message().await.unwrap().unwrap().verdicts;
@@ -132,7 +128,7 @@ async fn knowing_an_id_is_worth_nothing() {
     }
 
     // Not even where the ACL stands.
-    let stale = common::acl_record(
+    let stale = crate::common::acl_record(
         &mallory.person,
         stage.space.id,
         stage.space.root.id().into(),
@@ -202,7 +198,10 @@ async fn the_holder_of_a_live_invite_reads_the_acl_and_of_a_dead_one_learns_why_
     assert_eq!(read(&unknown).await, Err(Code::InviteUnknown));
     // Another session's proof is no proof of this one.
     let alices = stage.alice.invite_proof(&good, stage.space.id);
-    assert_eq!(acl_read(&mut bob, &stage.space, Some(alices)).await.map_err(|e| code(&e)).err(), Some(Code::BadInviteProof));
+    assert_eq!(
+        acl_read(&mut bob, &stage.space, Some(alices)).await.map_err(|e| code(&e)).err(),
+        Some(Code::BadInviteProof)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,7 @@
 //! Opening a session: the happy path, and each way it is refused.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-
+use crate::common::{Caller, Person, Stage, code, dial, start};
 use bytes::Bytes;
-use common::{Caller, Person, Stage, code, dial, start};
 use sync_core::code::Code;
 use sync_proto::TOKEN_KEY;
 use sync_proto::status::Failure;
@@ -101,7 +97,7 @@ async fn a_newer_device_list_ends_the_sessions_of_those_it_leaves_out() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path()).await;
     let phone = Person::new(1);
-    let laptop = Person { device: common::key(55), ..phone.clone() };
+    let laptop = Person { device: crate::common::key(55), ..phone.clone() };
     let both = phone.list(1, &[&phone.device, &laptop.device]);
     let mut on_phone = Caller::over(dial(&node).await, &phone, phone.hello_with(&both)).await.unwrap();
     let open = on_phone.request(tokio_stream::pending::<HeadUpdatesRequest>());

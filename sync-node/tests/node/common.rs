@@ -1,7 +1,5 @@
 //! People with keys, records made by hand, and callers with a session. No encryption: the node cannot tell.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses its part of it")]
-
 use std::path::Path;
 
 use bytes::Bytes;
@@ -27,60 +25,60 @@ use sync_proto::{TOKEN_KEY, read_verified};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-pub async fn start(dir: &Path) -> RunningNode {
+pub(crate) async fn start(dir: &Path) -> RunningNode {
     Node::start(NodeConfig { plaintext: true, ..NodeConfig::on_loopback(dir) }).await.unwrap()
 }
 
-pub async fn dial(node: &RunningNode) -> SyncClient<Channel> {
+pub(crate) async fn dial(node: &RunningNode) -> SyncClient<Channel> {
     let endpoint = Channel::from_shared(format!("http://{}", node.local_addr())).unwrap();
     SyncClient::new(endpoint.connect().await.unwrap())
 }
 
-pub fn key(seed: u8) -> SigningKey {
+pub(crate) fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-pub fn code(status: &Status) -> Code {
+pub(crate) fn code(status: &Status) -> Code {
     Failure::from_status(status).unwrap_or_else(|| panic!("not a typed failure: {status:?}")).code
 }
 
 // ---- people ---------------------------------------------------------------------------------------------------------
 
 #[derive(Clone)]
-pub struct Person {
-    pub key: SigningKey,
-    pub device: SigningKey,
+pub(crate) struct Person {
+    pub(crate) key: SigningKey,
+    pub(crate) device: SigningKey,
 }
 
 impl Person {
-    pub fn new(seed: u8) -> Self {
+    pub(crate) fn new(seed: u8) -> Self {
         Self { key: key(seed), device: key(seed.wrapping_add(100)) }
     }
 
-    pub fn account(&self) -> AccountId {
+    pub(crate) fn account(&self) -> AccountId {
         AccountId::from(&self.key.verifying_key())
     }
 
-    pub fn device_id(&self) -> DeviceId {
+    pub(crate) fn device_id(&self) -> DeviceId {
         DeviceId::from(&self.device.verifying_key())
     }
 
-    pub fn certificate(&self) -> Verified<DeviceCertificate> {
+    pub(crate) fn certificate(&self) -> Verified<DeviceCertificate> {
         let body = DeviceCertificate { account: self.account(), device: self.device_id(), at_ms: 1 };
         Verified::sign(&body, &self.key, None).unwrap()
     }
 
-    pub fn list(&self, version: u64, devices: &[&SigningKey]) -> Verified<DeviceList> {
+    pub(crate) fn list(&self, version: u64, devices: &[&SigningKey]) -> Verified<DeviceList> {
         let mut devices: Vec<_> = devices.iter().map(|d| DeviceId::from(&d.verifying_key())).collect();
         devices.sort_unstable();
         Verified::sign(&DeviceList { account: self.account(), version, devices }, &self.key, None).unwrap()
     }
 
-    pub fn hello(&self) -> Hello {
+    pub(crate) fn hello(&self) -> Hello {
         self.hello_with(&self.list(1, &[&self.device]))
     }
 
-    pub fn hello_with(&self, list: &Verified<DeviceList>) -> Hello {
+    pub(crate) fn hello_with(&self, list: &Verified<DeviceList>) -> Hello {
         Hello {
             versions: Some(VersionRange { min: 1, max: 1 }),
             features: vec!["anything".into()],
@@ -93,7 +91,7 @@ impl Person {
     }
 
     /// Answers a challenge as this person's device, after checking the node's half.
-    pub fn answer(&self, challenge: Challenge) -> (Proof, Nonces) {
+    pub(crate) fn answer(&self, challenge: Challenge) -> (Proof, Nonces) {
         let nonces = Nonces { client: [3; 32], server: challenge.server_nonce.as_ref().try_into().unwrap() };
         let certificate: Verified<NodeCertificate> =
             read_verified("node_certificate", challenge.node_certificate).unwrap();
@@ -107,19 +105,19 @@ impl Person {
 
 /// A person on the line.
 #[derive(Clone)]
-pub struct Caller {
-    pub person: Person,
-    pub client: SyncClient<Channel>,
-    pub nonces: Nonces,
+pub(crate) struct Caller {
+    pub(crate) person: Person,
+    pub(crate) client: SyncClient<Channel>,
+    pub(crate) nonces: Nonces,
     token: String,
 }
 
 impl Caller {
-    pub async fn connect(node: &RunningNode, person: &Person) -> Self {
+    pub(crate) async fn connect(node: &RunningNode, person: &Person) -> Self {
         Self::over(dial(node).await, person, person.hello()).await.unwrap()
     }
 
-    pub async fn over(mut client: SyncClient<Channel>, person: &Person, hello: Hello) -> Result<Self, Status> {
+    pub(crate) async fn over(mut client: SyncClient<Channel>, person: &Person, hello: Hello) -> Result<Self, Status> {
         let challenge = client.open_session(hello).await?.into_inner();
         let (proof, nonces) = person.answer(challenge);
         let token = client.prove_session(proof).await?.into_inner().token;
@@ -127,19 +125,19 @@ impl Caller {
         Ok(Self { person: person.clone(), client, nonces, token })
     }
 
-    pub fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert(TOKEN_KEY, self.token.parse().unwrap());
         request
     }
 
-    pub async fn push_space(&mut self, space: &Space) -> Result<SpacePosition, Status> {
+    pub(crate) async fn push_space(&mut self, space: &Space) -> Result<SpacePosition, Status> {
         let request = self.request(space.push_request());
         Ok(self.client.space_push(request).await?.into_inner())
     }
 
     /// One message of items; one verdict each, in the order of their tags.
-    pub async fn push(&mut self, space: SpaceId, items: Vec<PushItem>) -> Vec<Verdict> {
+    pub(crate) async fn push(&mut self, space: SpaceId, items: Vec<PushItem>) -> Vec<Verdict> {
         let request = self.request(tokio_stream::iter([PushRequest { space: space.to_bytes(), items }]));
         let mut answers = self.client.push(request).await.unwrap().into_inner();
         let mut verdicts = Vec::new();
@@ -150,7 +148,7 @@ impl Caller {
         verdicts
     }
 
-    pub async fn append(&mut self, space: SpaceId, record: &Verified<AclRecord>) -> Result<(), Status> {
+    pub(crate) async fn append(&mut self, space: SpaceId, record: &Verified<AclRecord>) -> Result<(), Status> {
         let request = self.request(sync_proto::v1::AclAppendRequest {
             space: space.to_bytes(),
             record: Some(record.raw().clone().into()),
@@ -159,19 +157,19 @@ impl Caller {
         self.client.acl_append(request).await.map(|_| ())
     }
 
-    pub fn invite_proof(&self, invite: &SigningKey, space: SpaceId) -> InviteProof {
+    pub(crate) fn invite_proof(&self, invite: &SigningKey, space: SpaceId) -> InviteProof {
         let account = self.person.account();
         let signature = sync_core::acl::sign_read_proof(invite, &self.nonces.joined(), space, account);
         InviteProof { invite: invite_id(invite).to_bytes(), signature: Bytes::copy_from_slice(&signature) }
     }
 }
 
-pub fn invite_id(invite: &SigningKey) -> InviteId {
+pub(crate) fn invite_id(invite: &SigningKey) -> InviteId {
     InviteId::from(&invite.verifying_key())
 }
 
 /// What a verdict says: the code of a refusal, or `None`.
-pub fn refusal(verdict: &Verdict) -> Option<Code> {
+pub(crate) fn refusal(verdict: &Verdict) -> Option<Code> {
     match verdict.outcome.as_ref().unwrap() {
         verdict::Outcome::Accepted(_) | verdict::Outcome::Known(_) => None,
         verdict::Outcome::Rejected(detail) => Some(Code::from_number(detail.code).unwrap()),
@@ -182,18 +180,18 @@ pub fn refusal(verdict: &Verdict) -> Option<Code> {
 
 /// A space and the head of its ACL, as its test knows it.
 #[derive(Clone)]
-pub struct Space {
-    pub id: SpaceId,
-    pub header: Verified<SpaceHeader>,
-    pub root: Verified<AclRoot>,
-    pub set_home: Verified<AclRecord>,
-    pub acl_head: AclId,
-    pub index: u64,
-    pub epoch: Epoch,
+pub(crate) struct Space {
+    pub(crate) id: SpaceId,
+    pub(crate) header: Verified<SpaceHeader>,
+    pub(crate) root: Verified<AclRoot>,
+    pub(crate) set_home: Verified<AclRecord>,
+    pub(crate) acl_head: AclId,
+    pub(crate) index: u64,
+    pub(crate) epoch: Epoch,
 }
 
 impl Space {
-    pub fn found(owner: &Person, authority: AuthorityId, nonce: u8) -> Self {
+    pub(crate) fn found(owner: &Person, authority: AuthorityId, nonce: u8) -> Self {
         let root = AclRoot {
             owner: owner.account(),
             options: SpaceOptions::default(),
@@ -217,7 +215,7 @@ impl Space {
         Self { id, header, root, set_home, acl_head, index: 1, epoch: Epoch(0) }
     }
 
-    pub fn push_request(&self) -> SpacePushRequest {
+    pub(crate) fn push_request(&self) -> SpacePushRequest {
         SpacePushRequest {
             header: Some(self.header.raw().clone().into()),
             acl_root: Some(self.root.raw().clone().into()),
@@ -226,19 +224,19 @@ impl Space {
     }
 
     /// The next ACL record; the space takes it as its head.
-    pub fn acl(&mut self, author: &Person, content: AclContent) -> Verified<AclRecord> {
+    pub(crate) fn acl(&mut self, author: &Person, content: AclContent) -> Verified<AclRecord> {
         let record = acl_record(author, self.id, self.acl_head, self.index + 1, vec![content]);
         self.acl_head = record.id().into();
         self.index += 1;
         record
     }
 
-    pub fn add(&mut self, admin: &Person, member: &Person, role: Role) -> Verified<AclRecord> {
+    pub(crate) fn add(&mut self, admin: &Person, member: &Person, role: Role) -> Verified<AclRecord> {
         let members = vec![(member.account(), role, seal(member.account()))];
         self.acl(admin, AclContent::AddMembers { members })
     }
 
-    pub fn remove(&mut self, admin: &Person, member: &Person, remaining: &[&Person]) -> Verified<AclRecord> {
+    pub(crate) fn remove(&mut self, admin: &Person, member: &Person, remaining: &[&Person]) -> Verified<AclRecord> {
         self.epoch = Epoch(self.epoch.0 + 1);
         let rotation = Rotation {
             epoch: self.epoch,
@@ -253,7 +251,12 @@ impl Space {
         self.acl(admin, AclContent::RemoveMembers { accounts: vec![member.account()], rotation })
     }
 
-    pub fn invite(&mut self, admin: &Person, invite: &SigningKey, expires_ms: Option<u64>) -> Verified<AclRecord> {
+    pub(crate) fn invite(
+        &mut self,
+        admin: &Person,
+        invite: &SigningKey,
+        expires_ms: Option<u64>,
+    ) -> Verified<AclRecord> {
         let content = CreateInvite {
             key: invite_id(invite),
             mode: InviteMode::Approval,
@@ -268,17 +271,23 @@ impl Space {
         self.acl(admin, AclContent::CreateInvite(content))
     }
 
-    pub fn tree(&self, nonce: u8) -> Verified<TreeRoot> {
+    pub(crate) fn tree(&self, nonce: u8) -> Verified<TreeRoot> {
         let root = TreeRoot { space: self.id, name: TreeName::Nonce([nonce; 16]), write_rule: WriteRule::WRITERS };
         Verified::unsigned(&root).unwrap()
     }
 
-    pub fn first_change(&self, author: &Person, root: &Verified<TreeRoot>, text: &str) -> Verified<TreeChange> {
+    pub(crate) fn first_change(&self, author: &Person, root: &Verified<TreeRoot>, text: &str) -> Verified<TreeChange> {
         let tree = TreeId::from(root.id());
         self.change(author, tree, vec![TreeChange::root_as_parent(tree)], text)
     }
 
-    pub fn change(&self, author: &Person, tree: TreeId, parents: Vec<ChangeId>, text: &str) -> Verified<TreeChange> {
+    pub(crate) fn change(
+        &self,
+        author: &Person,
+        tree: TreeId,
+        parents: Vec<ChangeId>,
+        text: &str,
+    ) -> Verified<TreeChange> {
         let payload = Bytes::copy_from_slice(text.as_bytes());
         let body = TreeChange {
             tree,
@@ -295,12 +304,12 @@ impl Space {
         Verified::sign(&body, &author.key, Some(payload)).unwrap()
     }
 
-    pub fn subscribe(&self, cursor: u64) -> Subscribe {
+    pub(crate) fn subscribe(&self, cursor: u64) -> Subscribe {
         Subscribe { space: self.id.to_bytes(), cursor, ladder: Vec::new() }
     }
 }
 
-pub fn acl_record(
+pub(crate) fn acl_record(
     author: &Person,
     space: SpaceId,
     prev: AclId,
@@ -311,24 +320,28 @@ pub fn acl_record(
     Verified::sign(&body, &author.key, None).unwrap()
 }
 
-pub fn seal(recipient: AccountId) -> Seal {
-    Seal { recipient: *recipient.as_bytes(), enc: Bytes::from_static(&[8; 32]), ciphertext: Bytes::from_static(&[8; 48]) }
+pub(crate) fn seal(recipient: AccountId) -> Seal {
+    Seal {
+        recipient: *recipient.as_bytes(),
+        enc: Bytes::from_static(&[8; 32]),
+        ciphertext: Bytes::from_static(&[8; 48]),
+    }
 }
 
-pub fn item(tag: u64, root: Option<&Verified<TreeRoot>>, change: &Verified<TreeChange>) -> PushItem {
+pub(crate) fn item(tag: u64, root: Option<&Verified<TreeRoot>>, change: &Verified<TreeChange>) -> PushItem {
     PushItem { tag, root: root.map(|r| r.raw().clone().into()), record: Some(change.raw().clone().into()) }
 }
 
 /// A node, the owner of a space on it, and the space.
-pub struct Stage {
-    pub dir: tempfile::TempDir,
-    pub node: RunningNode,
-    pub alice: Caller,
-    pub space: Space,
+pub(crate) struct Stage {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) node: RunningNode,
+    pub(crate) alice: Caller,
+    pub(crate) space: Space,
 }
 
 impl Stage {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let node = start(dir.path()).await;
         let mut alice = Caller::connect(&node, &Person::new(1)).await;
@@ -337,13 +350,13 @@ impl Stage {
         Self { dir, node, alice, space }
     }
 
-    pub async fn add(&mut self, member: &Person, role: Role) {
+    pub(crate) async fn add(&mut self, member: &Person, role: Role) {
         let record = self.space.add(&self.alice.person, member, role);
         self.alice.append(self.space.id, &record).await.unwrap();
     }
 
     /// Pushes a new tree with one change per text, each on the one before.
-    pub async fn write(&mut self, nonce: u8, texts: &[&str]) -> (TreeId, Vec<ChangeId>) {
+    pub(crate) async fn write(&mut self, nonce: u8, texts: &[&str]) -> (TreeId, Vec<ChangeId>) {
         let root = self.space.tree(nonce);
         let tree = TreeId::from(root.id());
         let mut changes: Vec<Verified<TreeChange>> = Vec::new();

@@ -1,0 +1,127 @@
+//! Configuration, restarts and the binary: what an operator sees.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use sync_core::token::{NodeAddress, Transport};
+use sync_node::{Flags, Node, NodeConfig, StartError};
+
+use crate::common::{Caller, Person, Stage, start};
+
+fn binary(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sync-node"));
+    command.env_clear().arg("--data").arg(dir).args(["--listen", "127.0.0.1:0"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The line that a ready node prints.
+fn ready(child: &mut Child) -> NodeAddress {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    line.trim().parse().unwrap_or_else(|e| panic!("{line:?}: {e}"))
+}
+
+fn terminate(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+}
+
+#[test]
+fn a_node_says_where_it_is_while_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = binary(dir.path()).spawn().unwrap();
+    let address = ready(&mut node);
+    assert_eq!(address.transport, Transport::Tls);
+    let file = dir.path().join("address");
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), address.to_string());
+
+    let second = binary(dir.path()).output().unwrap();
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(75), "{text}");
+    assert!(text.contains("in use"), "{text}");
+    assert!(second.stdout.is_empty());
+
+    terminate(&node);
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+    assert!(!file.exists());
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = binary(dir.path()).args(["--listen=0.0.0.0:0", "--plaintext"]).output().unwrap();
+    assert_eq!(open.status.code(), Some(2));
+    assert!(String::from_utf8(open.stderr).unwrap().contains("--behind-proxy"));
+    let unknown = binary(dir.path()).arg("--no-such-flag").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    let file = dir.path().join("node.toml");
+    fs::write(&file, "no_such_setting = 1\n").unwrap();
+    let misspelt = binary(dir.path()).arg("--config").arg(&file).output().unwrap();
+    assert_eq!(misspelt.status.code(), Some(2));
+    assert!(String::from_utf8(misspelt.stderr).unwrap().contains("no_such_setting"));
+    let filter = binary(dir.path()).args(["--log", "a=b=c"]).output().unwrap();
+    assert_eq!(filter.status.code(), Some(2));
+}
+
+#[test]
+fn flags_go_before_the_environment_before_the_file_before_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("node.toml");
+    let settings = "advertise = \"file.example:1\"\nlisten = \"127.0.0.1:1\"\nplaintext = true\n";
+    fs::write(&file, settings).unwrap();
+    let data = dir.path().join("data");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sync-node"));
+    command.env_clear().env("HEADWATER_NODE_CONFIG", &file).env("HEADWATER_NODE_DATA", &data);
+    command.env("HEADWATER_NODE_LISTEN", "127.0.0.1:2").env("HEADWATER_NODE_SOMETHING_ELSE", "1");
+    command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut node = command.spawn().unwrap();
+    let address = ready(&mut node);
+    terminate(&node);
+    node.wait().unwrap();
+    assert_eq!((address.transport, address.endpoint.as_str()), (Transport::Plain, "file.example:1"));
+    assert!(data.join("keys").exists());
+}
+
+#[test]
+fn every_setting_has_a_default() {
+    let config = NodeConfig::load(&Flags::default()).unwrap();
+    assert_eq!(config, NodeConfig::default());
+    assert_eq!(config.listen, "127.0.0.1:4710");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_in_the_open_is_refused_unless_a_proxy_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = NodeConfig { listen: "0.0.0.0:0".into(), plaintext: true, ..NodeConfig::on_loopback(dir.path()) };
+    assert!(matches!(Node::start(open.clone()).await, Err(StartError::PlaintextInTheOpen { .. })));
+    let node = Node::start(NodeConfig { behind_proxy: true, ..open }).await.unwrap();
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_node_is_who_it_was_and_has_what_it_had() {
+    let mut stage = Stage::new().await;
+    stage.write(1, &["one"]).await;
+    let before = stage.alice.push_space(&stage.space).await.unwrap();
+    let authority = stage.node.address().authority;
+    drop(stage.alice);
+    stage.node.shutdown().await;
+
+    let node = start(stage.dir.path()).await;
+    assert_eq!(node.address().authority, authority);
+    let mut alice = Caller::connect(&node, &Person::new(1)).await;
+    let after = alice.push_space(&stage.space).await.unwrap();
+    assert_eq!((after.seq, &after.chain, &after.history), (4, &before.chain, &before.history));
+    assert_eq!(after.durable_seq, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_do_not_share_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = start(dir.path()).await;
+    let second = Node::start(NodeConfig::on_loopback(dir.path())).await;
+    assert!(matches!(second, Err(StartError::Store(sync_store::OpenError::InUse { .. }))));
+}
