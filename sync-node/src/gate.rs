@@ -4,8 +4,8 @@
 //! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
 //! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
 use sync_core::acl::AclState;
@@ -21,7 +21,7 @@ use sync_core::{limits, pb};
 use sync_proto::status::Failure;
 use sync_store::{Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{Span, error};
 
 use crate::authorize::{AclAccess, InviteTicket, acl_access, ends_membership, require_member, without_positions};
 use crate::clock;
@@ -30,6 +30,8 @@ use crate::session::{Session, revoked};
 
 /// Log rows read at a time as ids only.
 const IDS_PAGE_MAX: usize = 4096;
+/// Spaces whose watermarks are kept at hand.
+const MARKS_MAX: usize = 16_384;
 
 /// The store, closed to everybody who has no session or no right.
 #[derive(Debug)]
@@ -37,6 +39,9 @@ pub(crate) struct Gate {
     store: Store,
     authority: sync_core::ids::AuthorityId,
     spaces_per_account_max: u64,
+    /// Asking the store for the watermarks of a space reads the disk; one receiver is kept and cloned. Live as long as it is
+    /// kept, so never stale.
+    marks: Mutex<HashMap<SpaceId, watch::Receiver<Watermarks>>>,
 }
 
 /// What became of a submission that was taken.
@@ -67,7 +72,7 @@ pub(crate) struct AwaitDisk(sync_store::CommitNo);
 
 impl Gate {
     pub(crate) fn new(store: Store, authority: sync_core::ids::AuthorityId, spaces_per_account_max: u64) -> Self {
-        Self { store, authority, spaces_per_account_max }
+        Self { store, authority, spaces_per_account_max, marks: Mutex::default() }
     }
 
     // ---- reading ----------------------------------------------------------------------------------------------------
@@ -79,6 +84,7 @@ impl Gate {
         space: SpaceId,
         read: impl FnOnce(&MemberView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
+        note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -96,6 +102,7 @@ impl Gate {
         ticket: Option<InviteTicket>,
         read: impl FnOnce(&AclView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
+        note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -113,6 +120,7 @@ impl Gate {
         cursor: Seq,
         read: impl FnOnce(&TailView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
+        note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -124,7 +132,23 @@ impl Gate {
 
     /// The watermarks of a space. They say how long its log is and nothing else; a caller gets them after a view.
     pub(crate) fn watch(&self, space: SpaceId) -> watch::Receiver<Watermarks> {
-        self.store.watch(space)
+        if let Some(receiver) = self.marks_at_hand().get(&space) {
+            return receiver.clone();
+        }
+        let receiver = self.store.watch(space);
+        // What is no space is not kept: its id may be anybody's invention.
+        if receiver.borrow().seq > Seq::ZERO {
+            let mut known = self.marks_at_hand();
+            if known.len() >= MARKS_MAX {
+                known.clear();
+            }
+            known.insert(space, receiver.clone());
+        }
+        receiver
+    }
+
+    fn marks_at_hand(&self) -> MutexGuard<'_, HashMap<SpaceId, watch::Receiver<Watermarks>>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The loophole: where a space stands, for the heartbeat that all its subscribers share. Each of them has shown its right
@@ -176,6 +200,7 @@ impl Gate {
         ticket: Option<InviteTicket>,
         record: Submission,
     ) -> Result<Taken, CallError> {
+        note(space);
         let (session, admission) = (session.clone(), self.admission(space));
         let append = move |tx: &mut WriteTx<'_>| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -206,6 +231,7 @@ impl Gate {
         space: SpaceId,
         submissions: Vec<Result<Submission, Failure>>,
     ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
+        note(space);
         let (session, admission) = (session.clone(), self.admission(space));
         self.write(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -255,7 +281,7 @@ impl Gate {
     }
 
     fn admission(&self, space: SpaceId) -> Admission {
-        let durable_seq = self.store.watch(space).borrow().durable_seq;
+        let durable_seq = self.watch(space).borrow().durable_seq;
         Admission { authority: self.authority, now_ms: clock::now_ms(), durable_seq }
     }
 
@@ -484,6 +510,14 @@ pub(crate) fn withhold_damage(space: SpaceId, row: &mut LogRow) {
     if !row.is_intact() {
         error!(space = %space.short(), seq = row.position.seq.0, "a stored record is damaged and is not sent");
         row.record.payload = None;
+    }
+}
+
+/// Names the space in the span of the call.
+fn note(space: SpaceId) {
+    let span = Span::current();
+    if !span.is_disabled() {
+        span.record("space", space.short());
     }
 }
 

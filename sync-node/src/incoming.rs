@@ -1,10 +1,11 @@
 //! Connections: accepted, bounded in number, and wrapped in TLS before anything else is read from them.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use sync_core::limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -23,6 +25,8 @@ use crate::shutdown::Tasks;
 const READY_MAX: usize = 64;
 /// The pause after a failed accept (no descriptors, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection may stand before somebody has proved an identity on it: the HTTP/2 preface and the handshake.
+const UNPROVEN_MAX: Duration = limits::HANDSHAKE_TIMEOUT.saturating_mul(2);
 
 /// How connections are protected.
 #[derive(Clone)]
@@ -49,6 +53,8 @@ pub(crate) struct Link(Arc<LinkInner>);
 struct LinkInner {
     number: u64,
     binding: Binding,
+    /// Somebody proved an identity on this connection.
+    proven: AtomicBool,
 }
 
 impl Link {
@@ -58,6 +64,15 @@ impl Link {
 
     pub(crate) fn binding(&self) -> Binding {
         self.0.binding
+    }
+
+    /// The connection has earned its place: it is not closed for saying nothing of worth.
+    pub(crate) fn note_proven(&self) {
+        self.0.proven.store(true, Ordering::Relaxed);
+    }
+
+    fn is_proven(&self) -> bool {
+        self.0.proven.load(Ordering::Relaxed)
     }
 
     /// Tells later whether the connection still stands, without keeping it.
@@ -80,6 +95,8 @@ impl LinkWatch {
 pub(crate) struct Connection {
     stream: Stream,
     link: Link,
+    /// When it is closed unless somebody has proved an identity on it. Behind a proxy that is the proxy's affair.
+    unproven_until: Option<Pin<Box<Sleep>>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -147,10 +164,10 @@ impl Acceptor {
         let task = async move {
             match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, protect(protection, socket)).await {
                 Ok(Ok((stream, binding))) => {
-                    let link = Link(Arc::new(LinkInner { number, binding }));
                     debug!("connected");
+                    let connection = Connection::new(stream, number, binding, room);
                     // A closed channel means that the node is stopping; the connection goes with it.
-                    let _ = ready.send(Ok(Connection { stream, link, _room: room })).await;
+                    let _ = ready.send(Ok(connection)).await;
                 }
                 Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
                 Err(_elapsed) => debug!("the TLS handshake took too long"),
@@ -168,6 +185,30 @@ async fn protect(protection: Protection, socket: TcpStream) -> Result<(Stream, B
     })
 }
 
+impl Connection {
+    fn new(stream: Stream, number: u64, binding: Binding, room: OwnedSemaphorePermit) -> Self {
+        let link = Link(Arc::new(LinkInner { number, binding, proven: AtomicBool::new(false) }));
+        let unproven_until = match binding {
+            Binding::ThisConnection => Some(Box::pin(tokio::time::sleep(UNPROVEN_MAX))),
+            Binding::AnyConnection => None,
+        };
+        Self { stream, link, unproven_until, _room: room }
+    }
+
+    /// An error once a connection has been open too long without a proof.
+    fn poll_worth(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(until) = &mut self.unproven_until else { return Ok(()) };
+        if self.link.is_proven() {
+            self.unproven_until = None;
+            return Ok(());
+        }
+        match until.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody proved an identity in time")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Link;
 
@@ -178,6 +219,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_worth(cx)?;
         match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),

@@ -218,6 +218,8 @@ impl Supervisor {
         let serving = async move { stop.stopped().await };
         let mut server = tokio::spawn(served.router.serve_with_incoming_shutdown(connections, serving));
         let (why, server_ended) = tokio::select! {
+            // In this order: a server that was asked to stop has not failed.
+            biased;
             () = self.tasks.stopped() => (Stopped::AsAsked, false),
             error = self.store.failed() => (Stopped::StoreFailed(error), false),
             ended = &mut server => (Stopped::ServerFailed(format!("{ended:?}")), true),

@@ -22,6 +22,7 @@ use sync_proto::v1::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug, info_span};
 
 use crate::failure::{CallError, overloaded};
@@ -59,7 +60,7 @@ impl SyncService {
     fn enter<T>(&self, rpc: &'static str, request: &Request<T>) -> Result<(Session, Span), Status> {
         let session = self.state.sessions.authenticate(request.metadata(), link(request)?)?;
         let (account, device) = (session.account().short(), session.device().short());
-        Ok((session, info_span!("rpc", rpc, account, device)))
+        Ok((session, info_span!("rpc", rpc, account, device, space = Empty)))
     }
 }
 

@@ -65,6 +65,7 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
             return Err(error);
         }
     }
+    link.note_proven();
     let expires_in_ms = millis(limits::SESSION_IDLE_MAX);
     Ok(SessionToken { token: Bytes::copy_from_slice(token.as_bytes()), expires_in_ms })
 }

@@ -116,9 +116,7 @@ pub(super) async fn acl_append(
     let space: SpaceId = id(&request.space)?;
     let ticket = InviteTicket::read(request.invite_proof.as_ref())?;
     let record: Verified<AclRecord> = read_verified("record", request.record)?;
-    let record_id = record.id();
     let taken = state.gate.append_acl(session, space, ticket, Submission::Acl(record)).await?;
-    session.note_pushed([record_id]);
     let outcome = match taken {
         Taken::Accepted(seq) => acl_append_response::Outcome::Accepted(Accepted { seq: seq.0 }),
         Taken::Known(seq) => acl_append_response::Outcome::Known(Known { seq: seq.0 }),

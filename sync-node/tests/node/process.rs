@@ -125,3 +125,29 @@ async fn two_nodes_do_not_share_a_directory() {
     let second = Node::start(NodeConfig::on_loopback(dir.path())).await;
     assert!(matches!(second, Err(StartError::Store(sync_store::OpenError::InUse { .. }))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_always_there_and_reflection_when_switched_on() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request::MessageRequest};
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = NodeConfig { plaintext: true, reflection: true, ..NodeConfig::on_loopback(dir.path()) };
+    let node = Node::start(config).await.unwrap();
+    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", node.local_addr())).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let service = "headwater.sync.v1.Sync".to_owned();
+    let health = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: service.clone() }).await;
+    assert_eq!(health.unwrap().into_inner().status(), ServingStatus::Serving);
+    let ask = MessageRequest::FileContainingSymbol(service);
+    let ask = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::iter([ask]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(format!("{:?}", answer.message_response).contains("FileDescriptor"));
+}

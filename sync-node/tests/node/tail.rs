@@ -193,7 +193,8 @@ async fn a_removed_member_sees_its_removal_and_nothing_after_it() {
     let bob = Person::new(2);
     stage.add(&bob, Role::Writer).await;
     let mut on_line = Caller::connect(&stage.node, &bob).await;
-    let mut tail = Tail::of(&mut on_line, stage.space.subscribe(3)).await;
+    let mut tail = Tail::of(&mut on_line, stage.space.subscribe(2)).await;
+    assert_eq!(tail.seqs_to(3).await, [3]);
     let removal = stage.space.remove(&stage.alice.person, &bob, &[&Person::new(1)]);
     let root = stage.space.tree(1);
     let secret = stage.space.first_change(&stage.alice.person, &root, "after");
@@ -212,7 +213,8 @@ async fn a_leaver_sees_that_it_left() {
     let bob = Person::new(2);
     stage.add(&bob, Role::Writer).await;
     let mut on_line = Caller::connect(&stage.node, &bob).await;
-    let mut tail = Tail::of(&mut on_line, stage.space.subscribe(3)).await;
+    let mut tail = Tail::of(&mut on_line, stage.space.subscribe(2)).await;
+    assert_eq!(tail.seqs_to(3).await, [3]);
     let leave = stage.space.acl(&bob, AclContent::Leave);
     on_line.append(stage.space.id, &leave).await.unwrap();
     assert_eq!(entries_then_refusal(&mut tail).await, (vec![4], Code::Forbidden.number()));
