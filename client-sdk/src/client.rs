@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sync_core::ids::{AccountId, AclId, HistoryId, SpaceId};
 use sync_core::limits;
 use sync_core::log::genesis;
-use sync_core::record::{
-    AclContent, AclRecord, AclRoot, RawRecord, Salt, SpaceHeader, SpaceOptions, Verified,
-};
+use sync_core::record::{AclContent, AclRecord, AclRoot, RawRecord, Salt, SpaceHeader, SpaceOptions, Verified};
 use sync_core::session::{Input, Moment};
 use sync_core::token::NodeAddress;
 use sync_e2ee::{AccountKeys, DeviceKeys, LocalKey, Mnemonic, Recipient, Secrets, SpaceKeys, seal_keys};
@@ -126,11 +124,8 @@ impl Client {
     /// [`OpenError`].
     pub async fn restore(config: ClientConfig, mnemonic: Mnemonic) -> Result<Self, OpenError> {
         let mut rng = rand::rng();
-        let secrets = Secrets {
-            mnemonic,
-            device: DeviceKeys::generate(&mut rng),
-            local_key: LocalKey::generate(&mut rng),
-        };
+        let secrets =
+            Secrets { mnemonic, device: DeviceKeys::generate(&mut rng), local_key: LocalKey::generate(&mut rng) };
         home::create(&config.dir, &config.unlock, &secrets)?;
         Self::open(config).await
     }
@@ -425,7 +420,10 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
         while !shared.is_registered(id) {
             shared.link(Input::Wake).await;
             match register(&shared, id).await {
-                Ok(()) => shared.note_registered(id).await,
+                Ok(()) => {
+                    shared.note_registered(id).await;
+                    space.note_trouble(|t| t.refused = None);
+                }
                 Err(error) => {
                     tracing::info!(space = %id.short(), error = %error, "the space could not be registered yet");
                     if let CallError::Refused(failure) = &error {
@@ -459,10 +457,7 @@ async fn register(shared: &Shared, space: SpaceId) -> Result<(), CallError> {
     Ok(())
 }
 
-fn read_genesis(
-    tx: &sync_store::ReadTx<'_>,
-    space: SpaceId,
-) -> Result<(RawRecord, RawRecord, RawRecord), ReadError> {
+fn read_genesis(tx: &sync_store::ReadTx<'_>, space: SpaceId) -> Result<(RawRecord, RawRecord, RawRecord), ReadError> {
     let row = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?;
     let entries = tx.entries(space, sync_core::ids::Seq::ZERO, 2, usize::MAX)?;
     let mut records = entries.into_iter().map(|e| e.record);

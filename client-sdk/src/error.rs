@@ -155,9 +155,7 @@ impl WriteError {
     }
 }
 
-pub(crate) fn from_store_write<E: From<StoreError> + Into<WriteError>>(
-    error: sync_store::WriteError<E>,
-) -> WriteError {
+pub(crate) fn from_store_write<E: From<StoreError> + Into<WriteError>>(error: sync_store::WriteError<E>) -> WriteError {
     match error {
         sync_store::WriteError::Job(error) => error.into(),
         sync_store::WriteError::Overloaded => WriteError::Overloaded,

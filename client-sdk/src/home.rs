@@ -89,7 +89,6 @@ fn check_mode(path: &Path) -> Result<(), OpenError> {
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> Result<(), OpenError> {
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io(path))?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(path))
 }

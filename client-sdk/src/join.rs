@@ -192,7 +192,12 @@ impl Shared {
         Ok(found)
     }
 
-    async fn keep_join(&self, space: SpaceId, token: &Verified<InviteToken>, stage: JoinStage) -> Result<(), JoinError> {
+    async fn keep_join(
+        &self,
+        space: SpaceId,
+        token: &Verified<InviteToken>,
+        stage: JoinStage,
+    ) -> Result<(), JoinError> {
         let key = format!("{JOIN_PREFIX}{space}");
         let row = JoinRow { token: token_to_text(token), stage };
         let bytes = serde_json::to_vec(&row).expect("a join row is always JSON");
@@ -236,7 +241,8 @@ impl Shared {
             match appended {
                 Ok(()) => {}
                 // Somebody else's record came first: look again and make a new one.
-                Err(JoinError::Acl(crate::error::AclError::Call(CallError::Refused(f)))) if f.code == Code::AclConflict => {}
+                Err(JoinError::Acl(crate::error::AclError::Call(CallError::Refused(f))))
+                    if f.code == Code::AclConflict => {}
                 Err(error) => {
                     // Nothing of a join that failed for good stays behind.
                     if !is_transient(&error) {
@@ -292,8 +298,7 @@ impl Shared {
             return Ok(Bytes::new());
         };
         let profile = serde_json::json!({ "name": name }).to_string();
-        let sealed =
-            seal_profile(state.space, state.epoch, &epoch.profile_key, profile.as_bytes(), &mut rand::rng());
+        let sealed = seal_profile(state.space, state.epoch, &epoch.profile_key, profile.as_bytes(), &mut rand::rng());
         Ok(sealed.map_err(crate::error::AclError::from)?)
     }
 
@@ -568,8 +573,7 @@ impl Shared {
         follow: Follow,
     ) -> Result<Streaming<v1::AclReadResponse>, CallError> {
         let secret = InviteSecret::from_bytes(invited.invite_secret);
-        let signature =
-            sign_read_proof(secret.signing_key(), &conn.nonces(), invited.space, self.account.id());
+        let signature = sign_read_proof(secret.signing_key(), &conn.nonces(), invited.space, self.account.id());
         let proof = v1::InviteProof { invite: secret.id().to_bytes(), signature: signature.to_vec().into() };
         let request = v1::AclReadRequest {
             space: invited.space.to_bytes(),

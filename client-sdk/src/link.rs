@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::ids::{Seq, SpaceId};
+use sync_core::limits;
 use sync_core::log::Position;
 use sync_core::session::{Input, Link, Moment, Output};
-use sync_core::limits;
 use sync_proto::status::Failure;
 use sync_proto::v1::{self, head_updates_request::Message as Ask, head_updates_response::Message as Answer};
 use tokio::sync::{mpsc, watch};

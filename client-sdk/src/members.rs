@@ -278,6 +278,7 @@ impl SpaceInner {
 
     /// Appends an ACL record for an intent, and waits until it is part of our own log.
     pub(crate) async fn append_acl(self: &Arc<Self>, make: &MakeContents<'_>) -> Result<(), AclError> {
+        self.registered().await?;
         for _ in 0..ATTEMPTS_MAX {
             let acl = self.acl()?;
             let record = sign_record(&self.shared, &acl, make(&acl)?)?;
@@ -297,6 +298,18 @@ impl SpaceInner {
             }
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX })
+    }
+
+    /// Waits until the node has the space.
+    async fn registered(&self) -> Result<(), CallError> {
+        let mut moved = self.moved.subscribe();
+        let registered = async {
+            while !self.shared.is_registered(self.id) {
+                moved.changed().await.map_err(|_| self.shared.offline())?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limits::UNARY_TIMEOUT, registered).await.map_err(|_| self.shared.timed_out())?
     }
 
     /// Waits until our log holds `seq`.

@@ -225,7 +225,11 @@ impl Objects {
     /// [`Event::Lagged`] and lists again.
     #[must_use]
     pub fn watch(&self, object_type: impl Into<String>) -> ObjectWatch {
-        ObjectWatch { events: Events::new(self.space.subscribe()), object_type: object_type.into(), objects: self.clone() }
+        ObjectWatch {
+            events: Events::new(self.space.subscribe()),
+            object_type: object_type.into(),
+            objects: self.clone(),
+        }
     }
 }
 
@@ -234,9 +238,14 @@ impl Objects {
 pub enum ObjectChange {
     /// The object as it is now; several changes may have been folded into one.
     Changed(Object),
-    Deleted { object_type: String, id: String },
+    Deleted {
+        object_type: String,
+        id: String,
+    },
     /// Changes were missed: list again.
-    Lagged { missed: u64 },
+    Lagged {
+        missed: u64,
+    },
 }
 
 /// A feed of changes to objects of one type.

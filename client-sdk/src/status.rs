@@ -146,9 +146,8 @@ impl Reason {
                     "REFUSED" | "VERSION_MISMATCH" => ReasonCode::SessionRefused,
                     _ => ReasonCode::NoNode,
                 };
-                let next_retry_ms = retry_at.map(|at| {
-                    u64::try_from(at.0.saturating_sub(now.0).as_millis()).unwrap_or(u64::MAX)
-                });
+                let next_retry_ms =
+                    retry_at.map(|at| u64::try_from(at.0.saturating_sub(now.0).as_millis()).unwrap_or(u64::MAX));
                 let mut found = Self::new(reason, space.short(), cause.clone());
                 found.attempts = *attempts;
                 found.next_retry_ms = next_retry_ms;
@@ -202,10 +201,18 @@ impl SpaceInner {
                 reasons.push(Reason::new(ReasonCode::Behind, &short, detail));
             }
             for write in tx.outbox(self.id)? {
-                reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
+                reasons.extend(write_reason(
+                    &write.state,
+                    format!("write {} of {}", write.id, write.tree.short()),
+                    now_ms,
+                ));
             }
             for write in tx.refused(self.id)? {
-                reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
+                reasons.extend(write_reason(
+                    &write.state,
+                    format!("write {} of {}", write.id, write.tree.short()),
+                    now_ms,
+                ));
             }
             for (tree, change, verdict) in tx.verdicts(self.id)? {
                 if verdict.kind == VerdictKind::Quarantined {

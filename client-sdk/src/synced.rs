@@ -89,7 +89,8 @@ impl Space {
     /// [`NotSynced`]: never an Ok for an object that is not here.
     pub async fn await_object(&self, object_type: &str, id: &str, deadline: Duration) -> Result<Object, NotSynced> {
         let wait = self.inner.object(object_type, id);
-        let missing = || Reason::new(ReasonCode::Missing, format!("{object_type}/{id}"), "nobody's write of it arrived");
+        let missing =
+            || Reason::new(ReasonCode::Missing, format!("{object_type}/{id}"), "nobody's write of it arrived");
         match tokio::time::timeout(deadline, wait).await {
             Ok(found) => found,
             Err(_) => {

@@ -1,6 +1,6 @@
 //! Connections: accepted, bounded in number, and wrapped in TLS before anything else is read from them.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -13,7 +13,6 @@ use sync_core::limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -95,8 +94,8 @@ impl LinkWatch {
 pub(crate) struct Connection {
     stream: Stream,
     link: Link,
-    /// When it is closed unless somebody has proved an identity on it. Behind a proxy that is the proxy's affair.
-    unproven_until: Option<Pin<Box<Sleep>>>,
+    /// Resolves when it is to be closed, unless somebody has proved an identity on it before.
+    unproven_end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -159,13 +158,13 @@ impl Acceptor {
 
     fn handshake(&self, socket: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (protection, ready) = (self.protection.clone(), self.ready.clone());
+        let (protection, ready, tasks) = (self.protection.clone(), self.ready.clone(), self.tasks.clone());
         let span = info_span!("connection", number, %peer);
         let task = async move {
             match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, protect(protection, socket)).await {
                 Ok(Ok((stream, binding))) => {
                     debug!("connected");
-                    let connection = Connection::new(stream, number, binding, room);
+                    let connection = Connection::new(stream, number, binding, room, tasks);
                     // A closed channel means that the node is stopping; the connection goes with it.
                     let _ = ready.send(Ok(connection)).await;
                 }
@@ -186,23 +185,28 @@ async fn protect(protection: Protection, socket: TcpStream) -> Result<(Stream, B
 }
 
 impl Connection {
-    fn new(stream: Stream, number: u64, binding: Binding, room: OwnedSemaphorePermit) -> Self {
+    fn new(stream: Stream, number: u64, binding: Binding, room: OwnedSemaphorePermit, tasks: Tasks) -> Self {
         let link = Link(Arc::new(LinkInner { number, binding, proven: AtomicBool::new(false) }));
-        let unproven_until = match binding {
-            Binding::ThisConnection => Some(Box::pin(tokio::time::sleep(UNPROVEN_MAX))),
-            Binding::AnyConnection => None,
+        let end = async move {
+            let patience = match binding {
+                Binding::ThisConnection => tokio::time::sleep(UNPROVEN_MAX),
+                // Behind a proxy, who may stay connected is the proxy's affair.
+                Binding::AnyConnection => return tasks.stopped().await,
+            };
+            // Over either way.
+            let _ = tasks.unless_stopped(patience).await;
         };
-        Self { stream, link, unproven_until, _room: room }
+        Self { stream, link, unproven_end: Some(Box::pin(end)), _room: room }
     }
 
-    /// An error once a connection has been open too long without a proof.
-    fn poll_worth(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some(until) = &mut self.unproven_until else { return Ok(()) };
+    /// An error once a connection has stood too long without a proof.
+    fn poll_unproven(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(end) = &mut self.unproven_end else { return Ok(()) };
         if self.link.is_proven() {
-            self.unproven_until = None;
+            self.unproven_end = None;
             return Ok(());
         }
-        match until.as_mut().poll(cx) {
+        match end.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody proved an identity in time")),
             Poll::Pending => Ok(()),
         }
@@ -219,7 +223,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll_worth(cx)?;
+        self.poll_unproven(cx)?;
         match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),

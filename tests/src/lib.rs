@@ -1,1 +1,5 @@
+//! What scenario tests share: real node processes, clients with stores of their own, and the way from one to the other.
+//!
+//! Tests wait with the SDK's own waits and event feeds, never by sleeping or polling.
 
+pub mod harness;

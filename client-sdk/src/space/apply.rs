@@ -9,7 +9,7 @@ use sync_core::ids::{ChangeId, EntryId, Seq, SpaceId, TreeId};
 use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as _, decide, quarantine};
 use sync_core::record::{AclContent, AclRecord, RawRecord, Verified, VerifiedRecord, verify_many};
 use sync_e2ee::KeyRing;
-use sync_proto::{v1, WireError};
+use sync_proto::{WireError, v1};
 use sync_store::{StoreError, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
 
 use super::project::{self, ObjectTouched, Projection};
@@ -166,12 +166,15 @@ impl SpaceInner {
         let fault = |error: WireError| ApplyError::Fault(format!("the node sent a bad entry: {error}"));
         let mut own: Option<BTreeMap<EntryId, RawRecord>> = None;
         let mut resolved = Vec::with_capacity(entries.len());
+        let stored = self.cursor();
         for entry in entries {
             let seq = Seq(entry.seq);
+            if seq <= stored {
+                // Sent twice; what stands in the log is what was verified then.
+                continue;
+            }
             let record = match entry.entry.ok_or(fault(WireError::Missing("entry")))? {
-                Entry::Record(record) => {
-                    RawRecord::try_from(record).map_err(|e| fault(WireError::Record(e)))?
-                }
+                Entry::Record(record) => RawRecord::try_from(record).map_err(|e| fault(WireError::Record(e)))?,
                 Entry::Id(bytes) => {
                     let id = EntryId::try_from(bytes.as_ref()).map_err(|e| fault(WireError::Id(e)))?;
                     let own = match &mut own {
@@ -203,12 +206,7 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(
-        tx: &WriteTx<'_>,
-        shared: &'a Shared,
-        space: SpaceId,
-        ring: &'a KeyRing,
-    ) -> Result<Self, ApplyError> {
+    fn new(tx: &WriteTx<'_>, shared: &'a Shared, space: SpaceId, ring: &'a KeyRing) -> Result<Self, ApplyError> {
         let pending = tx.pending(space)?;
         let own = pending.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
         Ok(Self {
@@ -224,10 +222,6 @@ impl<'a> Batch<'a> {
     fn step(&mut self, tx: &mut WriteTx<'_>, step: &Step) -> Result<(), ApplyError> {
         let view = tx.view(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
         let end = view.position().seq;
-        if step.first <= end {
-            // Sent twice; what stands in the log is what we verified then.
-            return Ok(());
-        }
         if step.first != end.next() {
             return Err(ApplyError::Gap { first: step.first, end });
         }
@@ -305,12 +299,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn acl_moved(
-        &mut self,
-        tx: &WriteTx<'_>,
-        record: &Verified<AclRecord>,
-        at: Seq,
-    ) -> Result<(), ApplyError> {
+    fn acl_moved(&mut self, tx: &WriteTx<'_>, record: &Verified<AclRecord>, at: Seq) -> Result<(), ApplyError> {
         let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
         let mut epoch = acl.epochs.iter().filter(|(_, i)| i.since < at).map(|(e, _)| *e).max().unwrap_or_default();
         if let Err(problem) = absorb(self.ring.to_mut(), record.raw().clone(), &mut epoch, &acl) {
@@ -321,11 +310,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn note_requests(
-        &mut self,
-        acl: &AclState,
-        record: &Verified<AclRecord>,
-    ) {
+    fn note_requests(&mut self, acl: &AclState, record: &Verified<AclRecord>) {
         let request = record.id().into();
         let pending = acl.requests.get(&request).is_some_and(|r| r.status == RequestStatus::Pending);
         for content in &record.body().contents {

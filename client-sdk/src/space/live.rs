@@ -244,12 +244,7 @@ fn exists(tx: &ReadTx<'_>, space: SpaceId, tree: TreeId) -> Result<bool, ReadErr
     Ok(tx.tree(space, tree)?.is_some() || !tx.pending_of_tree(space, tree)?.is_empty())
 }
 
-fn read_snapshot(
-    tx: &ReadTx<'_>,
-    shared: &Shared,
-    space: SpaceId,
-    tree: TreeId,
-) -> Result<TreeSnapshot, ReadError> {
+fn read_snapshot(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId, tree: TreeId) -> Result<TreeSnapshot, ReadError> {
     let logged = tx.tree(space, tree)?;
     let pending = tx.pending_of_tree(space, tree)?;
     let purged = logged.as_ref().is_some_and(|t| t.purged.is_some());
@@ -299,8 +294,7 @@ pub(super) fn overlaid_state(
             continue;
         }
         let Ok(ops) = object::decode(&envelope.payload) else { continue };
-        let state =
-            state.get_or_insert_with(|| ObjectState::new(&envelope.object_type, &envelope.object_id));
+        let state = state.get_or_insert_with(|| ObjectState::new(&envelope.object_type, &envelope.object_id));
         let height = Height(u64::MAX / 2 + index as u64);
         state.apply(OrderKey { height, id: write.record.id().into() }, &ops);
     }

@@ -193,12 +193,7 @@ pub(crate) fn read_ring(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Res
     Ok(read)
 }
 
-pub(crate) fn absorb(
-    ring: &mut KeyRing,
-    record: RawRecord,
-    epoch: &mut Epoch,
-    acl: &AclState,
-) -> Result<(), String> {
+pub(crate) fn absorb(ring: &mut KeyRing, record: RawRecord, epoch: &mut Epoch, acl: &AclState) -> Result<(), String> {
     let published = |e: Epoch| acl.epochs.get(&e).map(|i| (i.key_id, i.history_id));
     if record.kind == Kind::AclRoot {
         let root = verify_as::<AclRoot>(record).map_err(|e| e.to_string())?;
@@ -231,9 +226,7 @@ impl Space {
     /// [`ReadError`].
     pub fn name(&self) -> Result<Option<String>, ReadError> {
         match self.objects().get(SPACE_INFO, "self") {
-            Ok(object) => {
-                Ok(object.and_then(|o| o.fields.get("name").and_then(|n| n.as_str().map(str::to_owned))))
-            }
+            Ok(object) => Ok(object.and_then(|o| o.fields.get("name").and_then(|n| n.as_str().map(str::to_owned)))),
             Err(ReadError::NoKeys) => Ok(None),
             Err(error) => Err(error),
         }

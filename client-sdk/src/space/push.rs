@@ -58,8 +58,7 @@ struct Pusher {
 impl Pusher {
     async fn open(conn: &Conn) -> Result<Self, CallError> {
         let (requests, outgoing) = mpsc::channel(1);
-        let responses =
-            conn.rpc().push(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
+        let responses = conn.rpc().push(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
         Ok(Self { requests, responses })
     }
 
@@ -120,8 +119,7 @@ impl SpaceInner {
                 continue;
             }
             bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
-            if bytes > limits::BATCH_BYTES_MAX && !batch.ready.is_empty()
-                || batch.ready.len() >= limits::PUSH_ITEMS_MAX
+            if bytes > limits::BATCH_BYTES_MAX && !batch.ready.is_empty() || batch.ready.len() >= limits::PUSH_ITEMS_MAX
             {
                 break;
             }
@@ -130,11 +128,7 @@ impl SpaceInner {
         Ok(batch)
     }
 
-    async fn take_verdicts(
-        &self,
-        batch: Vec<PendingWrite>,
-        verdicts: Vec<v1::Verdict>,
-    ) -> Result<(), WriteError> {
+    async fn take_verdicts(&self, batch: Vec<PendingWrite>, verdicts: Vec<v1::Verdict>) -> Result<(), WriteError> {
         let by_id: BTreeMap<u64, PendingWrite> = batch.into_iter().map(|w| (w.id.0, w)).collect();
         let mut rejected = Vec::new();
         let mut accepted = Vec::new();
@@ -213,8 +207,7 @@ impl SpaceInner {
             RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
         match failure.code.next_step() {
             NextStep::Rebuild => {
-                let parents =
-                    if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
+                let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
                 match self.rebuild_in(tx, write, parents) {
                     Ok(()) => {}
                     Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,

@@ -22,7 +22,10 @@ use crate::error::{CallError, ReadError};
 pub(crate) enum Inbound {
     /// The subscription stands on this connection.
     Online(Conn),
-    Entries { entries: Vec<v1::LogEntry>, durable: Seq },
+    Entries {
+        entries: Vec<v1::LogEntry>,
+        durable: Seq,
+    },
     Durable(Seq),
     Heartbeat(RawRecord),
     Rewound(v1::Rewound),
@@ -164,7 +167,11 @@ impl SpaceInner {
 }
 
 /// Notes that the node's disk holds the log up to `seq`, never going back.
-pub(super) fn settle(tx: &mut WriteTx<'_>, space: sync_core::ids::SpaceId, seq: Seq) -> Result<(), sync_store::StoreError> {
+pub(super) fn settle(
+    tx: &mut WriteTx<'_>,
+    space: sync_core::ids::SpaceId,
+    seq: Seq,
+) -> Result<(), sync_store::StoreError> {
     let mut state = tx.node_state(space)?;
     if seq <= state.durable_seq {
         return Ok(());

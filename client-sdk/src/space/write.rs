@@ -262,12 +262,7 @@ impl<'a> Maker<'a> {
             .expect("a change made here has the form that is checked here"))
     }
 
-    fn rebuild_suffix(
-        &self,
-        tx: &mut WriteTx<'_>,
-        from: &PendingWrite,
-        reparent: Reparent,
-    ) -> Result<(), WriteError> {
+    fn rebuild_suffix(&self, tx: &mut WriteTx<'_>, from: &PendingWrite, reparent: Reparent) -> Result<(), WriteError> {
         let (space, tree) = (self.space.id, from.tree);
         let pending = tx.pending_of_tree(space, tree)?;
         let logged = tx.tree(space, tree)?;
@@ -351,8 +346,7 @@ impl Space {
     /// [`WriteError`]; nothing is written then.
     pub async fn create_tree(&self, new: NewTree, writes: Vec<TreeWrite>) -> Result<TreeWritten, WriteError> {
         let nonce: [u8; 16] = rand::random();
-        let root =
-            TreeRoot { space: self.inner.id, name: TreeName::Nonce(nonce), write_rule: new.write_rule };
+        let root = TreeRoot { space: self.inner.id, name: TreeName::Nonce(nonce), write_rule: new.write_rule };
         self.write_tree(root, new.data_type, writes).await
     }
 

@@ -4,11 +4,14 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use sync_core::token::{NodeAddress, Transport};
 use sync_node::{Flags, Node, NodeConfig, StartError};
 
-use crate::common::{Caller, Person, Stage, start};
+use sync_proto::v1::sync_client::SyncClient;
+
+use crate::common::{Caller, Person, Space, Stage, code, start};
 
 fn binary(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sync-node"));
@@ -44,8 +47,12 @@ fn a_node_says_where_it_is_while_it_runs() {
     assert!(text.contains("in use"), "{text}");
     assert!(second.stdout.is_empty());
 
+    // Somebody who connected and never said a word holds up nobody.
+    let _mute = std::net::TcpStream::connect(&address.endpoint).unwrap();
+    let asked = Instant::now();
     terminate(&node);
     assert_eq!(node.wait().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < sync_core::limits::DRAIN_TIMEOUT / 2);
     assert!(!file.exists());
 }
 
@@ -150,4 +157,35 @@ async fn health_is_always_there_and_reflection_when_switched_on() {
         .into_inner();
     let answer = answers.message().await.unwrap().unwrap();
     assert!(format!("{:?}", answer.message_response).contains("FileDescriptor"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_storage_fails_stops_with_exit_code_74() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = binary(dir.path()).arg("--plaintext").spawn().unwrap();
+    let address = ready(&mut process);
+    let client = async || {
+        let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", address.endpoint)).unwrap();
+        SyncClient::new(endpoint.connect().await.unwrap())
+    };
+    let alice = Person::new(1);
+    let mut caller = Caller::over(client().await, &alice, alice.hello()).await.unwrap();
+    caller.push_space(&Space::found(&alice, address.authority, 1)).await.unwrap();
+    for file in ["headwater.db", "headwater.db-wal"] {
+        fs::write(dir.path().join("store").join(file), vec![0x55; 1 << 16]).unwrap();
+    }
+    let mut refused = None;
+    for nonce in 2..50 {
+        match caller.push_space(&Space::found(&alice, address.authority, nonce)).await {
+            Ok(_) => {}
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("a store on rubbish does not go on");
+    assert_eq!(code(&refused), sync_core::code::Code::StoreFailed);
+    let status = tokio::task::spawn_blocking(move || process.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(74));
 }
