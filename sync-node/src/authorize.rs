@@ -9,9 +9,11 @@
 
 use bytes::Bytes;
 use sync_core::acl::{AclReject, AclState, RequestStatus};
+use sync_core::code::Code;
 use sync_core::ids::{AccountId, InviteId, Seq, SpaceId};
 use sync_core::log::{Refusal, Reject};
 use sync_core::{acl, pb};
+use sync_proto::status::Failure;
 use sync_proto::{WireError, id, v1};
 
 use crate::clock;
@@ -131,12 +133,14 @@ pub(crate) fn ends_membership(body: &pb::AclRecord, account: &AccountId) -> bool
     })
 }
 
-/// What a caller who may not read the ACL is told: the code, not where the log stands.
-pub(crate) fn without_positions(space: &SpaceId, error: CallError) -> CallError {
+/// What a caller who may not read the ACL is told: what is wrong, not where the log stands.
+pub(crate) fn without_positions(error: CallError) -> CallError {
     match error {
-        CallError::Failed(failure) if failure.code == sync_core::code::Code::AclConflict => CallError::forbidden(space),
+        CallError::Failed(failure) if failure.code == Code::AclConflict => {
+            CallError::new(Code::AclConflict, "the ACL has moved: read it and try again")
+        }
         CallError::Failed(failure) => {
-            CallError::Failed(Box::new(sync_proto::status::Failure { log_seq: Seq::ZERO, acl_head: None, ..*failure }))
+            CallError::Failed(Box::new(Failure { log_seq: Seq::ZERO, acl_head: None, ..*failure }))
         }
         CallError::Store(_) | CallError::HungUp => error,
     }

@@ -212,7 +212,7 @@ impl Gate {
             // A joiner is told why; who could not read the ACL anyway is not told where it stands.
             match acl_access(&acl, &session, ticket.as_ref()) {
                 Ok(AclAccess::Whole | AclAccess::UpTo(_)) => verdict,
-                Err(_) => verdict.map_err(|e| without_positions(&space, e)),
+                Err(_) => verdict.map_err(without_positions),
             }
         };
         let (taken, disk) = self.write(append).await?;

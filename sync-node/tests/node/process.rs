@@ -162,7 +162,11 @@ async fn health_is_always_there_and_reflection_when_switched_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_storage_fails_stops_with_exit_code_74() {
     let dir = tempfile::tempdir().unwrap();
-    let mut process = binary(dir.path()).arg("--plaintext").spawn().unwrap();
+    // A file that may not grow: writing to it fails as a broken disk does.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 1024; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sync-node")]);
+    shell.args(["--listen", "127.0.0.1:0", "--plaintext", "--data"]).arg(dir.path());
+    let mut process = shell.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let address = ready(&mut process);
     let client = async || {
         let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", address.endpoint)).unwrap();
@@ -171,11 +175,8 @@ async fn a_node_whose_storage_fails_stops_with_exit_code_74() {
     let alice = Person::new(1);
     let mut caller = Caller::over(client().await, &alice, alice.hello()).await.unwrap();
     caller.push_space(&Space::found(&alice, address.authority, 1)).await.unwrap();
-    for file in ["headwater.db", "headwater.db-wal"] {
-        fs::write(dir.path().join("store").join(file), vec![0x55; 1 << 16]).unwrap();
-    }
     let mut refused = None;
-    for nonce in 2..50 {
+    for nonce in 2..=255 {
         match caller.push_space(&Space::found(&alice, address.authority, nonce)).await {
             Ok(_) => {}
             Err(error) => {
@@ -184,7 +185,7 @@ async fn a_node_whose_storage_fails_stops_with_exit_code_74() {
             }
         }
     }
-    let refused = refused.expect("a store on rubbish does not go on");
+    let refused = refused.expect("a disk that fails is noticed");
     assert_eq!(code(&refused), sync_core::code::Code::StoreFailed);
     let status = tokio::task::spawn_blocking(move || process.wait().unwrap()).await.unwrap();
     assert_eq!(status.code(), Some(74));

@@ -135,7 +135,10 @@ async fn knowing_an_id_is_worth_nothing() {
         1,
         vec![AclContent::Leave],
     );
-    assert_eq!(code(&mallory.append(stage.space.id, &stale).await.unwrap_err()), Code::Forbidden);
+    let refused = mallory.append(stage.space.id, &stale).await.unwrap_err();
+    let failure = sync_proto::status::Failure::from_status(&refused).unwrap();
+    assert_eq!((failure.code, failure.acl_head, failure.log_seq.0), (Code::AclConflict, None, 0));
+    assert!(!failure.message.contains("acl_"), "{}", failure.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
