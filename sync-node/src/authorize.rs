@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use sync_core::acl::{AclReject, AclState, RequestStatus};
 use sync_core::code::Code;
-use sync_core::ids::{AccountId, InviteId, Seq, SpaceId};
+use sync_core::ids::{AccountId, InviteId, Seq};
 use sync_core::log::{Refusal, Reject};
 use sync_core::{acl, pb};
 use sync_proto::status::Failure;

@@ -260,14 +260,17 @@ impl Gate {
         let keep = move |tx: &mut WriteTx<'_>| {
             let key = format!("device-list/{}", offered.body().account);
             let known = tx.kv(&key)?.map(|bytes| read_device_list(&bytes)).transpose()?;
-            let counts = match known {
-                Some(known) if known.body().version >= offered.body().version => known,
-                Some(_) | None => offered,
+            let is_listed = |list: &Verified<DeviceList>| list.body().devices.binary_search(&device).is_ok();
+            let (counts, is_news) = match known {
+                Some(known) if known.body().version >= offered.body().version => (known, false),
+                Some(_) | None => (offered, true),
             };
-            if counts.body().devices.binary_search(&device).is_err() {
+            if !is_listed(&counts) {
                 return Err(revoked().into());
             }
-            tx.kv_put(&key, &counts.raw().to_vec())?;
+            if is_news {
+                tx.kv_put(&key, &counts.raw().to_vec())?;
+            }
             Ok(counts)
         };
         let (counts, disk) = self.write(keep).await?;
