@@ -39,17 +39,32 @@ pub(crate) struct Shared {
     pub(crate) display_name: Option<String>,
     pub(crate) connection: watch::Receiver<Connection>,
     fresh: watch::Receiver<Option<Moment>>,
-    commands: mpsc::Sender<Command>,
+    /// Unbounded, and still bounded by what it carries: a space reports once for each frame that the shell gave it, and the
+    /// shell must never wait for a space that waits for the shell.
+    commands: mpsc::UnboundedSender<Command>,
     spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
     tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
 
-/// An open client. A cheap handle; the sync of its spaces goes on until [`Client::close`] or until the last handle (and every
-/// [`Space`] of it) is gone.
+/// An open client. A cheap handle; the sync of its spaces goes on until [`Client::close`] or until the last handle is gone.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) shared: Arc<Shared>,
+    _running: Arc<Running>,
+}
+
+/// Ends the client's tasks with its last handle.
+struct Running {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        // Spaces hold what is shared, and are held by it.
+        self.shared.lock_spaces().clear();
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -158,7 +173,7 @@ impl Client {
         let identity = identity(&account, &secrets.device);
         let (connection, connection_rx) = watch::channel(Connection::Connecting);
         let (fresh, fresh_rx) = watch::channel(None);
-        let (commands, commands_rx) = mpsc::channel(64);
+        let (commands, commands_rx) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             store,
             account,
@@ -175,7 +190,7 @@ impl Client {
             cancel: CancellationToken::new(),
         });
         shared.spawn(link::run(shared.clone(), connection, fresh, commands_rx));
-        Self { shared }
+        Self { _running: Arc::new(Running { shared: shared.clone() }), shared }
     }
 
     fn open_spaces(&self) -> Result<(), OpenError> {
@@ -259,8 +274,8 @@ impl Client {
     }
 
     /// Dials the node now instead of after the pause.
-    pub async fn reconnect(&self) {
-        self.shared.link(Input::Wake).await;
+    pub fn reconnect(&self) {
+        self.shared.link(Input::Wake);
     }
 
     /// Waits until there is a session with the node.
@@ -268,7 +283,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Offline`] with the last cause, after `timeout`.
     pub async fn connected(&self, timeout: std::time::Duration) -> Result<(), CallError> {
-        self.reconnect().await;
+        self.reconnect();
         tokio::time::timeout(timeout, self.shared.conn()).await.map_err(|_| self.shared.offline())??;
         Ok(())
     }
@@ -380,9 +395,9 @@ impl Shared {
         Ok(Space { inner })
     }
 
-    pub(crate) async fn link(&self, input: Input) {
+    pub(crate) fn link(&self, input: Input) {
         // The shell ends only with the client.
-        let _ = self.commands.send(Command::Input(input)).await;
+        let _ = self.commands.send(Command::Input(input));
     }
 
     /// The session with the node, as soon as there is one.
@@ -418,7 +433,7 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
     let id = space.id;
     let registered = async {
         while !shared.is_registered(id) {
-            shared.link(Input::Wake).await;
+            shared.link(Input::Wake);
             match register(&shared, id).await {
                 Ok(()) => {
                     shared.note_registered(id).await;
@@ -438,7 +453,7 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
         () = shared.cancel.cancelled() => return,
         () = registered => {}
     }
-    let _ = shared.commands.send(Command::Opened(space)).await;
+    let _ = shared.commands.send(Command::Opened(space));
 }
 
 async fn register(shared: &Shared, space: SpaceId) -> Result<(), CallError> {

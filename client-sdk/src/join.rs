@@ -224,7 +224,7 @@ impl Shared {
         if self.has_space(invited.space)? {
             return Ok(());
         }
-        self.link(sync_core::session::Input::Wake).await;
+        self.link(sync_core::session::Input::Wake);
         loop {
             let mut acl = self.read_acl(invited, Follow::No).await?;
             match standing(&acl.state, self) {

@@ -71,7 +71,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     connection: watch::Sender<Connection>,
     fresh: watch::Sender<Option<Moment>>,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let (reports, mut reported) = mpsc::channel(16);
     let mut shell = Shell {

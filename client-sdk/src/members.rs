@@ -278,7 +278,8 @@ impl SpaceInner {
 
     /// Appends an ACL record for an intent, and waits until it is part of our own log.
     pub(crate) async fn append_acl(self: &Arc<Self>, make: &MakeContents<'_>) -> Result<(), AclError> {
-        self.registered().await?;
+        let registered = tokio::time::timeout(limits::UNARY_TIMEOUT, self.registered()).await;
+        registered.map_err(|_| self.shared.timed_out())??;
         for _ in 0..ATTEMPTS_MAX {
             let acl = self.acl()?;
             let record = sign_record(&self.shared, &acl, make(&acl)?)?;
@@ -300,16 +301,13 @@ impl SpaceInner {
         Err(AclError::Contended { attempts: ATTEMPTS_MAX })
     }
 
-    /// Waits until the node has the space.
-    async fn registered(&self) -> Result<(), CallError> {
+    /// Waits until the node has the space, for as long as it takes.
+    pub(crate) async fn registered(&self) -> Result<(), CallError> {
         let mut moved = self.moved.subscribe();
-        let registered = async {
-            while !self.shared.is_registered(self.id) {
-                moved.changed().await.map_err(|_| self.shared.offline())?;
-            }
-            Ok(())
-        };
-        tokio::time::timeout(limits::UNARY_TIMEOUT, registered).await.map_err(|_| self.shared.timed_out())?
+        while !self.shared.is_registered(self.id) {
+            moved.changed().await.map_err(|_| self.shared.offline())?;
+        }
+        Ok(())
     }
 
     /// Waits until our log holds `seq`.

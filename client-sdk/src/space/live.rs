@@ -169,11 +169,14 @@ struct Table {
     live: BTreeMap<TreeId, Weak<TreeInner>>,
     /// The most recently used ones, held so that they need no rebuild.
     cached: LruCache<TreeId, Arc<TreeInner>>,
+    /// Instances after the last sweep of dropped ones: sweeping at twice as many keeps it cheap.
+    swept_at: usize,
 }
 
 impl Default for LiveTrees {
     fn default() -> Self {
-        Self { table: Mutex::new(Table { live: BTreeMap::new(), cached: LruCache::new(CACHED_TREES) }) }
+        let cached = LruCache::new(CACHED_TREES);
+        Self { table: Mutex::new(Table { live: BTreeMap::new(), cached, swept_at: CACHED_TREES.get() }) }
     }
 }
 
@@ -190,13 +193,10 @@ impl LiveTrees {
         let mut table = self.table();
         let instance = table.live.get(&tree).and_then(Weak::upgrade).unwrap_or_else(|| Arc::new(make()));
         table.live.insert(tree, Arc::downgrade(&instance));
-        if let Some((evicted, held)) = table.cached.push(tree, instance.clone())
-            && evicted != tree
-        {
-            drop(held);
-            if table.live.get(&evicted).is_some_and(|weak| weak.strong_count() == 0) {
-                table.live.remove(&evicted);
-            }
+        table.cached.put(tree, instance.clone());
+        if table.live.len() > table.swept_at * 2 {
+            table.live.retain(|_, weak| weak.strong_count() > 0);
+            table.swept_at = table.live.len().max(CACHED_TREES.get());
         }
         instance
     }

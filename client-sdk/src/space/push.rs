@@ -77,10 +77,13 @@ impl Pusher {
 
 impl SpaceInner {
     async fn push_on(&self, conn: &Conn) -> Result<(), CallError> {
+        self.registered().await?;
         let mut pusher = None;
+        // Accepted on this connection and on their way back on the tail. A new connection asks again: `Known` costs little.
+        let mut sent = BTreeSet::new();
         loop {
             let wanted = self.push_wanted.notified();
-            let batch = self.next_batch().map_err(|e| CallError::Broken(e.to_string()))?;
+            let batch = self.next_batch(&mut sent).map_err(|e| CallError::Broken(e.to_string()))?;
             if batch.ready.is_empty() {
                 tokio::select! {
                     () = wanted => {}
@@ -88,47 +91,48 @@ impl SpaceInner {
                 }
                 continue;
             }
-            if !self.shared.is_registered(self.id) {
-                tokio::time::sleep(limits::RETRY_FIRST).await;
-                continue;
-            }
             let pusher = match &mut pusher {
                 Some(pusher) => pusher,
                 None => pusher.insert(Pusher::open(conn).await?),
             };
             let verdicts = pusher.exchange(request(self.id, &batch.ready)).await?;
-            self.take_verdicts(batch.ready, verdicts).await.map_err(|e| CallError::Broken(e.to_string()))?;
+            let accepted = self.take_verdicts(batch.ready, verdicts).await;
+            sent.extend(accepted.map_err(|e| CallError::Broken(e.to_string()))?);
         }
     }
 
     /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already.
-    fn next_batch(&self) -> Result<Batch, ReadError> {
+    fn next_batch(&self, sent: &mut BTreeSet<WriteId>) -> Result<Batch, ReadError> {
         let pending = self.shared.store.read(|tx| tx.pending(self.id))?;
         let now_ms = clock::wall_ms();
         let mut batch = Batch::default();
         let mut held: BTreeSet<TreeId> = BTreeSet::new();
+        let mut still_sent = BTreeSet::new();
         let mut bytes = 0;
         for write in pending {
             let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
+            if sent.contains(&write.id) {
+                still_sent.insert(write.id);
+                continue;
+            }
             if let Some(at) = next_retry_ms.filter(|at| *at > now_ms) {
                 held.insert(write.tree);
                 batch.next_retry_ms = Some(batch.next_retry_ms.map_or(at, |known| known.min(at)));
                 continue;
             }
-            if held.contains(&write.tree) {
+            if held.contains(&write.tree) || batch.is_full {
                 continue;
             }
             bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
-            if bytes > limits::BATCH_BYTES_MAX && !batch.ready.is_empty() || batch.ready.len() >= limits::PUSH_ITEMS_MAX
-            {
-                break;
-            }
+            batch.is_full = bytes > limits::BATCH_BYTES_MAX || batch.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
             batch.ready.push(write);
         }
+        *sent = still_sent;
         Ok(batch)
     }
 
-    async fn take_verdicts(&self, batch: Vec<PendingWrite>, verdicts: Vec<v1::Verdict>) -> Result<(), WriteError> {
+    /// Keeps what the node said; returns what it took.
+    async fn take_verdicts(&self, batch: Vec<PendingWrite>, verdicts: Vec<v1::Verdict>) -> Result<Vec<WriteId>, WriteError> {
         let by_id: BTreeMap<u64, PendingWrite> = batch.into_iter().map(|w| (w.id.0, w)).collect();
         let mut rejected = Vec::new();
         let mut accepted = Vec::new();
@@ -148,27 +152,22 @@ impl SpaceInner {
                 None => {}
             }
         }
-        let events = self.keep_verdicts(accepted, rejected).await?;
-        for event in events {
+        if rejected.is_empty() {
+            return Ok(accepted);
+        }
+        for event in self.keep_rejections(rejected).await? {
             if let Event::WriteRefused { write, .. } = &event {
                 tracing::info!(space = %self.id.short(), write = write.0, "a write was refused");
             }
             self.emit(event);
         }
         self.touch();
-        Ok(())
+        Ok(accepted)
     }
 
-    async fn keep_verdicts(
-        &self,
-        accepted: Vec<WriteId>,
-        rejected: Vec<(PendingWrite, Failure)>,
-    ) -> Result<Vec<Event>, WriteError> {
+    async fn keep_rejections(&self, rejected: Vec<(PendingWrite, Failure)>) -> Result<Vec<Event>, WriteError> {
         let space = self.shared.space_of(self.id).ok_or(WriteError::Closed)?;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(Vec<Event>, BTreeSet<TreeId>), WriteError> {
-            for write in accepted {
-                space.note_sent(tx, write)?;
-            }
             let mut events = Vec::new();
             let mut trees = BTreeSet::new();
             for (write, failure) in rejected {
@@ -182,17 +181,6 @@ impl SpaceInner {
             self.refresh(tree);
         }
         Ok(events)
-    }
-
-    /// The node has it; it comes back on the tail. Pushed again only if that does not happen for a while.
-    fn note_sent(&self, tx: &mut WriteTx<'_>, write: WriteId) -> Result<(), WriteError> {
-        if let Some(WriteState::Pending { attempts, .. }) = tx.write_state(write)? {
-            let wait = u64::try_from(limits::RETRY_MAX.as_millis()).unwrap_or(u64::MAX);
-            let next_retry_ms = Some(clock::wall_ms() + wait);
-            let state = WriteState::Pending { attempts: attempts + 1, last_refusal: None, next_retry_ms };
-            tx.set_write_state(write, &state)?;
-        }
-        Ok(())
     }
 
     fn keep_rejection(
@@ -243,6 +231,7 @@ impl SpaceInner {
 #[derive(Default)]
 struct Batch {
     ready: Vec<PendingWrite>,
+    is_full: bool,
     next_retry_ms: Option<u64>,
 }
 

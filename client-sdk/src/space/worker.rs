@@ -67,11 +67,11 @@ impl SpaceInner {
         let result = self.apply(Arrived { entries, durable }).await;
         match result {
             Ok(cursor) => {
-                self.shared.link(Input::Applied { space: self.id, cursor }).await;
+                self.shared.link(Input::Applied { space: self.id, cursor });
             }
             Err(error) => {
                 self.note_apply_failure(&error);
-                self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+                self.shared.link(Input::SubscriptionFailed { space: self.id });
             }
         }
     }
@@ -157,12 +157,12 @@ impl SpaceInner {
             self.cursor()
         );
         self.note_trouble(|t| t.rewound = Some(text));
-        self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+        self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
 
     async fn refused(&self, failure: Failure) {
         self.note_trouble(|t| t.refused = Some((failure.code, failure.message)));
-        self.shared.link(Input::SubscriptionFailed { space: self.id }).await;
+        self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
 }
 
