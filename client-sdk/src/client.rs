@@ -327,7 +327,7 @@ fn identity(account: &AccountKeys, device: &DeviceKeys) -> Identity {
         account: account.id(),
         device_key: device.signing_key().clone(),
         certificate: account.certify_device(device.id(), clock::wall_ms()).into_raw(),
-        // Version 0: "as far as this installation knows". A node that knows a higher list judges by that.
+        // Version 0 declares nothing: every certified device may open sessions until the account makes a list.
         device_list: account.device_list(0, vec![device.id()]).into_raw(),
     }
 }

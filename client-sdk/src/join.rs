@@ -24,7 +24,7 @@ use crate::client::{Client, Shared};
 use crate::clock;
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, JoinError, OpenError, ReadError, from_store_write};
-use crate::members::sign_record;
+use crate::members::{keys_for, sign_record};
 use crate::space::{Space, SpaceInner, absorb};
 use crate::synced::Readability;
 
@@ -286,7 +286,8 @@ impl Shared {
                 let ring = acl.open_with(&secret, self)?;
                 let keys = ring.keys(state.epoch).ok_or(ReadError::NoKeys)?;
                 let to = Recipient::Account(account);
-                let seal = seal_keys(Some(invited.space), state.epoch, to, keys, &mut rand::rng())
+                let keys = keys_for(state, role, keys);
+                let seal = seal_keys(Some(invited.space), state.epoch, to, &keys, &mut rand::rng())
                     .map_err(crate::error::AclError::from)?;
                 Ok(AclContent::JoinByInvite { claim, seals: vec![seal] })
             }

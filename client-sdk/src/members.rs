@@ -12,10 +12,10 @@ use sync_core::ids::{AccountId, AclId, Epoch, InviteId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::record::{
-    AclContent, AclRecord, CreateInvite, InviteMode, InviteToken, InvitedSpace, Role, TreeHeads, Verified,
+    AclContent, AclRecord, CreateInvite, HistoryMode, InviteMode, InviteToken, InvitedSpace, Role, TreeHeads, Verified,
 };
 use sync_core::token::token_to_text;
-use sync_e2ee::{InviteSecret, KeyRing, Recipient, open_profile, seal_keys};
+use sync_e2ee::{InviteSecret, KeyRing, Recipient, SpaceKeys, open_profile, seal_keys};
 use sync_proto::v1::{self, acl_append_response::Outcome};
 
 use crate::clock;
@@ -116,7 +116,8 @@ impl Space {
                 InviteMode::Open => {
                     let ring = space.ring();
                     let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
-                    vec![seal_keys(Some(id), acl.epoch, Recipient::Invite(key), keys, &mut rand::rng())?]
+                    let keys = keys_for(acl, invite.role, keys);
+                    vec![seal_keys(Some(id), acl.epoch, Recipient::Invite(key), &keys, &mut rand::rng())?]
                 }
             };
             Ok(vec![AclContent::CreateInvite(CreateInvite {
@@ -217,10 +218,12 @@ impl Space {
             let ring = space.ring();
             let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
             let to = Recipient::Account(claim.account);
-            let seal = seal_keys(Some(space.id), acl.epoch, to, keys, &mut rand::rng())?;
+            let role = role.unwrap_or(claim.role);
+            let keys = keys_for(acl, role, keys);
+            let seal = seal_keys(Some(space.id), acl.epoch, to, &keys, &mut rand::rng())?;
             Ok(vec![AclContent::AcceptJoin {
                 request,
-                role: role.unwrap_or(claim.role),
+                role,
                 seals: vec![seal],
                 frontier: space.frontier(&promised)?,
             }])
@@ -331,6 +334,14 @@ impl SpaceInner {
             }
         };
         tokio::time::timeout(limits::UNARY_TIMEOUT, moves).await.map_err(|_| CallError::TimedOut)?
+    }
+}
+
+/// The keys that a role is given: the way back to older epochs only where the space lets its members read history.
+pub(crate) fn keys_for(acl: &AclState, role: Role, keys: &SpaceKeys) -> SpaceKeys {
+    match acl.options.history {
+        HistoryMode::All if role > Role::Guest => keys.clone(),
+        HistoryMode::All | HistoryMode::SinceJoin => keys.without_history(),
     }
 }
 

@@ -143,7 +143,7 @@ impl Reason {
             Connection::Offline { cause, code, attempts, retry_at } => {
                 let reason = match *code {
                     "WRONG_NODE" => ReasonCode::WrongNode,
-                    "REFUSED" | "VERSION_MISMATCH" => ReasonCode::SessionRefused,
+                    code if Code::ALL.iter().any(|c| c.name() == code) => ReasonCode::SessionRefused,
                     _ => ReasonCode::NoNode,
                 };
                 let next_retry_ms =

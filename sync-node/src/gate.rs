@@ -249,6 +249,7 @@ impl Gate {
     }
 
     /// Keeps a device list if it is newer than the one that is known; the one that counts comes back, and is on the disk.
+    /// Version 0 declares nothing: until an account made a list, every device that it certified may open sessions.
     ///
     /// # Errors
     /// `DEVICE_REVOKED` if the device is not on the list that counts.
@@ -256,13 +257,14 @@ impl Gate {
         &self,
         device: sync_core::ids::DeviceId,
         offered: Verified<DeviceList>,
-    ) -> Result<Verified<DeviceList>, CallError> {
+    ) -> Result<Option<Verified<DeviceList>>, CallError> {
         let keep = move |tx: &mut WriteTx<'_>| {
             let key = format!("device-list/{}", offered.body().account);
             let known = tx.kv(&key)?.map(|bytes| read_device_list(&bytes)).transpose()?;
             let is_listed = |list: &Verified<DeviceList>| list.body().devices.binary_search(&device).is_ok();
             let (counts, is_news) = match known {
                 Some(known) if known.body().version >= offered.body().version => (known, false),
+                None if offered.body().version == 0 => return Ok(None),
                 Some(_) | None => (offered, true),
             };
             if !is_listed(&counts) {
@@ -271,7 +273,7 @@ impl Gate {
             if is_news {
                 tx.kv_put(&key, &counts.raw().to_vec())?;
             }
-            Ok(counts)
+            Ok(Some(counts))
         };
         let (counts, disk) = self.write(keep).await?;
         self.durable(disk).await?;

@@ -192,7 +192,9 @@ impl<'c> ReadTx<'c> {
         let acl = match fold_acl(*space, self.acl_rows(head.space_no)?) {
             Ok(acl) if acl.head == head.acl_head => Arc::new(acl),
             Ok(acl) => {
-                return self.db.damaged(format!("the ACL log of {space} ends with {}, not {}", acl.head, head.acl_head));
+                return self
+                    .db
+                    .damaged(format!("the ACL log of {space} ends with {}, not {}", acl.head, head.acl_head));
             }
             Err(why) => return self.db.damaged(format!("the ACL log of {space}: {why}")),
         };

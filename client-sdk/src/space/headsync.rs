@@ -181,7 +181,7 @@ async fn read_pages(
         };
         for element in &page.elements {
             let element = Element::try_from(element).map_err(|e| CallError::BadAnswer(e.to_string()))?;
-            if elements.last().is_some_and(|last| *last >= element) {
+            if elements.last().is_some_and(|last| last.key() >= element.key()) {
                 return Err(CallError::BadAnswer("HeadSync pages out of order".to_owned()));
             }
             elements.push(element);

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use sync_core::ids::{Seq, SpaceId, TreeId};
-use sync_core::record::{TreeChange, TreeName, TreeRoot, Verified};
+use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
+use sync_core::record::{TreeChange, TreeName, TreeRoot, Verified, verify_as};
 use sync_core::tree::{Height, OrderKey};
 use sync_e2ee::{ContentContext, Envelope, KeyRing, decrypt, name_tag};
 use sync_store::{ObjectRow, ReadTx, VerdictKind, VerdictRow, WriteTx};
@@ -138,6 +138,41 @@ impl Projection {
         tx.set_projected(space, to)?;
         Ok(touched)
     }
+}
+
+/// Folds the trees again that were misplaced under the types declared then and are not under those declared now.
+pub(super) fn place_misplaced(
+    tx: &mut WriteTx<'_>,
+    shared: &Shared,
+    space: SpaceId,
+    ring: &KeyRing,
+) -> Result<usize, ReadError> {
+    let misplaced = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| v.kind == VerdictKind::Misplaced);
+    let by_tree: BTreeMap<TreeId, Vec<ChangeId>> = misplaced.fold(BTreeMap::new(), |mut all, (tree, change, _)| {
+        all.entry(tree).or_default().push(change);
+        all
+    });
+    let mut placed = 0;
+    for (tree, changes) in by_tree {
+        let Some(state) = tx.tree(space, tree)? else { continue };
+        let mut projection = Projection::default();
+        for row in tx.tree_changes(space, tree)? {
+            let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
+            let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
+            let place = (row.position.seq, row.height.unwrap_or_default());
+            projection.fold(tx, shared, space, &change, place, content)?;
+        }
+        if projection.states.is_empty() {
+            continue;
+        }
+        for change in changes {
+            tx.delete_verdict(space, tree, change)?;
+        }
+        let to = tx.projected_to(space)?;
+        projection.flush(tx, shared, space, to)?;
+        placed += 1;
+    }
+    Ok(placed)
 }
 
 /// An object whose logged state moved.

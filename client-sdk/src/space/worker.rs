@@ -12,7 +12,7 @@ use sync_store::{Registration, WriteTx};
 use tokio::sync::mpsc;
 
 use super::apply::{ApplyError, Arrived};
-use super::{SpaceInner, headsync};
+use super::{SpaceInner, headsync, project};
 use crate::client::Shared;
 use crate::connect::Conn;
 use crate::error::{CallError, ReadError};
@@ -33,6 +33,7 @@ pub(crate) enum Inbound {
 }
 
 pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inbound>) {
+    space.place_misplaced().await;
     let mut headsync_task = None;
     loop {
         let inbound = tokio::select! {
@@ -62,6 +63,17 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
 }
 
 impl SpaceInner {
+    /// What another program on this data directory could not place for want of a type that this one declares.
+    async fn place_misplaced(&self) {
+        let (id, ring, shared) = (self.id, self.ring(), self.shared.clone());
+        let job = move |tx: &mut WriteTx<'_>| project::place_misplaced(tx, &shared, id, &ring);
+        match self.shared.store.write(job).await {
+            Ok(placed) if placed.value > 0 => self.touch(),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(space = %self.id.short(), error = %error, "misplaced trees stay so"),
+        }
+    }
+
     async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, durable: Seq) {
         self.saw_node_seq(entries.last().map_or(Seq::ZERO, |e| Seq(e.seq)));
         let result = self.apply(Arrived { entries, durable }).await;

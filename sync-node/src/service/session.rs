@@ -59,7 +59,8 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
     // The session is in the table before the list is looked at: a newer list that comes in between ends it.
     let token = state.sessions.admit(token, candidate, link);
     match state.gate.keep_device_list(device, device_list).await {
-        Ok(counts) => state.sessions.revoke_unlisted(counts.body()),
+        Ok(Some(counts)) => state.sessions.revoke_unlisted(counts.body()),
+        Ok(None) => {}
         Err(error) => {
             state.sessions.discard(&token);
             return Err(error);
