@@ -314,10 +314,6 @@ impl Shared {
                 return Ok(self.open_space(invited.space)?);
             }
             let followed = async {
-                self.join_space(token, invited).await?;
-                if self.has_space(invited.space)? {
-                    return Ok(());
-                }
                 let acl = self.read_acl(invited, Follow::UntilDecided).await?;
                 match standing(&acl.state, self) {
                     Standing::Member => {
@@ -326,7 +322,9 @@ impl Shared {
                     }
                     Standing::Declined => Err(JoinError::Declined),
                     Standing::Cancelled => Err(JoinError::Cancelled),
-                    Standing::Pending | Standing::Stranger => Ok(()),
+                    // The process ended before the node was asked.
+                    Standing::Stranger => self.join_space(token, invited).await,
+                    Standing::Pending => Ok(()),
                 }
             };
             match followed.await {

@@ -32,8 +32,8 @@ pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: Cancella
 /// What one comparison found.
 enum Compared {
     Equal(Seq),
-    /// The node stands elsewhere; digests are compared at equal seq only.
-    At(Seq),
+    /// The two stood at different places; digests are compared at equal seq only.
+    Apart { ours: Seq, node: Seq },
     Different(Difference),
 }
 
@@ -48,9 +48,9 @@ impl SpaceInner {
                     self.note_confirmed(Confirmed { seq: seq.0, at_ms: clock::wall_ms() });
                     return Ok(());
                 }
-                Compared::At(seq) => {
-                    self.saw_node_seq(seq);
-                    self.cursor_moves_past(seq).await;
+                Compared::Apart { ours, node } => {
+                    self.saw_node_seq(node);
+                    self.comes_closer(ours, node).await;
                 }
                 Compared::Different(found) if repaired => {
                     let text = format!("{} tree(s) still differ after a rebuild", found.trees.len());
@@ -67,17 +67,14 @@ impl SpaceInner {
         }
     }
 
-    /// Waits until our log reached `seq`, or moved if it is past it already.
-    async fn cursor_moves_past(&self, seq: Seq) {
+    /// Waits until another comparison may find both at one place.
+    async fn comes_closer(&self, ours: Seq, node: Seq) {
         let mut watermarks = self.shared.store.watch(self.id);
-        let ours = watermarks.borrow_and_update().seq;
-        let reached = watermarks.wait_for(|w| w.seq >= seq && w.seq > ours);
-        let node_moves = self.node_seq.subscribe();
-        let mut node_moves = node_moves;
+        let mut node_moves = self.node_seq.subscribe();
         tokio::select! {
-            _ = reached => {}
-            // We are ahead of an answer that crossed ours: ask again when the node is known to be elsewhere.
-            _ = node_moves.changed() => {}
+            _ = watermarks.wait_for(|w| w.seq >= node && w.seq != ours) => {}
+            // We were ahead of an answer that crossed an entry: ask again when the node is known to have moved.
+            _ = node_moves.changed(), if ours > node => {}
             () = tokio::time::sleep(limits::HEARTBEAT_INTERVAL) => {}
         }
     }
@@ -92,13 +89,13 @@ impl SpaceInner {
         let mut answers = answers.map_err(|s| CallError::from(failure(&s)))?.into_inner();
         match next(&mut answers).await? {
             Answer::Equal(_) => Ok(Compared::Equal(seq)),
-            Answer::NotComparable(v1::HeadSyncNotComparable { seq }) => Ok(Compared::At(Seq(seq))),
+            Answer::NotComparable(v1::HeadSyncNotComparable { seq: node }) => Ok(Compared::Apart { ours: seq, node: Seq(node) }),
             Answer::Different(_) => {
                 let theirs = read_pages(&requests, &mut answers).await?;
                 match self.own_elements(seq).map_err(local)? {
                     Some(ours) => Ok(Compared::Different(difference(&ours, &theirs))),
                     // Our log moved meanwhile: what was compared is no longer.
-                    None => Ok(Compared::At(seq)),
+                    None => Ok(Compared::Apart { ours: seq, node: seq }),
                 }
             }
             Answer::Page(_) => Err(CallError::BadAnswer("a HeadSync page that nobody asked for".to_owned())),

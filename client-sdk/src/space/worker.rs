@@ -138,18 +138,22 @@ impl SpaceInner {
             return Err(bad(text));
         }
         self.saw_node_seq(receipt.body().seq);
-        self.keep_receipt(&receipt).await;
+        // Answers cross on the wire: an older one proves what it says and replaces nothing.
+        let is_newest = before.is_none_or(|before| before.body().seq <= receipt.body().seq);
+        self.keep_receipt(&receipt, is_newest).await;
         Ok(receipt)
     }
 
-    async fn keep_receipt(&self, receipt: &SignedReceipt) {
+    async fn keep_receipt(&self, receipt: &SignedReceipt, is_newest: bool) {
         let (space, seq, text) = (self.id, receipt.body().seq, receipt.to_text());
         let cursor = self.cursor();
         let durable = receipt.body().durable;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             let mut state = tx.node_state(space)?;
-            state.receipt = Some(text.into_bytes());
-            tx.put_node_state(space, &state)?;
+            if is_newest {
+                state.receipt = Some(text.into_bytes());
+                tx.put_node_state(space, &state)?;
+            }
             if durable {
                 settle(tx, space, seq.min(cursor))?;
             }
