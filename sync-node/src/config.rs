@@ -34,6 +34,8 @@ pub struct NodeConfig {
     pub max_spaces_per_account: u64,
     /// Connections at the same time.
     pub max_connections: usize,
+    /// Where to serve metrics, `host:port`, in the Prometheus text format. Absent: nowhere.
+    pub metrics: Option<String>,
 }
 
 /// How log lines look.
@@ -57,6 +59,7 @@ impl Default for NodeConfig {
             log: "info".into(),
             max_spaces_per_account: 1000,
             max_connections: 4096,
+            metrics: None,
         }
     }
 }
@@ -124,6 +127,11 @@ pub struct Flags {
     #[arg(long, value_name = "NUMBER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
+
+    /// Serve metrics here, in the Prometheus text format [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
 }
 
 /// The settings do not make a configuration.
@@ -140,7 +148,7 @@ pub enum ConfigError {
 }
 
 /// The names that are read from the environment; anything else that begins alike is somebody else's.
-const ENV_NAMES: [&str; 10] = [
+const ENV_NAMES: [&str; 11] = [
     "data",
     "listen",
     "advertise",
@@ -151,6 +159,7 @@ const ENV_NAMES: [&str; 10] = [
     "log",
     "max_spaces_per_account",
     "max_connections",
+    "metrics",
 ];
 
 impl NodeConfig {

@@ -20,6 +20,7 @@ mod failure;
 mod gate;
 mod identity;
 mod incoming;
+mod metrics;
 mod node;
 mod receipts;
 mod service;
@@ -29,5 +30,6 @@ mod tls;
 
 pub use config::{ConfigError, ENV_PREFIX, Flags, LogFormat, NodeConfig};
 pub use identity::IdentityError;
+pub use metrics::{MetricsError, serve as serve_metrics};
 pub use node::{ADDRESS_FILE, Node, RunningNode, StartError, Stopped};
 pub use tls::{CERTIFICATE_EXTENSION_OID, CERTIFICATE_NAME, TlsError};

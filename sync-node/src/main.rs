@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use sync_node::{Flags, LogFormat, Node, NodeConfig, StartError, Stopped};
+use sync_node::{Flags, LogFormat, Node, NodeConfig, StartError, Stopped, serve_metrics};
 use sync_store::OpenError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -23,6 +23,9 @@ async fn main() -> ExitCode {
     };
     if let Err(error) = log_to_stderr(&config) {
         return fail(USAGE, error.as_ref());
+    }
+    if let Some(Err(error)) = config.metrics.as_deref().map(serve_metrics) {
+        return fail(USAGE, &error);
     }
     match run(config).await {
         Ok(code) => code,

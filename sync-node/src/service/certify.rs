@@ -1,5 +1,7 @@
 //! Certify: a durable receipt as of now, bound to the caller's nonce.
 
+use std::time::Instant;
+
 use sync_core::ids::{SpaceId, TreeId};
 use sync_core::limits;
 use sync_proto::v1::{CertifyRequest, CertifyResponse};
@@ -7,6 +9,7 @@ use sync_proto::{WireError, array, id};
 
 use super::State;
 use crate::failure::CallError;
+use crate::metrics;
 use crate::receipts::{Challenge, WithDigest};
 use crate::session::Session;
 
@@ -15,6 +18,7 @@ pub(super) async fn certify(
     session: &Session,
     request: CertifyRequest,
 ) -> Result<CertifyResponse, CallError> {
+    let since = Instant::now();
     let space: SpaceId = id(&request.space)?;
     let challenge = Challenge {
         nonce: array("nonce", &request.nonce)?,
@@ -24,6 +28,7 @@ pub(super) async fn certify(
     let trees = named_trees(&request)?;
     let standing = state.gate.as_member(session, space, move |view| view.standing(&trees)).await?;
     let receipt = state.receipts.certify(&state.gate, space, standing, Some(challenge), with_digest).await?;
+    metrics::certified(since);
     Ok(CertifyResponse { receipt: Some(receipt.into_raw().into()) })
 }
 

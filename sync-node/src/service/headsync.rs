@@ -14,6 +14,7 @@ use tonic::Streaming;
 
 use super::{Answers, State, next};
 use crate::failure::CallError;
+use crate::metrics;
 use crate::session::Session;
 
 type Answer = head_sync_response::Message;
@@ -48,13 +49,16 @@ async fn compare(state: &State, session: &Session, space: SpaceId, open: &HeadSy
     let compare = move |view: &crate::gate::MemberView<'_, '_>| {
         let seq = view.position()?.seq;
         if seq != theirs {
+            metrics::compared("not_comparable");
             return Ok(Answer::NotComparable(HeadSyncNotComparable { seq: seq.0 }));
         }
         let ours = view.digest()?.finish();
         if ours == digest {
+            metrics::compared("equal");
             return Ok(Answer::Equal(HeadSyncEqual { seq: seq.0 }));
         }
         let elements = view.elements_len()?;
+        metrics::compared("different");
         Ok(Answer::Different(HeadSyncDifferent { seq: seq.0, digest: ours.to_vec().into(), elements }))
     };
     state.gate.as_member(session, space, compare).await

@@ -20,6 +20,7 @@ use tracing::error;
 use super::{Answers, State, next};
 use crate::failure::CallError;
 use crate::gate::{self, Taken};
+use crate::metrics;
 use crate::session::Session;
 
 /// Verified messages that wait for the storage thread.
@@ -190,6 +191,11 @@ async fn send(verdicts: impl Iterator<Item = Verdict>, answers: &Answers<PushRes
 }
 
 fn verdict_to_wire(tag: u64, verdict: gate::Verdict) -> Verdict {
+    metrics::record(match &verdict {
+        Ok(Taken::Accepted(_)) => "accepted",
+        Ok(Taken::Known(_)) => "known",
+        Err(failure) => failure.code.name(),
+    });
     let outcome = match verdict {
         Ok(Taken::Accepted(seq)) => verdict::Outcome::Accepted(Accepted { seq: seq.0 }),
         Ok(Taken::Known(seq)) => verdict::Outcome::Known(Known { seq: seq.0 }),

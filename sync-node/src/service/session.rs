@@ -14,6 +14,7 @@ use super::State;
 use crate::failure::CallError;
 use crate::gate::fill_random;
 use crate::incoming::Link;
+use crate::metrics;
 use crate::session::{Candidate, millis};
 
 /// The protocol versions that this node speaks.
@@ -66,6 +67,7 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
             return Err(error);
         }
     }
+    metrics::session_opened();
     link.note_proven();
     let expires_in_ms = millis(limits::SESSION_IDLE_MAX);
     Ok(SessionToken { token: Bytes::copy_from_slice(token.as_bytes()), expires_in_ms })

@@ -30,6 +30,7 @@ use tracing::{Instrument as _, debug, debug_span};
 use super::{Answers, State, next};
 use crate::failure::CallError;
 use crate::gate::{IsAll, TailPage};
+use crate::metrics;
 use crate::session::Session;
 
 type Frame = head_updates_response::Message;
@@ -99,6 +100,7 @@ impl Subscriptions {
         let (task_stop, node_stop) = (stop.clone(), self.state.tasks.clone());
         let span = debug_span!("subscription", space = %space.short(), cursor = subscribe.cursor);
         let work = async move {
+            let _counted = metrics::Subscribed::begin();
             let run = node_stop.unless_stopped(tail.run(subscribe));
             // Both ends mean that nobody waits for this subscription's frames any more.
             let _ = task_stop.run_until_cancelled(run).await;
@@ -224,6 +226,7 @@ impl Tail {
     }
 
     async fn send_page(&mut self, page: TailPage, durable_seq: Seq) -> Result<(), CallError> {
+        metrics::entries_sent(page.rows.len());
         let heads = page.heads.iter().map(Into::into).collect();
         let entries = page.rows.into_iter().map(|row| self.entry(row)).collect();
         let update = HeadUpdate { space: self.space.to_bytes(), entries, heads, durable_seq: durable_seq.0 };

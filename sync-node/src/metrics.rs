@@ -1,0 +1,85 @@
+//! What a node counts, by its stable names. Nothing is counted where no recorder is installed: the binary installs one when
+//! `metrics` is set, a library user its own.
+//!
+//! Never a space, account or object in a label: metrics say how much, not who.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::Instant;
+
+use metrics::Unit;
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
+
+const RECORDS: &str = "headwater_records_total";
+const SESSIONS: &str = "headwater_sessions_opened_total";
+const SUBSCRIPTIONS: &str = "headwater_subscriptions";
+const ENTRIES_SENT: &str = "headwater_entries_sent_total";
+const CERTIFY_SECONDS: &str = "headwater_certify_seconds";
+const COMPARISONS: &str = "headwater_headsync_total";
+
+/// Why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    #[error("{0:?} is not a host and port for metrics")]
+    Address(String),
+    #[error("metrics cannot be served")]
+    Serve(#[from] BuildError),
+}
+
+/// Serves the process's metrics in the Prometheus text format on `listen`. For the binary: there is one recorder a process.
+///
+/// # Errors
+/// If the address is wrong or taken.
+pub fn serve(listen: &str) -> Result<(), MetricsError> {
+    let address: Option<SocketAddr> = listen.to_socket_addrs().ok().and_then(|mut all| all.next());
+    let address = address.ok_or_else(|| MetricsError::Address(listen.to_owned()))?;
+    PrometheusBuilder::new().with_http_listener(address).install()?;
+    describe();
+    Ok(())
+}
+
+fn describe() {
+    describe_counter!(RECORDS, "pushed records by outcome: accepted, known, or the code of the refusal");
+    describe_counter!(SESSIONS, "sessions that were proven");
+    describe_gauge!(SUBSCRIPTIONS, "spaces that are followed now, over all sessions");
+    describe_counter!(ENTRIES_SENT, "log entries sent to subscribers");
+    describe_histogram!(CERTIFY_SECONDS, Unit::Seconds, "time to a durable receipt");
+    describe_counter!(COMPARISONS, "HeadSync comparisons by outcome: equal, different, not_comparable");
+}
+
+pub(crate) fn record(outcome: &'static str) {
+    counter!(RECORDS, "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn session_opened() {
+    counter!(SESSIONS).increment(1);
+}
+
+pub(crate) fn entries_sent(count: usize) {
+    counter!(ENTRIES_SENT).increment(count as u64);
+}
+
+pub(crate) fn certified(since: Instant) {
+    histogram!(CERTIFY_SECONDS).record(since.elapsed().as_secs_f64());
+}
+
+pub(crate) fn compared(outcome: &'static str) {
+    counter!(COMPARISONS, "outcome" => outcome).increment(1);
+}
+
+/// Counts one subscription for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Subscribed(());
+
+impl Subscribed {
+    pub(crate) fn begin() -> Self {
+        gauge!(SUBSCRIPTIONS).increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        gauge!(SUBSCRIPTIONS).decrement(1.0);
+    }
+}
