@@ -1,0 +1,636 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use client_sdk::{AccountId, NodeAddress};
+
+use crate::exit;
+use crate::output::ColorChoice;
+
+/// Encrypted spaces of JSON objects that work offline and always know whether they are synced.
+///
+/// Writes are durable on this machine first and go to the node by themselves. Each command is a process of its own: what
+/// could not be pushed goes out with the next command that reaches the node, or with `headwater sync`.
+#[derive(Debug, Parser)]
+#[command(name = "headwater", version, max_term_width = 110, after_help = exit::HELP, after_long_help = exit::HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The data directory [default: headwater in the user's data directory]
+    #[arg(long, global = true, env = "HEADWATER_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// The space: its id, the beginning of its id, or its name [default: the only one]
+    #[arg(short, long, global = true, value_name = "SPACE")]
+    pub(crate) space: Option<String>,
+
+    /// One JSON document on stdout (one a line for streams); errors too, as {"error": {"code", "message", "causes"}}
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Reads the passphrase from a file. Without it: HEADWATER_PASSPHRASE, then DIR/device.key, then a prompt
+    ///
+    /// A key file beside the vault protects only against the loss of the vault alone: whoever has the whole directory has
+    /// the account. Use a passphrase where that matters.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+
+    /// How long to wait for the node, for other people, for an object
+    #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+
+    /// When to use colors
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub(crate) color: ColorChoice,
+
+    /// Logs on stderr; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes an account on this machine, and shows its 24 words once
+    #[command(after_help = "Example:\n  headwater init --node headwater://auth_…@127.0.0.1:4710 --name Ada")]
+    Init(Init),
+    /// Who this is: account, device, node
+    #[command(after_help = "Example:\n  headwater whoami --json")]
+    Whoami,
+    /// The node that this account uses
+    #[command(subcommand)]
+    Node(Node),
+    /// Spaces and their members
+    #[command(subcommand)]
+    Space(Space),
+    /// Writes fields of an object, making it if it does not exist; other fields stay as they are
+    #[command(after_help = PUT_HELP)]
+    Put(Put),
+    /// Prints an object
+    #[command(after_help = "Examples:\n  headwater get item milk\n  headwater get profile acct_… --wait --timeout 1m")]
+    Get(Get),
+    /// Prints the objects of a type, or how many there are of each type
+    #[command(after_help = "Example:\n  headwater list item --limit 20")]
+    List(List),
+    /// Deletes an object
+    #[command(after_help = "Example:\n  headwater rm item milk")]
+    Rm(Rm),
+    /// Prints objects as they are, and then every change, one a line, until Ctrl-C
+    #[command(after_help = "Example:\n  headwater watch item --new --count 3 --json")]
+    Watch(Watch),
+    /// Makes an invite and prints its token; whoever holds the token can use it
+    #[command(args_conflicts_with_subcommands = true, after_help = INVITE_HELP)]
+    Invite(Invite),
+    /// Joins the spaces of a token, and waits until they can be read; run it again to go on
+    #[command(after_help = "Examples:\n  headwater join headwater1… --name Bo\n  headwater join - < token.txt")]
+    Join(Join),
+    /// Prints who asked to join
+    #[command(after_help = "Example:\n  headwater requests --wait")]
+    Requests(Requests),
+    /// Accepts requests to join
+    #[command(after_help = "Example:\n  headwater approve acct_… --promise 'profile/{account}'")]
+    Approve(Approve),
+    /// Declines a request to join
+    #[command(after_help = "Example:\n  headwater decline acct_…")]
+    Decline(Decline),
+    /// Waits until this machine and the node hold the same, and proves it with a receipt
+    #[command(after_help = "Example:\n  headwater await-synced --receipt synced.receipt")]
+    AwaitSynced(AwaitSynced),
+    /// How the spaces stand
+    #[command(after_help = "Example:\n  headwater status --watch --json")]
+    Status(Status),
+    /// Why a space is not synced
+    #[command(after_help = "Example:\n  headwater why")]
+    Why,
+    /// Pushes and fetches: until Ctrl-C, or with --once until everything is pushed and here
+    #[command(after_help = "Example:\n  headwater sync --once")]
+    Sync(Sync),
+    /// Forgets a refused write, so that it no longer stands in the way of await-synced
+    #[command(after_help = "Example:\n  headwater dismiss 17")]
+    Dismiss(Dismiss),
+    /// Receipts: what a node signed, judged offline
+    #[command(subcommand)]
+    Receipt(Receipt),
+    /// Trees: the histories under objects, and histories of one's own
+    #[command(subcommand)]
+    Tree(Tree),
+    /// Writes the records of JSON files as objects
+    #[command(after_help = IMPORT_HELP)]
+    Import(Import),
+    /// Writes objects as canonical JSON (RFC 8785), one file a type
+    #[command(after_help = EXPORT_HELP)]
+    Export(Export),
+    /// Writes a git history as a tree: one change a commit, with its real parents and message
+    #[command(after_help = "Example:\n  headwater import-git . --all")]
+    ImportGit(ImportGit),
+    /// Plays a whole story with a real node: import, invite, join, a killed node, proofs
+    #[command(after_help = "Example:\n  headwater demo --records 500")]
+    Demo(Demo),
+    /// Prints a completion script for a shell
+    #[command(after_help = "Example:\n  headwater completions bash > ~/.local/share/bash-completion/completions/headwater")]
+    Completions { shell: clap_complete::Shell },
+    /// Prints what the exit codes mean
+    #[command(long_about = exit::HELP)]
+    ExitCodes,
+}
+
+const PUT_HELP: &str = "A value in field=value is JSON where it is JSON (true, 12, \"12\", [1]) and text where it is not.
+
+Examples:
+  headwater put item milk title=Milk done=false
+  headwater put item milk '{\"title\":\"Milk\"}'
+  headwater put item milk @milk.json --inc bought=1 --add tags=shop --unset note
+  curl …/milk.json | headwater put item milk -";
+
+const INVITE_HELP: &str = "An object that --must-see or --requires names need not exist yet.
+
+Examples:
+  headwater invite --expires 7d --uses 1
+  headwater invite --must-see profile/acct_…
+  headwater invite --open --role reader
+  headwater invite show headwater1…";
+
+const IMPORT_HELP: &str = "What a file can be:
+  an array of records                    type: the name of the file
+  {\"639-3\": [records], …}                type: each key
+  {\"milk\": {…}, \"tea\": {…}}              objects by id; type: the name of the file
+  one record                             type: the name of the file
+Without --id-field, the id of a record is the first of these fields that all records have:
+id, alpha_3, alpha_2, code, name. Every record is checked before anything is written. JSON Schema
+files of a directory are left out.
+
+Example:
+  headwater import /usr/share/iso-codes/json/iso_639-3.json";
+
+const EXPORT_HELP: &str = "DIR/TYPE.json is the canonical JSON of an array of the records, sorted by id: byte for byte the
+canonical form of what was imported. `export -` prints {\"TYPE\": [records], …}, or with --type the one array. Types that
+begin with \"headwater.\" are left out unless --type names them.
+
+Examples:
+  headwater export ./backup
+  headwater export --check /usr/share/iso-codes/json/iso_639-3.json";
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The address that the node printed
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node: NodeAddress,
+    /// What others see as your name; encrypted
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Lock the account with a passphrase instead of a key file
+    #[arg(long)]
+    pub(crate) passphrase: bool,
+    /// Reads the 24 words of an account from stdin instead of making a new one
+    #[arg(long)]
+    pub(crate) restore: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Uses another address from now on
+    #[command(after_help = "Example:\n  headwater node set headwater://auth_…@node.example:4710")]
+    Set { address: NodeAddress },
+    /// Prints the address
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Space {
+    /// Makes a space
+    #[command(after_help = "Example:\n  headwater space create Shopping --wait")]
+    Create {
+        name: String,
+        #[command(flatten)]
+        settle: Settle,
+    },
+    /// Prints the spaces, and the joins that are not ready yet
+    #[command(after_help = "Example:\n  headwater space list")]
+    List,
+    /// Prints who is in the space
+    #[command(after_help = "Example:\n  headwater space members -s Shopping")]
+    Members,
+}
+
+/// How long a write is followed.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Settle {
+    /// Fail if the node does not have it on disk in time
+    #[arg(long, conflicts_with = "no_wait")]
+    pub(crate) wait: bool,
+    /// Return as soon as it is kept here
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    #[arg(value_name = "TYPE")]
+    pub(crate) object_type: String,
+    pub(crate) id: String,
+    /// field=value, a JSON object, @FILE, or - for stdin
+    pub(crate) fields: Vec<String>,
+    /// Adds to a counter
+    #[arg(long, value_name = "FIELD=NUMBER")]
+    pub(crate) inc: Vec<String>,
+    /// Adds an element to a set
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub(crate) add: Vec<String>,
+    /// Removes an element from a set
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub(crate) remove: Vec<String>,
+    /// Removes a field
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) unset: Vec<String>,
+    #[command(flatten)]
+    pub(crate) settle: Settle,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    #[arg(value_name = "TYPE")]
+    pub(crate) object_type: String,
+    pub(crate) id: String,
+    /// Waits until it is here, even if nobody wrote it yet
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[arg(value_name = "TYPE")]
+    pub(crate) object_type: Option<String>,
+    /// At most so many objects
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    #[arg(value_name = "TYPE")]
+    pub(crate) object_type: String,
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) settle: Settle,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    #[arg(value_name = "TYPE")]
+    pub(crate) object_type: Option<String>,
+    /// Only changes from now on
+    #[arg(long)]
+    pub(crate) new: bool,
+    /// Ends after so many lines
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Invite {
+    #[command(subcommand)]
+    pub(crate) command: Option<InviteCommand>,
+    /// Whoever holds it joins by itself, and can read the space without joining
+    #[arg(long)]
+    pub(crate) open: bool,
+    #[arg(long, value_enum, default_value_t = RoleArg::Writer)]
+    pub(crate) role: RoleArg,
+    /// When it ends, from now; judged by the node
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) expires: Option<Duration>,
+    /// How often it can be used
+    #[arg(long, value_name = "N")]
+    pub(crate) uses: Option<u32>,
+    /// What a joiner waits for: an object or a tree
+    #[arg(long, value_name = "TYPE/ID")]
+    pub(crate) must_see: Vec<String>,
+    /// Open invites: what the node insists on having before it takes a join
+    #[arg(long, value_name = "TYPE/ID")]
+    pub(crate) requires: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InviteCommand {
+    /// Prints the invites of the space
+    List,
+    /// Explains a token without asking anybody; never its secret
+    Show {
+        /// The token, or - for stdin
+        token: String,
+    },
+}
+
+/// A role that can be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleArg {
+    Guest,
+    Reader,
+    Writer,
+    Admin,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// The token, or - for stdin
+    pub(crate) token: String,
+    /// What others see as your name; encrypted
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Return when the node has the join or the request
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Requests {
+    /// Those that were decided, too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Waits until somebody asks
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// The account or the request
+    #[arg(value_name = "ACCOUNT|REQUEST", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) who: Option<String>,
+    /// Everybody who is waiting
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Another role than the invite offers
+    #[arg(long, value_enum)]
+    pub(crate) role: Option<RoleArg>,
+    /// What the new member is meant to see first; {account} stands for the new member
+    #[arg(long, value_name = "TYPE/ID")]
+    pub(crate) promise: Vec<String>,
+    /// Waits until the request is there
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Decline {
+    /// The account or the request
+    #[arg(value_name = "ACCOUNT|REQUEST")]
+    pub(crate) who: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AwaitSynced {
+    /// Writes the receipt to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// A line for every change, until Ctrl-C
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sync {
+    /// Ends when everything is pushed and here
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dismiss {
+    /// The number of the write, as `headwater why` shows it
+    pub(crate) write: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Receipt {
+    /// Judges a receipt offline; exit code 5 when it proves nothing
+    #[command(after_help = "Example:\n  headwater receipt verify synced.receipt --authority auth_…")]
+    Verify {
+        /// A file, or - for stdin
+        file: PathBuf,
+        /// Fails unless it is by this authority
+        #[arg(long, value_name = "AUTHORITY")]
+        authority: Option<client_sdk::AuthorityId>,
+        /// Fails unless it is for this space
+        #[arg(long = "of-space", value_name = "SPACE_ID")]
+        of_space: Option<client_sdk::SpaceId>,
+    },
+    /// Prints a receipt: of a file, or a new one from the node
+    #[command(after_help = "Example:\n  headwater receipt show synced.receipt")]
+    Show {
+        /// A file, or - for stdin
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tree {
+    /// Prints the trees of the space
+    #[command(after_help = "Example:\n  headwater tree list --all")]
+    List {
+        /// Those of objects, too
+        #[arg(long)]
+        all: bool,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// Prints the changes without children
+    #[command(after_help = "Example:\n  headwater tree heads item/milk")]
+    Heads {
+        /// A tree id or TYPE/ID
+        tree: String,
+    },
+    /// Prints the changes in the order of the tree, parents first
+    #[command(after_help = "Example:\n  headwater tree log item/milk")]
+    Log {
+        /// A tree id or TYPE/ID
+        tree: String,
+        /// Only the last so many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Compares a tree with the git history that it was made from
+    #[command(after_help = "Example:\n  headwater tree verify-git tree_… . --all")]
+    VerifyGit {
+        /// A tree id
+        tree: String,
+        repo: PathBuf,
+        #[command(flatten)]
+        refs: Refs,
+    },
+}
+
+/// Which commits.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Refs {
+    /// Commits that can be reached from this ref [default: HEAD]
+    #[arg(long = "ref", value_name = "REF", conflicts_with = "all_refs")]
+    pub(crate) refs: Vec<String>,
+    /// Commits that can be reached from any ref
+    #[arg(long = "all")]
+    pub(crate) all_refs: bool,
+}
+
+/// How records become objects.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RecordArgs {
+    /// The type of every object
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "type_field")]
+    pub(crate) object_type: Option<String>,
+    /// The field that holds the type
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) type_field: Option<String>,
+    /// The field that holds the id
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) id_field: Option<String>,
+    /// Stands before every type
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// JSON files, or directories of them
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
+    #[command(flatten)]
+    pub(crate) settle: Settle,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// A directory, or - for stdout
+    #[arg(value_name = "DIR", required_unless_present = "check")]
+    pub(crate) to: Option<PathBuf>,
+    /// Writes nothing: compares with the canonical form of these files, and names the first difference
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "to")]
+    pub(crate) check: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportGit {
+    pub(crate) repo: PathBuf,
+    #[command(flatten)]
+    pub(crate) refs: Refs,
+    #[command(flatten)]
+    pub(crate) settle: Settle,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keeps the directory of the demo
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// At most so many records [default: all that are there]
+    #[arg(long, value_name = "N")]
+    pub(crate) records: Option<usize>,
+    /// The node's program [default: sync-node beside this one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) node_binary: Option<PathBuf>,
+}
+
+/// An account or a request, as it was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asker {
+    Account(AccountId),
+    Request(client_sdk::AclId),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Cli, clap::error::ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map_err(|e| e.kind())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_can_be_typed() {
+        for line in [
+            "headwater whoami --json",
+            "headwater --json whoami",
+            "headwater put item milk title=Milk done=false --inc n=1 --add tags=a --unset x --no-wait",
+            "headwater put item milk -",
+            "headwater put item milk -s Shopping @milk.json",
+            "headwater get item milk --wait --timeout 2m",
+            "headwater list",
+            "headwater list item --limit 3",
+            "headwater watch item --count 2 --new",
+            "headwater invite",
+            "headwater invite --open --role reader --expires 7d --uses 3 --must-see a/b --must-see c/d --requires e/f",
+            "headwater invite list",
+            "headwater invite show headwater1abc",
+            "headwater join - --no-wait --name Bo",
+            "headwater approve --all --role admin --promise profile/{account}",
+            "headwater await-synced --receipt r",
+            "headwater receipt verify -",
+            "headwater receipt show",
+            "headwater tree verify-git tree_a . --ref main --ref dev",
+            "headwater import a b --type t --id-field k --prefix p- --wait",
+            "headwater export -",
+            "headwater export --check a b --type t",
+            "headwater import-git . --all",
+            "headwater demo --keep --records 10 --node-binary x",
+            "headwater completions fish",
+            "headwater exit-codes",
+            "headwater sync --once",
+            "headwater status --watch",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_typed() {
+        use clap::error::ErrorKind as E;
+        for (line, kind) in [
+            ("headwater", E::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("headwater put item", E::MissingRequiredArgument),
+            ("headwater put item milk a=1 --wait --no-wait", E::ArgumentConflict),
+            ("headwater init", E::MissingRequiredArgument),
+            ("headwater init --node nowhere", E::ValueValidation),
+            ("headwater approve", E::MissingRequiredArgument),
+            ("headwater approve acct_a --all", E::ArgumentConflict),
+            ("headwater import a --type t --type-field f", E::ArgumentConflict),
+            ("headwater export", E::MissingRequiredArgument),
+            ("headwater tree verify-git t . --all --ref main", E::ArgumentConflict),
+            ("headwater invite --role owner", E::InvalidValue),
+            ("headwater get item milk --timeout soon", E::ValueValidation),
+        ] {
+            assert_eq!(parse(line).err(), Some(kind), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_that_acts_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let nested: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+            let shown = |c: &clap::Command| c.get_after_help().is_some_and(|h| h.to_string().contains("xample"));
+            let excused = ["exit-codes"].contains(&command.get_name());
+            assert!(excused || shown(command) || nested.iter().any(|c| shown(c)), "{}", command.get_name());
+        }
+    }
+}

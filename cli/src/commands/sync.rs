@@ -1,0 +1,283 @@
+//! Synced or not, and why.
+
+use client_sdk::{Client, NotSynced, Reason, Space, SpaceStatus, SyncState, WriteId};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::args::{AwaitSynced, Status, Sync};
+use crate::commands::receipt;
+use crate::error::CliError;
+use crate::output::{Answer, Paint, pairs};
+use crate::text;
+
+/// How long `why` tries before it says what is in the way.
+const WHY_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+pub(crate) async fn await_synced(app: &App, args: AwaitSynced) -> Result<Answer, CliError> {
+    app.with_space(async |_: &Client, space: &Space| {
+        let synced = {
+            let _spinner = app.out.spinner("comparing with the node");
+            space.await_synced_within(app.timeout()).await?
+        };
+        let text = synced.receipt.to_text();
+        let mut json = receipt::facts_json(&synced.receipt);
+        json["equal_now"] = synced.equal_now.into();
+        json["void"] = synced.void.len().into();
+        json["hidden"] = synced.hidden.len().into();
+        json["receipt"] = text.clone().into();
+        let mut rows = receipt::facts(&synced.receipt);
+        if !synced.void.is_empty() {
+            rows.push(("void", format!("{}: wrong from the start, the same for everyone", synced.void.len())));
+        }
+        if !synced.hidden.is_empty() {
+            rows.push(("hidden", format!("{}: from before this member's keys", synced.hidden.len())));
+        }
+        if let Some(file) = args.receipt {
+            std::fs::write(&file, format!("{text}\n")).map_err(CliError::file(&file))?;
+            rows.push(("receipt", file.display().to_string()));
+            json["file"] = file.display().to_string().into();
+        }
+        let paint = app.out.paint();
+        Ok(Answer::new(format!("{}\n{}", paint.green("synced"), pairs(paint, rows)), json))
+    })
+    .await
+}
+
+pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let spaces = app.spaces(client)?;
+        if args.watch {
+            tokio::select! {
+                watched = watch_all(app, &spaces) => watched?,
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return Ok(Answer::nothing());
+        }
+        if let Some(space) = spaces.first() {
+            app.reach(space).await?;
+        }
+        let mut texts = Vec::new();
+        let mut json = Vec::new();
+        for space in &spaces {
+            let status = space.status()?;
+            let name = space.name()?;
+            texts.push(status_text(app.out.paint(), name.as_deref(), &status));
+            json.push(status_json(name, &status));
+        }
+        if spaces.is_empty() {
+            app.out.note("no spaces yet: headwater space create NAME, or headwater join TOKEN");
+        }
+        Ok(Answer::new(texts.join("\n\n"), json!({ "spaces": json })))
+    })
+    .await
+}
+
+fn status_json(name: Option<String>, status: &SpaceStatus) -> Value {
+    let mut json = json!(status);
+    json["name"] = name.into();
+    json
+}
+
+fn state_text(paint: Paint, state: SyncState) -> String {
+    let text = text::sync_state(state);
+    match state {
+        SyncState::UpToDate => paint.green(text),
+        SyncState::Offline | SyncState::CatchingUp | SyncState::Pushing => paint.yellow(text),
+        SyncState::Attention => paint.red(text),
+    }
+}
+
+fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String {
+    let fresh = match status.fresh_ms {
+        Some(ms) => format!("the node was heard {} ago", text::duration(ms)),
+        None => "not fresh".to_owned(),
+    };
+    let confirmed = match status.confirmed {
+        Some(c) => format!("equal at {} at {}", c.seq, text::moment(c.at_ms)),
+        None => "not in this run".to_owned(),
+    };
+    let mut rows = vec![
+        ("space", status.space.clone()),
+        ("state", state_text(paint, status.state)),
+        ("log", format!("{} here, {} at the node, {} on its disk", status.seq, status.node_seq, status.durable_seq)),
+        ("holds", format!("{}, {}", text::count(usize_of(status.trees), "tree"), text::count(usize_of(status.changes), "change"))),
+        ("waiting", text::count(status.pending, "write")),
+        ("freshness", fresh),
+        ("compared", confirmed),
+    ];
+    for (what, n) in [
+        ("refused", status.refused),
+        ("quarantined", status.quarantined),
+        ("void", status.void),
+        ("hidden", status.hidden),
+        ("misplaced", status.misplaced),
+    ] {
+        if n > 0 {
+            rows.push((what, n.to_string()));
+        }
+    }
+    let title = paint.bold(name.unwrap_or("(name not here yet)"));
+    let reasons: String = status.reasons.iter().map(|r| format!("\n{}", reason_text(paint, r))).collect();
+    format!("{title}\n{}{reasons}", pairs(paint, rows))
+}
+
+fn usize_of(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+async fn watch_all(app: &App, spaces: &[Space]) -> Result<(), CliError> {
+    let mut watched = tokio::task::JoinSet::new();
+    let (say, mut said) = tokio::sync::mpsc::channel(16);
+    for space in spaces {
+        let (space, say) = (space.clone(), say.clone());
+        watched.spawn(async move { follow(&space, &say).await });
+    }
+    drop(say);
+    while let Some((name, status)) = said.recv().await {
+        let paint = app.out.paint();
+        let shown = name.clone().unwrap_or_else(|| status.space.clone());
+        let state = state_text(paint, status.state);
+        let text = format!(
+            "{shown}: {state}, log {} of {}, {} waiting, {}",
+            status.seq,
+            status.node_seq,
+            status.pending,
+            text::count(status.reasons.len(), "reason"),
+        );
+        app.out.line(&text, &status_json(name, &status))?;
+    }
+    while let Some(ended) = watched.join_next().await {
+        ended.map_err(|e| CliError::Internal(e.to_string()))??;
+    }
+    Ok(())
+}
+
+type Said = tokio::sync::mpsc::Sender<(Option<String>, SpaceStatus)>;
+
+/// Sends the status whenever something else than the clock moved in it.
+async fn follow(space: &Space, say: &Said) -> Result<(), CliError> {
+    let mut since = 0;
+    let mut last = Value::Null;
+    loop {
+        let status = space.status()?;
+        let mut shape = json!(status);
+        shape["fresh_ms"] = Value::Null;
+        shape["confirmed"] = Value::Null;
+        if let Some(reasons) = shape["reasons"].as_array_mut() {
+            reasons.iter_mut().for_each(|r| r["next_retry_ms"] = Value::Null);
+        }
+        if shape != last {
+            last = shape;
+            if say.send((space.name()?, status)).await.is_err() {
+                return Ok(());
+            }
+        }
+        space.status_changed(&mut since).await;
+    }
+}
+
+pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let mut texts = Vec::new();
+        let mut json = Vec::new();
+        for space in app.spaces(client)? {
+            let tried = {
+                let _spinner = app.out.spinner("trying");
+                space.await_synced_within(app.timeout().min(WHY_MAX)).await
+            };
+            let name = space.name()?;
+            texts.push(why_text(app.out.paint(), name.as_deref().unwrap_or("(unnamed)"), tried.as_ref().err()));
+            json.push(json!({
+                "space": space.id().to_string(),
+                "name": name,
+                "synced": tried.is_ok(),
+                "code": tried.as_ref().err().map(|e| e.code.name()),
+                "reasons": tried.as_ref().err().map_or(&[][..], |e| e.residue.as_slice()),
+            }));
+        }
+        for join in client.joins()? {
+            texts.push(format!("joining {}: {}", join.space, stage(&join)));
+            json.push(json!({ "space": join.space.to_string(), "synced": false, "code": "JOINING", "stage": join.stage }));
+        }
+        Ok(Answer::new(texts.join("\n"), json!({ "spaces": json })))
+    })
+    .await
+}
+
+fn stage(join: &client_sdk::JoinInfo) -> &'static str {
+    crate::commands::spaces::stage_text(join.stage)
+}
+
+fn why_text(paint: Paint, name: &str, error: Option<&NotSynced>) -> String {
+    let Some(error) = error else {
+        return format!("{}: {}", paint.bold(name), paint.green("synced; nothing is missing"));
+    };
+    let mut text = format!("{}: {} ({})", paint.bold(name), paint.yellow("not synced"), error.code.name());
+    for reason in &error.residue {
+        text.push('\n');
+        text.push_str(&reason_text(paint, reason));
+    }
+    text
+}
+
+fn reason_text(paint: Paint, reason: &Reason) -> String {
+    let mut text = format!("  {} {}: {}", paint.yellow(reason.code.name()), reason.scope, reason.detail);
+    if reason.attempts > 0 {
+        text.push_str(&format!("\n    tried {}", text::count(reason.attempts.try_into().unwrap_or(usize::MAX), "time")));
+        if let Some(ms) = reason.next_retry_ms {
+            text.push_str(&format!(", again in {}", text::duration(ms)));
+        }
+    }
+    text.push_str(&format!("\n    {}", paint.dim(reason.suggestion)));
+    text
+}
+
+pub(crate) async fn sync(app: &App, args: Sync) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let spaces = app.spaces(client)?;
+        if args.once {
+            return once(app, &spaces).await;
+        }
+        tokio::select! {
+            watched = watch_all(app, &spaces) => watched?,
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        Ok(Answer::nothing())
+    })
+    .await
+}
+
+async fn once(app: &App, spaces: &[Space]) -> Result<Answer, CliError> {
+    let mut lines = Vec::new();
+    let mut json = Vec::new();
+    for space in spaces {
+        let name = space.name()?;
+        let shown = name.clone().unwrap_or_else(|| space.id().short());
+        let _spinner = app.out.spinner(format!("syncing {shown}"));
+        let synced = space.await_synced_within(app.timeout()).await?;
+        lines.push(format!("{shown}: synced up to {}", synced.receipt.body().seq));
+        json.push(json!({
+            "space": space.id().to_string(),
+            "name": name,
+            "seq": synced.receipt.body().seq.0,
+            "equal_now": synced.equal_now,
+        }));
+    }
+    Ok(Answer::new(lines.join("\n"), json!({ "spaces": json })))
+}
+
+pub(crate) async fn dismiss(app: &App, write: u64) -> Result<Answer, CliError> {
+    app.with_space(async |_: &Client, space: &Space| {
+        let write = WriteId(write);
+        if space.write_state(write)?.is_none() {
+            return Err(CliError::NotFound(format!("there is no write {write} here")));
+        }
+        space.dismiss(write).await?;
+        let state = space.write_state(write)?;
+        if !matches!(state, Some(client_sdk::WriteState::Dismissed)) {
+            return Err(CliError::Usage(format!("write {write} was not refused: there is nothing to dismiss")));
+        }
+        Ok(Answer::new(format!("write {write} is dismissed"), json!({ "write": write.0, "state": "dismissed" })))
+    })
+    .await
+}

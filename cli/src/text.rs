@@ -1,0 +1,103 @@
+//! Small texts that several commands share.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use client_sdk::{InviteMode, RequestStatus, Role, SyncState};
+
+use crate::args::RoleArg;
+use crate::error::CliError;
+
+/// A moment, in milliseconds since 1970, as RFC 3339.
+pub(crate) fn moment(at_ms: u64) -> String {
+    match UNIX_EPOCH.checked_add(Duration::from_millis(at_ms)) {
+        // The formatter covers the years up to 9999.
+        Some(at) if at_ms < 253_402_300_800_000 => humantime::format_rfc3339_seconds(at).to_string(),
+        Some(_) | None => format!("{at_ms} ms"),
+    }
+}
+
+/// A duration in whole seconds, or milliseconds below one.
+pub(crate) fn duration(ms: u64) -> String {
+    let rounded = if ms < 1000 { ms } else { ms / 1000 * 1000 };
+    humantime::format_duration(Duration::from_millis(rounded)).to_string()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub(crate) const fn mode(mode: InviteMode) -> &'static str {
+    match mode {
+        InviteMode::Open => "open",
+        InviteMode::Approval => "approval",
+    }
+}
+
+pub(crate) const fn request_status(status: &RequestStatus) -> &'static str {
+    match status {
+        RequestStatus::Pending => "pending",
+        RequestStatus::Accepted { .. } => "accepted",
+        RequestStatus::Declined { .. } => "declined",
+        RequestStatus::Cancelled { .. } => "cancelled",
+    }
+}
+
+pub(crate) const fn sync_state(state: SyncState) -> &'static str {
+    match state {
+        SyncState::Offline => "offline",
+        SyncState::CatchingUp => "catching up",
+        SyncState::Pushing => "pushing",
+        SyncState::UpToDate => "up to date",
+        SyncState::Attention => "needs attention",
+    }
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Guest => Self::Guest,
+            RoleArg::Reader => Self::Reader,
+            RoleArg::Writer => Self::Writer,
+            RoleArg::Admin => Self::Admin,
+        }
+    }
+}
+
+/// "1 record", "2 records".
+pub(crate) fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// All of stdin, or of a file.
+pub(crate) fn read_input(path: &Path) -> Result<String, CliError> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text).map_err(CliError::file("stdin"))?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).map_err(CliError::file(path))
+}
+
+/// A token as it was typed, or from stdin where `-` was typed.
+pub(crate) fn read_token(typed: &str) -> Result<String, CliError> {
+    let text = if typed == "-" { read_input(Path::new("-"))? } else { typed.to_owned() };
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_and_durations() {
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
+        assert_eq!(moment(u64::MAX), format!("{} ms", u64::MAX));
+        assert_eq!(duration(250), "250ms");
+        assert_eq!(duration(61_250), "1m 1s");
+        assert_eq!(hex(&[0, 255]), "00ff");
+        assert_eq!(count(1, "record"), "1 record");
+        assert_eq!(count(2, "record"), "2 records");
+    }
+}
