@@ -26,7 +26,7 @@ pub(super) async fn head_sync(
     answers: Answers<HeadSyncResponse>,
 ) -> Result<(), CallError> {
     let mut opened = None;
-    while let Some(request) = next(&mut requests).await {
+    while let Some(request) = next(&mut requests).await? {
         let answer = match required("message", request.message)? {
             head_sync_request::Message::Open(open) => {
                 let space: SpaceId = id(&open.space)?;

@@ -11,6 +11,7 @@ mod tail;
 use std::future::Future;
 use std::sync::Arc;
 
+use sync_core::code::Code;
 use sync_core::limits;
 use sync_proto::v1::sync_server::Sync;
 use sync_proto::v1::{
@@ -132,10 +133,21 @@ where
 }
 
 /// The next message of a caller; `None` when it has no more, or is gone.
-async fn next<T>(requests: &mut Streaming<T>) -> Option<T> {
-    requests.message().await.unwrap_or_else(|status| {
-        debug!(code = ?status.code(), "the caller's stream broke");
-        None
+///
+/// # Errors
+/// For a message that is too large, or is none.
+async fn next<T>(requests: &mut Streaming<T>) -> Result<Option<T>, CallError> {
+    requests.message().await.or_else(|status| match status.code() {
+        tonic::Code::OutOfRange => {
+            let max = limits::MESSAGE_BYTES_MAX;
+            Err(CallError::new(Code::TooLarge, format!("a message is longer than {max} bytes")))
+        }
+        tonic::Code::Internal => Err(CallError::new(Code::Malformed, "a message cannot be decoded")),
+        // The rest is the connection's end.
+        other => {
+            debug!(code = ?other, "the caller's stream broke");
+            Ok(None)
+        }
     })
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn push(
 }
 
 async fn read(mut requests: Streaming<PushRequest>, verified: mpsc::Sender<Batch>) -> Result<(), CallError> {
-    while let Some(request) = next(&mut requests).await {
+    while let Some(request) = next(&mut requests).await? {
         request.check()?;
         if verified.send(verify_request(request).await?).await.is_err() {
             break;

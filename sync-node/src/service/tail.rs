@@ -42,7 +42,7 @@ pub(super) async fn head_updates(
     answers: Answers<HeadUpdatesResponse>,
 ) -> Result<(), CallError> {
     let mut subscriptions = Subscriptions { state, session, answers, running: HashMap::new() };
-    while let Some(request) = next(&mut requests).await {
+    while let Some(request) = next(&mut requests).await? {
         match required("message", request.message)? {
             head_updates_request::Message::Subscribe(subscribe) => subscriptions.begin(subscribe).await?,
             head_updates_request::Message::Unsubscribe(unsubscribe) => {
