@@ -83,7 +83,8 @@ pub(super) async fn acl_read(
         cursor = page.complete_to;
         let is_all = page.is_all;
         let at_end = cursor >= durable_seq || !progress;
-        answers.send(page_to_wire(page)).await?;
+        let complete = at_end || is_all == IsAll::Yes;
+        answers.send(page_to_wire(page, complete.then_some(cursor))).await?;
         match (is_all, at_end, at_the_end) {
             (IsAll::Yes, ..) | (IsAll::No, true, AtTheEnd::Stop) => return Ok(()),
             (IsAll::No, true, AtTheEnd::Follow) => {
@@ -94,7 +95,8 @@ pub(super) async fn acl_read(
     }
 }
 
-fn page_to_wire(page: AclPage) -> AclReadResponse {
+/// `complete` at the end of what may be shown now.
+fn page_to_wire(page: AclPage, complete: Option<Seq>) -> AclReadResponse {
     let entry = |line| match line {
         AclLine::Record(seq, record) => {
             AclReadEntry { seq: seq.0, entry: Some(acl_read_entry::Entry::Acl(record.into())) }
@@ -104,7 +106,7 @@ fn page_to_wire(page: AclPage) -> AclReadResponse {
     AclReadResponse {
         header: None,
         entries: page.lines.into_iter().map(entry).collect(),
-        complete_to_seq: page.complete_to.0,
+        complete_to_seq: complete.map_or(0, |seq| seq.0),
     }
 }
 
