@@ -395,7 +395,13 @@ impl SpaceInner {
                 .map(|(_, change, _)| change)
                 .collect();
             let all_hidden = !state.heads.is_empty() && state.heads.iter().all(|h| hidden.contains(h));
-            Ok(if all_hidden { Readability::Hidden } else { Readability::Readable })
+            let is_member = tx.acl(self.id)?.is_some_and(|acl| acl.members.contains_key(&self.shared.account.id()));
+            Ok(match (all_hidden, is_member) {
+                (false, _) => Readability::Readable,
+                (true, true) => Readability::Hidden,
+                // The log here does not reach our own join yet, and with it the keys.
+                (true, false) => Readability::Absent,
+            })
         })
     }
 }

@@ -202,6 +202,8 @@ struct Batch<'a> {
     ring: Cow<'a, KeyRing>,
     own: BTreeMap<ChangeId, WriteId>,
     projection: Projection,
+    /// Keys of an epoch arrived that were not held before.
+    keys_came: bool,
     applied: Applied,
 }
 
@@ -215,6 +217,7 @@ impl<'a> Batch<'a> {
             ring: Cow::Borrowed(ring),
             own,
             projection: Projection::default(),
+            keys_came: false,
             applied: Applied::default(),
         })
     }
@@ -302,9 +305,12 @@ impl<'a> Batch<'a> {
     fn acl_moved(&mut self, tx: &WriteTx<'_>, record: &Verified<AclRecord>, at: Seq) -> Result<(), ApplyError> {
         let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
         let mut epoch = acl.epochs.iter().filter(|(_, i)| i.since < at).map(|(e, _)| *e).max().unwrap_or_default();
+        let held = |ring: &KeyRing| acl.epochs.keys().filter(|e| ring.keys(**e).is_some()).count();
+        let before = held(&self.ring);
         if let Err(problem) = absorb(self.ring.to_mut(), record.raw().clone(), &mut epoch, &acl) {
             self.applied.key_problem = Some(problem);
         }
+        self.keys_came |= held(&self.ring) > before;
         self.applied.acl_moved = true;
         self.note_requests(&acl, record);
         Ok(())
@@ -326,6 +332,12 @@ impl<'a> Batch<'a> {
     fn finish(mut self, tx: &mut WriteTx<'_>) -> Result<Applied, ApplyError> {
         let end = tx.space(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?.position.seq;
         self.applied.objects = self.projection.flush(tx, self.shared, self.space, end)?;
+        if self.keys_came {
+            // A log is older than one's membership in it: what came before the keys is opened now.
+            let mut revealed = Projection::default();
+            revealed.reveal(tx, self.shared, self.space, &self.ring)?;
+            self.applied.objects.extend(revealed.flush(tx, self.shared, self.space, end)?);
+        }
         if let Cow::Owned(ring) = self.ring {
             self.applied.ring = Some(ring);
         }

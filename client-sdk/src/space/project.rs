@@ -110,6 +110,32 @@ impl Projection {
         }
     }
 
+    /// Folds in what was hidden for want of keys that `ring` holds now.
+    pub(super) fn reveal(
+        &mut self,
+        tx: &mut WriteTx<'_>,
+        shared: &Shared,
+        space: SpaceId,
+        ring: &KeyRing,
+    ) -> Result<(), ReadError> {
+        let hidden = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| v.kind == VerdictKind::Hidden);
+        for (tree, change, _) in hidden.collect::<Vec<_>>() {
+            let (Some(state), Some(row)) = (tx.tree(space, tree)?, tx.change(space, tree, change)?) else { continue };
+            let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
+            if ring.keys(change.body().epoch).is_none() {
+                continue;
+            }
+            tx.delete_verdict(space, tree, change.id().into())?;
+            if state.purged.is_some() {
+                continue;
+            }
+            let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
+            let place = (row.position.seq, row.height.unwrap_or_default());
+            self.fold(tx, shared, space, &change, place, content)?;
+        }
+        Ok(())
+    }
+
     /// Drops what a purge ended.
     pub(super) fn purge(&mut self, tx: &mut WriteTx<'_>, space: SpaceId, tree: TreeId) -> Result<(), ReadError> {
         self.states.remove(&tree);
