@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use client_sdk::{Client, ClientConfig, NodeAddress, Unlock};
+use client_sdk::{
+    AclId, Client, ClientConfig, InviteOptions, Joining, NodeAddress, Object, ObjectChange, ObjectWatch, Role, Space,
+    TreeId, Unlock,
+};
 use tempfile::TempDir;
 
 /// What a scenario on a loaded two-core machine may take at most before it counts as stuck.
@@ -119,11 +122,22 @@ pub struct TestClient {
 impl TestClient {
     /// Makes an account that uses the node.
     pub async fn create(name: &str, node: &NodeAddress) -> Self {
+        Self::create_with(name, node, |config| config).await
+    }
+
+    /// Makes an account that uses the node, with more settings.
+    pub async fn create_with(name: &str, node: &NodeAddress, more: impl Fn(ClientConfig) -> ClientConfig) -> Self {
         show_logs();
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let config = config(dir.path()).node(node.clone()).name(name);
+        let config = more(config(dir.path())).node(node.clone()).name(name);
         let (client, _) = Client::create(config).await.expect("a client can be made");
         Self { dir, client }
+    }
+
+    /// The id of its own profile.
+    #[must_use]
+    pub fn own(&self) -> String {
+        self.account().to_string()
     }
 
     /// Closes it and opens it again.
@@ -153,4 +167,97 @@ fn show_logs() {
 #[must_use]
 pub fn config(dir: &Path) -> ClientConfig {
     ClientConfig::new(dir, Unlock::KeyFile(dir.join("device.key")))
+}
+
+// ---- from one to the other ------------------------------------------------------------------------------------------
+
+/// How scenario tests end.
+pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Waits until `check` gives a value, looking again whenever something about the space's sync has moved.
+///
+/// # Errors
+/// When it did not within [`PATIENCE`], or `check` fails.
+pub async fn until<T>(space: &Space, mut check: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
+    let mut since = 0;
+    loop {
+        if let Some(found) = check()? {
+            return Ok(found);
+        }
+        tokio::time::timeout(PATIENCE, space.status_changed(&mut since)).await?;
+    }
+}
+
+/// Waits until a request to join is in the admin's own log.
+///
+/// # Errors
+/// As [`until`].
+pub async fn request_of(space: &Space, member: &Client) -> Outcome<AclId> {
+    until(space, || Ok(space.request_of(member.account()).ok())).await
+}
+
+/// Accepts what a join asks for, and waits until it is ready.
+///
+/// # Errors
+/// What either side meets.
+pub async fn accept(
+    space: &Space,
+    member: &Client,
+    joining: &Joining,
+    role: Role,
+    promised: &[TreeId],
+) -> Outcome<Space> {
+    let request = request_of(space, member).await?;
+    space.approve(request, Some(role), promised).await?;
+    Ok(joining.ready(PATIENCE).await?.remove(0))
+}
+
+/// The whole way of a member into a space: invite, join, approval.
+///
+/// # Errors
+/// What either side meets.
+pub async fn join(space: &Space, member: &Client, role: Role) -> Outcome<Space> {
+    let invite = space.invite(InviteOptions::approval()).await?;
+    let joining = member.join(&invite.token).await?;
+    accept(space, member, &joining, role, &[]).await
+}
+
+/// The next change that a watch tells of, which must be of an object that is there.
+///
+/// # Errors
+/// When none comes within [`PATIENCE`], or it is something else.
+pub async fn changed(watch: &mut ObjectWatch) -> Outcome<Object> {
+    match tokio::time::timeout(PATIENCE, watch.next()).await?? {
+        Some(ObjectChange::Changed(object)) => Ok(object),
+        other => Err(format!("not a changed object: {other:?}").into()),
+    }
+}
+
+/// The object as it is here, which must exist.
+///
+/// # Errors
+/// When it does not, or cannot be read.
+pub fn object(space: &Space, object_type: &str, id: &str) -> Outcome<Object> {
+    Ok(space.objects().get(object_type, id)?.ok_or_else(|| format!("there is no {object_type} {id}"))?)
+}
+
+/// Everything that a reader sees, comparable between replicas.
+///
+/// # Errors
+/// When something cannot be read.
+pub fn seen(space: &Space) -> Outcome<Vec<Object>> {
+    Ok(space.objects().list_all()?)
+}
+
+/// `heads_are_equal`: every tree of both replicas has the same heads, and both have the same trees.
+///
+/// # Errors
+/// When something cannot be read.
+pub fn heads(space: &Space) -> Outcome<Vec<(TreeId, Vec<client_sdk::ChangeId>)>> {
+    let mut heads = Vec::new();
+    for id in space.trees(None, 10_000)? {
+        let tree = space.tree(id)?.ok_or("a listed tree is gone")?;
+        heads.push((id, tree.snapshot()?.heads.iter().copied().collect()));
+    }
+    Ok(heads)
 }

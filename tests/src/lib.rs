@@ -3,3 +3,4 @@
 //! Tests wait with the SDK's own waits and event feeds, never by sleeping or polling.
 
 pub mod harness;
+pub mod relay;

@@ -1,0 +1,120 @@
+//! Reads and the life of a tree: one instance, every edit told once.
+
+use client_sdk::{Event, NewObject, Role, Tree};
+use serde_json::json;
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, changed, join};
+
+const EDITS: u64 = 10;
+const READS: usize = 10_000;
+
+/// S11: 10,000 reads between any two remote edits: every edit is told once, in order, by the same instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn s11_reads_between_edits_lose_none() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    space.objects().put("counter", "c", json!({ "n": 0 })).await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    joined.await_object("counter", "c", PATIENCE).await?;
+    let objects = joined.objects();
+    let first = objects.tree("counter", "c")?.ok_or("it was just awaited")?;
+    first.snapshot()?;
+    let before = first.loads();
+
+    let mut watch = objects.watch("counter");
+    let mut turns = first.watch();
+    turns.borrow_and_update();
+    for edit in 1..=EDITS {
+        space.objects().put("counter", "c", json!({ "n": edit })).await?;
+        for _ in 0..READS {
+            let tree = objects.tree("counter", "c")?.ok_or("it does not go away")?;
+            assert!(tree.is_same_instance(&first));
+            let shown = tree.snapshot()?.object.clone().ok_or("it does not go away")?;
+            assert!(shown.fields["n"] == edit || shown.fields["n"] == edit - 1, "neither before nor after: {shown:?}");
+        }
+        assert_eq!(changed(&mut watch).await?.fields["n"], edit);
+        tokio::time::timeout(PATIENCE, turns.changed()).await??;
+        assert_eq!(first.snapshot()?.object.as_ref().ok_or("it does not go away")?.fields["n"], edit);
+    }
+    space.objects().put("counter", "last", json!({ "n": 1 })).await?;
+    assert_eq!(changed(&mut watch).await?.id, "last", "no edit was told twice");
+    assert_eq!(first.loads() - before, EDITS, "built anew once for each edit, never for a read");
+    Ok(())
+}
+
+/// S14: the handle from read, write, sync and feed is one allocation.
+#[tokio::test(flavor = "multi_thread")]
+async fn s14_one_instance_from_every_side() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    let objects = joined.objects();
+    let before = joined.live_trees();
+    let mut feed = joined.events();
+
+    let write = objects.put("item", "milk", json!({ "n": 1 })).await?.ok_or("a new object is a write")?;
+    let of_write = objects.tree("item", "milk")?.ok_or("pending is enough")?;
+    let told = told_tree(&mut feed).await?;
+    let of_feed = joined.tree(told)?.ok_or("the feed told of it")?;
+    joined.await_durable(write).await?;
+    let of_sync = joined.tree(objects.tree_id("item", "milk")?)?.ok_or("logged now")?;
+    space.await_object("item", "milk", PATIENCE).await?;
+    let mut turns = of_sync.watch();
+    of_sync.snapshot()?;
+    turns.borrow_and_update();
+    space.objects().put("item", "milk", json!({ "n": 2 })).await?;
+    tokio::time::timeout(PATIENCE, turns.changed()).await??;
+    let read = objects.get("item", "milk")?.ok_or("there")?;
+    assert_eq!(read.fields["n"], 2);
+    let of_read = joined.tree(read.tree)?.ok_or("read")?;
+
+    let all = [&of_write, &of_feed, &of_sync, &of_read];
+    assert!(all.iter().all(|handle| handle.is_same_instance(&of_read)));
+    assert_eq!(joined.live_trees(), before + 1);
+    Ok(())
+}
+
+async fn told_tree(feed: &mut client_sdk::Events) -> Outcome<client_sdk::TreeId> {
+    loop {
+        match tokio::time::timeout(PATIENCE, feed.next()).await? {
+            Some(Event::Object { tree, object_type, .. }) if object_type == "item" => return Ok(tree),
+            Some(_) => {}
+            None => return Err("the feed ended".into()),
+        }
+    }
+}
+
+/// S12, the half that concerns instances: whoever holds a handle keeps the instance, however many others are touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn s12_a_held_handle_survives_the_cache() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    space.objects().put("item", "held", json!({ "n": 1 })).await?;
+    let others = (0..1500).map(|n| NewObject {
+        object_type: "other".to_owned(),
+        id: n.to_string(),
+        fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
+    });
+    space.objects().put_many(others.collect()).await?;
+    space.await_synced().await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    joined.await_synced().await?;
+    let held = joined.objects().tree("item", "held")?.ok_or("synced")?;
+    held.snapshot()?;
+    let mut turns = held.watch();
+    turns.borrow_and_update();
+    for n in 0..1500 {
+        let tree: Tree = joined.objects().tree("other", &n.to_string())?.ok_or("synced")?;
+        tree.snapshot()?;
+    }
+    space.objects().put("item", "held", json!({ "n": 2 })).await?;
+    tokio::time::timeout(PATIENCE, turns.changed()).await??;
+    assert_eq!(held.snapshot()?.object.as_ref().ok_or("there")?.fields["n"], 2);
+    assert!(joined.objects().tree("item", "held")?.ok_or("there")?.is_same_instance(&held));
+    Ok(())
+}
