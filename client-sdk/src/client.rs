@@ -153,9 +153,10 @@ impl Client {
         let ClientConfig { dir, unlock, types, node, name } = config;
         let secrets = home::open(&dir, &unlock)?;
         let store = Store::open(&dir, StoreKind::Client)?;
-        let address = remember(&store, NODE_ADDRESS, node.map(|n| n.to_string())).await?;
+        let local = &secrets.local_key;
+        let address = remember(&store, local, NODE_ADDRESS, node.map(|n| n.to_string())).await?;
         let address = address.ok_or(OpenError::NoAccount { dir })?.parse()?;
-        let display_name = remember(&store, DISPLAY_NAME, name).await?;
+        let display_name = remember(&store, local, DISPLAY_NAME, name).await?;
         let client = Self::start(secrets, store, address, display_name, ObjectTypes::new(types));
         client.open_spaces()?;
         client.resume_joins()?;
@@ -298,14 +299,20 @@ impl Client {
     }
 }
 
-/// Keeps a setting when it is given, and reads it when it is not.
-async fn remember(store: &Store, key: &'static str, value: Option<String>) -> Result<Option<String>, OpenError> {
+/// Keeps a setting, encrypted, when it is given, and reads it when it is not.
+async fn remember(
+    store: &Store,
+    local: &LocalKey,
+    key: &'static str,
+    value: Option<String>,
+) -> Result<Option<String>, OpenError> {
     let Some(value) = value else {
-        let bytes = store.read(|tx| tx.kv(key))?;
+        let sealed = store.read(|tx| tx.kv(key))?;
+        let bytes = sealed.and_then(|row| local.open_row(key.as_bytes(), &row).ok());
         return Ok(bytes.and_then(|b| String::from_utf8(b).ok()));
     };
-    let kept = value.clone();
-    let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, kept.as_bytes()) };
+    let sealed = local.seal_row(key.as_bytes(), value.as_bytes(), &mut rand::rng());
+    let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, &sealed) };
     match store.write(job).await {
         Ok(_) => Ok(Some(value)),
         Err(
