@@ -172,8 +172,8 @@ Example:
   headwater import /usr/share/iso-codes/json/iso_639-3.json";
 
 const EXPORT_HELP: &str = "DIR/TYPE.json is the canonical JSON of an array of the records, sorted by id: byte for byte the
-canonical form of what was imported. `export -` prints {\"TYPE\": [records], …}, or with --type the one array. Types that
-begin with \"headwater.\" are left out unless --type names them.
+canonical form of what was imported. `export -` prints {\"TYPE\": [records], …}, or with --type the one array, and a line
+feed. Types that begin with \"headwater.\" are left out unless --type names them.
 
 Examples:
   headwater export ./backup

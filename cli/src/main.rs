@@ -61,7 +61,9 @@ fn misused(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
     if !asked_for && std::env::args_os().any(|arg| arg == OsString::from("--json")) {
-        let usage = CliError::Usage(error.render().to_string().trim().to_owned());
+        let text = error.render().to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let usage = CliError::Usage(first.trim_start_matches("error: ").to_owned());
         Output::new(Form::Json, ColorChoice::Never).error(&usage);
         return usage.exit().into();
     }

@@ -115,8 +115,9 @@ impl Output {
                     say(&format!("  {} {cause}", paint.dim("because:")));
                 }
                 if let CliError::NotSynced(not_synced) = error {
-                    for reason in &not_synced.residue {
-                        say(&format!("  {} {reason}", paint.dim("because:")));
+                    // The first one stands in the error itself.
+                    for line in some_of(not_synced.residue.get(1..).unwrap_or_default(), ToString::to_string) {
+                        say(&format!("  {} {line}", paint.dim("because:")));
                     }
                 }
                 if let Some(hint) = error.hint() {
@@ -232,6 +233,18 @@ impl Paint {
     }
 }
 
+/// How many of many things people are shown.
+const SHOWN_MAX: usize = 8;
+
+/// The first few of many, and how many more there are.
+pub(crate) fn some_of<T>(all: &[T], show: impl FnMut(&T) -> String) -> Vec<String> {
+    let mut lines: Vec<_> = all.iter().take(SHOWN_MAX).map(show).collect();
+    if all.len() > SHOWN_MAX {
+        lines.push(format!("… and {} more", all.len() - SHOWN_MAX));
+    }
+    lines
+}
+
 /// A table for people; ids in it stay whole, so that they can be copied.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
@@ -255,6 +268,13 @@ pub(crate) fn pairs<'a>(paint: Paint, rows: impl IntoIterator<Item = (&'a str, S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_things_some_are_shown() {
+        assert_eq!(some_of(&[1, 2], ToString::to_string), ["1", "2"]);
+        let many: Vec<_> = (0..20).collect();
+        assert_eq!(some_of(&many, ToString::to_string).last().map(String::as_str), Some("… and 12 more"));
+    }
 
     #[test]
     fn tables_and_pairs_are_plain_without_colors() {

@@ -3,15 +3,18 @@
 use client_sdk::{Client, NotSynced, Reason, Space, SpaceStatus, SyncState, WriteId};
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, Reached};
 use crate::args::{AwaitSynced, Status, Sync};
 use crate::commands::receipt;
 use crate::error::CliError;
-use crate::output::{Answer, Paint, pairs};
+use crate::output::{Answer, Paint, pairs, some_of};
 use crate::text;
 
 /// How long `why` tries before it says what is in the way.
 const WHY_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long `status` listens to the node before it says how things stand.
+const STATUS_MAX: std::time::Duration = std::time::Duration::from_secs(3);
 
 pub(crate) async fn await_synced(app: &App, args: AwaitSynced) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
@@ -53,8 +56,12 @@ pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> 
             }
             return Ok(Answer::nothing());
         }
-        if let Some(space) = spaces.first() {
-            app.reach(space).await?;
+        for space in &spaces {
+            // A moment to hear from the node: before that, nothing is known to be missing. What came of it is in the status.
+            let _spinner = app.out.spinner("asking the node");
+            if let Reached::Yes = app.reach(space).await? {
+                let _ = space.await_synced_within(app.timeout().min(STATUS_MAX)).await;
+            }
         }
         let mut texts = Vec::new();
         let mut json = Vec::new();
@@ -117,7 +124,7 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
         }
     }
     let title = paint.bold(name.unwrap_or("(name not here yet)"));
-    let reasons: String = status.reasons.iter().map(|r| format!("\n{}", reason_text(paint, r))).collect();
+    let reasons: String = reasons_text(paint, &status.reasons);
     format!("{title}\n{}{reasons}", pairs(paint, rows))
 }
 
@@ -213,11 +220,12 @@ fn why_text(paint: Paint, name: &str, error: Option<&NotSynced>) -> String {
         return format!("{}: {}", paint.bold(name), paint.green("synced; nothing is missing"));
     };
     let mut text = format!("{}: {} ({})", paint.bold(name), paint.yellow("not synced"), error.code.name());
-    for reason in &error.residue {
-        text.push('\n');
-        text.push_str(&reason_text(paint, reason));
-    }
+    text.push_str(&reasons_text(paint, &error.residue));
     text
+}
+
+fn reasons_text(paint: Paint, reasons: &[Reason]) -> String {
+    some_of(reasons, |r| reason_text(paint, r)).iter().map(|text| format!("\n{text}")).collect()
 }
 
 fn reason_text(paint: Paint, reason: &Reason) -> String {

@@ -1,6 +1,6 @@
 //! Trees as they stand in the log.
 
-use client_sdk::{Client, LoggedChange, Space, Tree, TreeId, object};
+use client_sdk::{ChangeId, Client, LoggedChange, Space, Tree, TreeId, object};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -136,7 +136,7 @@ pub(crate) async fn log(app: &App, typed: &str, limit: Option<usize>) -> Result<
             vec![
                 c.height.to_string(),
                 c.id.short(),
-                c.parents.iter().map(client_sdk::ChangeId::short).collect::<Vec<_>>().join(" "),
+                parents_text(&tree, c),
                 c.author.short(),
                 text::moment(c.at_ms),
                 shown(c),
@@ -153,6 +153,13 @@ pub(crate) async fn log(app: &App, typed: &str, limit: Option<usize>) -> Result<
         Ok(Answer::new(said, json!({ "tree": tree.id().to_string(), "pending": pending, "changes": json })))
     })
     .await
+}
+
+/// A first change stands on the root of its tree, which is no change.
+fn parents_text(tree: &Tree, change: &LoggedChange) -> String {
+    let id = tree.id();
+    let short = |p: &ChangeId| if p.as_bytes() == id.as_bytes() { "root".to_owned() } else { p.short() };
+    change.parents.iter().map(short).collect::<Vec<_>>().join(" ")
 }
 
 fn change_json(change: &LoggedChange) -> Value {

@@ -165,7 +165,7 @@ impl<'a> Story<'a> {
         self.timeline.say(Actor::Admin, format!("is offline and writes on: {} kept here", text::count(pending, "write")))?;
         node.restart().await?;
         self.timeline.say(Actor::Node, format!("is back as process {}, with the same data and address", node.pid()))?;
-        self.timeline.proven(format!("a node that was killed in the middle of a join ({here} of {end} entries) lost nothing"));
+        self.timeline.proven(format!("a node that was killed during a join (at {here} of {end} entries) lost nothing"));
         Ok(())
     }
 
