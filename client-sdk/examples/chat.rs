@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use client_sdk::{Client, ClientConfig, InviteOptions, NodeAddress, Object, ObjectChange, Space, Unlock};
-use tokio::io::{AsyncBufReadExt as _, BufReader, stdin};
+use tokio::sync::mpsc;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -58,11 +58,11 @@ async fn talk(space: &Space, name: &str) -> Result<(), Error> {
     let mut history = messages.list("message")?;
     history.sort_by_key(|m| m.fields.get("at").and_then(serde_json::Value::as_u64));
     history.iter().for_each(show);
-    let mut lines = BufReader::new(stdin()).lines();
+    let mut lines = typed_lines();
     loop {
         tokio::select! {
-            line = lines.next_line() => {
-                let Some(text) = line? else { return Ok(()) };
+            line = lines.recv() => {
+                let Some(text) = line else { return Ok(()) };
                 let at = std::time::UNIX_EPOCH.elapsed()?.as_millis();
                 let id = format!("{at}-{name}");
                 messages.put("message", &id, serde_json::json!({ "from": name, "text": text, "at": at as u64 })).await?;
@@ -74,6 +74,19 @@ async fn talk(space: &Space, name: &str) -> Result<(), Error> {
             },
         }
     }
+}
+
+/// Lines of standard input; the end of it ends the channel.
+fn typed_lines() -> mpsc::Receiver<String> {
+    let (typed, lines) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if typed.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 #[expect(clippy::print_stdout, reason = "a chat is what it prints")]
