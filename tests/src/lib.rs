@@ -2,5 +2,7 @@
 //!
 //! Tests wait with the SDK's own waits and event feeds, never by sleeping or polling.
 
+pub mod capture;
 pub mod harness;
+pub mod hostile;
 pub mod relay;

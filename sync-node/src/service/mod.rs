@@ -137,18 +137,20 @@ where
 /// # Errors
 /// For a message that is too large, or is none.
 async fn next<T>(requests: &mut Streaming<T>) -> Result<Option<T>, CallError> {
-    requests.message().await.or_else(|status| match status.code() {
-        tonic::Code::OutOfRange => {
-            let max = limits::MESSAGE_BYTES_MAX;
-            Err(CallError::new(Code::TooLarge, format!("a message is longer than {max} bytes")))
-        }
-        tonic::Code::Internal => Err(CallError::new(Code::Malformed, "a message cannot be decoded")),
-        // The rest is the connection's end.
-        other => {
-            debug!(code = ?other, "the caller's stream broke");
-            Ok(None)
-        }
-    })
+    let status = match requests.message().await {
+        Ok(message) => return Ok(message),
+        Err(status) => status,
+    };
+    if status.code() == tonic::Code::OutOfRange {
+        let max = limits::MESSAGE_BYTES_MAX;
+        return Err(CallError::new(Code::TooLarge, format!("a message is longer than {max} bytes")));
+    }
+    if status.code() == tonic::Code::Internal {
+        return Err(CallError::new(Code::Malformed, "a message cannot be decoded"));
+    }
+    // The rest is the connection's end.
+    debug!(code = ?status.code(), "the caller's stream broke");
+    Ok(None)
 }
 
 #[tonic::async_trait]
