@@ -12,10 +12,10 @@ use sync_core::ids::{AccountId, AclId, Epoch, InviteId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::record::{
-    AclContent, AclRecord, CreateInvite, HistoryMode, InviteMode, InviteToken, InvitedSpace, Role, TreeHeads, Verified,
+    AclContent, AclRecord, CreateInvite, HistoryMode, InviteMode, InviteToken, InvitedSpace, Role, Rotation, TreeHeads, Verified,
 };
 use sync_core::token::token_to_text;
-use sync_e2ee::{InviteSecret, KeyRing, Recipient, SpaceKeys, open_profile, seal_keys};
+use sync_e2ee::{HistoryAccess, InviteSecret, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
 use sync_proto::v1::{self, acl_append_response::Outcome};
 
 use crate::clock;
@@ -254,6 +254,17 @@ impl Space {
         self.inner.append_acl(&move |_: &AclState| Ok(vec![AclContent::DeclineJoin { request }])).await
     }
 
+    /// Gives the space new keys: what is written from then on is read by those who are members then, and by holders of its
+    /// live open invites. Writes of others that are on their way are encrypted anew before they land.
+    ///
+    /// # Errors
+    /// [`AclError`].
+    pub async fn rotate_keys(&self) -> Result<(), AclError> {
+        let space = self.inner.clone();
+        let make = move |acl: &AclState| Ok(vec![AclContent::RotateKey { rotation: rotation(&space, acl)? }]);
+        self.inner.append_acl(&make).await
+    }
+
     /// The pending request of an account.
     ///
     /// # Errors
@@ -335,6 +346,31 @@ impl SpaceInner {
         };
         tokio::time::timeout(limits::UNARY_TIMEOUT, moves).await.map_err(|_| CallError::TimedOut)?
     }
+}
+
+/// New keys, sealed to exactly those who hold the present ones by right.
+fn rotation(space: &SpaceInner, acl: &AclState) -> Result<Rotation, AclError> {
+    let ring = space.ring();
+    let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
+    let access = |role| match acl.options.history {
+        HistoryMode::All if role > Role::Guest => HistoryAccess::WithHistory,
+        HistoryMode::All | HistoryMode::SinceJoin => HistoryAccess::WithoutHistory,
+    };
+    let members: Vec<_> = acl.members.iter().map(|(account, m)| (*account, access(m.role))).collect();
+    let mut rng = rand::rng();
+    let (mut rotation, new_keys) = make_rotation(acl.space, (acl.epoch, keys), &members, &mut rng)?;
+    if acl.rotation_owed {
+        // A leaver may hold the secret of an open invite: the rotation closes them all.
+        return Ok(rotation);
+    }
+    for (id, invite) in &acl.invites {
+        if invite.status == InviteStatus::Live && invite.content.mode == InviteMode::Open {
+            let keys = keys_for(acl, invite.content.role, &new_keys);
+            let to = Recipient::Invite(*id);
+            rotation.invite_seals.push(seal_keys(Some(acl.space), rotation.epoch, to, &keys, &mut rng)?);
+        }
+    }
+    Ok(rotation)
 }
 
 /// The keys that a role is given: the way back to older epochs only where the space lets its members read history.

@@ -1,0 +1,96 @@
+//! The life of a pending write: overlaid on reads, rebuilt when the space moved on, refused with a reason.
+
+use client_sdk::{
+    Client, InviteOptions, NodeAddress, NotSyncedCode, ObjectType, ReasonCode, Space, Who, WriteRule, WriteState,
+};
+use serde_json::json;
+use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, config};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// The address of the same authority where nothing listens.
+fn nowhere(node: &NodeAddress) -> NodeAddress {
+    let mut address = node.clone();
+    // Port 9 is "discard"; nobody serves it here.
+    address.endpoint = "127.0.0.1:9".to_owned();
+    address
+}
+
+async fn reopen_at(client: TestClient, node: NodeAddress) -> TestClient {
+    let TestClient { dir, client } = client;
+    client.close().await;
+    let types = ObjectType::new("ballot").rule(|_| WriteRule { who: Who::Writers, once: true });
+    let client = Client::open(config(dir.path()).node(node).object_type(types)).await.expect("the client opens again");
+    TestClient { dir, client }
+}
+
+/// An admin and a writer in one space.
+async fn two_members(node: &NodeProcess) -> Result<(TestClient, Space, TestClient, Space), Box<dyn std::error::Error>> {
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let admin_space = admin.create_space("Club").await?;
+    let invite = admin_space.invite(InviteOptions::open()).await?;
+    let member_space = member.join(&invite.token).await?.ready(PATIENCE).await?.remove(0);
+    member_space.await_synced().await?;
+    Ok((admin, admin_space, member, member_space))
+}
+
+/// Written under old keys while offline: encrypted anew, and lands. So does what was written on top of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_from_before_a_rotation_is_rebuilt_and_lands() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, admin_space, member, member_space) = two_members(&node).await?;
+    let id = member_space.id();
+    let offline = reopen_at(member, nowhere(node.address())).await;
+    let notes = offline.space(id)?.objects();
+    let first = notes.put("note", "n", json!({ "text": "offline", "count": 1 })).await?.ok_or("a write")?;
+    let second = notes.put("note", "n", json!({ "count": 2 })).await?.ok_or("a write")?;
+    let seen = notes.get("note", "n")?.ok_or("pending writes are overlaid")?;
+    assert_eq!((seen.pending, &seen.fields["count"]), (2, &json!(2)));
+
+    admin_space.rotate_keys().await?;
+    let online = reopen_at(offline, node.address().clone()).await;
+    let space = online.space(id)?;
+    for write in [first, second] {
+        space.await_durable(write).await?;
+    }
+    assert!(matches!(space.write_state(second)?, Some(WriteState::Durable { .. } | WriteState::Logged { .. })));
+    let landed = admin_space.await_object("note", "n", PATIENCE).await?;
+    admin_space.await_synced().await?;
+    let landed_now = admin_space.objects().get("note", "n")?.ok_or("the note")?;
+    assert_eq!(landed.fields["text"], "offline");
+    assert_eq!(landed_now.fields, space.objects().get("note", "n")?.ok_or("the note")?.fields);
+    assert_eq!(admin_space.acl()?.epoch.0, 1);
+    Ok(())
+}
+
+/// Two ballots for one box that takes one: the second becomes a refused row, is not shown as the truth, and does not block.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_write_is_named_and_can_be_dismissed() -> Outcome {
+    let node = NodeProcess::start();
+    let (admin, _, member, member_space) = two_members(&node).await?;
+    let id = member_space.id();
+    let admin = reopen_at(admin, node.address().clone()).await;
+    let admin_space = admin.space(id)?;
+    let offline = reopen_at(member, nowhere(node.address())).await;
+    let late = offline.space(id)?.objects().put("ballot", "box", json!({ "vote": "b" })).await?.ok_or("a write")?;
+
+    let early = admin_space.objects().put("ballot", "box", json!({ "vote": "a" })).await?.ok_or("a write")?;
+    admin_space.await_durable(early).await?;
+    let online = reopen_at(offline, node.address().clone()).await;
+    let space = online.space(id)?;
+    let neighbour = space.objects().put("note", "n", json!({ "text": "lands" })).await?.ok_or("a write")?;
+    space.await_durable(neighbour).await?;
+
+    let failed = space.await_synced().await.expect_err("a refused write is residue");
+    assert_eq!(failed.code, NotSyncedCode::Refused);
+    assert!(failed.residue.iter().any(|r| r.code == ReasonCode::Refused), "{failed:?}");
+    assert!(matches!(space.write_state(late)?, Some(WriteState::Refused(_))));
+    assert!(space.explain()?.iter().any(|r| r.code == ReasonCode::Refused));
+    assert_eq!(space.objects().get("ballot", "box")?.ok_or("the ballot")?.fields["vote"], "a");
+
+    space.dismiss(late).await?;
+    space.await_synced().await?;
+    assert_eq!(space.write_state(late)?, Some(WriteState::Dismissed));
+    Ok(())
+}
