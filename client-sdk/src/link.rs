@@ -191,6 +191,9 @@ impl Shell {
                 }
             }
             Answer::Durable(v1::DurableTo { space, durable_seq }) => {
+                if let Ok(space) = SpaceId::try_from(space.as_ref()) {
+                    self.handle(Input::NodeReaches { space, seq: Seq(durable_seq) }).await;
+                }
                 self.deliver(&space, Inbound::Durable(Seq(durable_seq))).await;
             }
             Answer::Rewound(rewound) => {

@@ -126,6 +126,11 @@ pub enum Input {
     SubscriptionFailed {
         space: SpaceId,
     },
+    /// The node says, after everything that it sent up to there, that its log reaches `seq`.
+    NodeReaches {
+        space: SpaceId,
+        seq: Seq,
+    },
     PongArrived {
         number: u64,
     },
@@ -164,8 +169,9 @@ pub enum Output {
 enum Tail {
     /// No subscription, and none wanted before this moment.
     Idle { retry: Moment },
-    /// Subscribed; the next entry must be the one after `expected`.
-    Live { expected: Seq },
+    /// Subscribed; everything up to `expected` arrived. `asked`: when the rest was last asked for again, because entries were
+    /// lost on the way.
+    Live { expected: Seq, asked: Option<Moment> },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -297,11 +303,16 @@ impl Link {
             }
             Input::Connected => self.connected(now),
             Input::Disconnected { jitter } => self.disconnected(now, jitter),
-            Input::EntriesArrived { space, first, last } => self.entries_arrived(space, first, last),
+            Input::EntriesArrived { space, first, last } => self.entries_arrived(space, first, last, now),
+            Input::NodeReaches { space, seq } => self.node_reaches(space, seq, now),
             Input::Applied { space, cursor } => {
                 if let Some(link) = self.spaces.get_mut(&space) {
                     link.cursor = link.cursor.max(cursor);
                     link.failures = 0;
+                    if let Tail::Live { expected, asked } = link.tail {
+                        // What is stored need not come again, whichever way it came.
+                        link.tail = Tail::Live { expected: expected.max(cursor), asked };
+                    }
                 }
             }
             Input::SubscriptionFailed { space } => self.subscription_failed(space, now),
@@ -334,18 +345,38 @@ impl Link {
         }
     }
 
-    fn entries_arrived(&mut self, space: SpaceId, first: Seq, last: Seq) {
+    fn entries_arrived(&mut self, space: SpaceId, first: Seq, last: Seq, now: Moment) {
         let Some(link) = self.spaces.get_mut(&space) else { return };
         // What arrives for an ended subscription is from before its end.
-        let Tail::Live { expected } = link.tail else { return };
-        if first == expected.next() && last >= first {
-            link.tail = Tail::Live { expected: last };
+        let Tail::Live { expected, .. } = link.tail else { return };
+        if last <= expected || last < first {
+            // A repetition.
+        } else if first <= expected.next() {
+            // It may begin with entries that are here already: what is asked for again comes from what is stored.
+            link.tail = Tail::Live { expected: last, asked: None };
             self.outputs.push_back(Output::Apply { space, first, last });
-        } else if last > expected {
-            // A gap: something was lost on the way. Never skipped: ask again from what is stored.
-            link.tail = Tail::Live { expected: link.cursor };
-            self.outputs.push_back(Output::Subscribe { space, cursor: link.cursor });
+        } else {
+            self.ask_again(space, now);
         }
+    }
+
+    fn node_reaches(&mut self, space: SpaceId, seq: Seq, now: Moment) {
+        let tail = self.spaces.get(&space).map(|link| link.tail);
+        if matches!(tail, Some(Tail::Live { expected, .. }) if seq > expected) {
+            self.ask_again(space, now);
+        }
+    }
+
+    /// A gap: something was lost on the way. Never skipped: asked for again from what is stored, once for all that is still
+    /// on its way from before.
+    fn ask_again(&mut self, space: SpaceId, now: Moment) {
+        let Some(link) = self.spaces.get_mut(&space) else { return };
+        let Tail::Live { expected, asked } = link.tail else { return };
+        if asked.is_some_and(|at| now < at.plus(limits::RETRY_FIRST)) {
+            return;
+        }
+        link.tail = Tail::Live { expected, asked: Some(now) };
+        self.outputs.push_back(Output::Subscribe { space, cursor: link.cursor });
     }
 
     fn subscription_failed(&mut self, space: SpaceId, now: Moment) {
@@ -377,7 +408,7 @@ impl Link {
     fn subscribe_idle(&mut self, now: Moment) {
         for (space, link) in &mut self.spaces {
             if matches!(link.tail, Tail::Idle { retry } if retry <= now) {
-                link.tail = Tail::Live { expected: link.cursor };
+                link.tail = Tail::Live { expected: link.cursor, asked: None };
                 self.outputs.push_back(Output::Subscribe { space: *space, cursor: link.cursor });
                 self.outputs.push_back(Output::Online { space: *space });
             }
@@ -463,6 +494,35 @@ mod tests {
         assert_eq!(drain(&mut link), [Output::Apply { space: SPACE, first: Seq(5), last: Seq(6) }]);
         link.handle(Input::EntriesArrived { space: SPACE, first: Seq(5), last: Seq(6) }, at(24));
         assert_eq!(drain(&mut link), [], "a repetition changes nothing");
+    }
+
+    #[test]
+    fn a_gap_with_more_behind_it_is_asked_for_once() {
+        let mut link = online();
+        for seq in 4..8 {
+            link.handle(Input::EntriesArrived { space: SPACE, first: Seq(seq), last: Seq(seq) }, at(20));
+        }
+        assert_eq!(drain(&mut link), [Output::Subscribe { space: SPACE, cursor: Seq(2) }]);
+        link.handle(Input::EntriesArrived { space: SPACE, first: Seq(3), last: Seq(7) }, at(30));
+        assert_eq!(drain(&mut link), [Output::Apply { space: SPACE, first: Seq(3), last: Seq(7) }]);
+        link.handle(Input::EntriesArrived { space: SPACE, first: Seq(6), last: Seq(9) }, at(31));
+        let overlapping = Output::Apply { space: SPACE, first: Seq(6), last: Seq(9) };
+        assert_eq!(drain(&mut link), [overlapping], "a new entry counts, whatever comes with it");
+    }
+
+    #[test]
+    fn a_lost_end_is_noticed() {
+        let mut link = online();
+        let reaches = Input::NodeReaches { space: SPACE, seq: Seq(3) };
+        let again = [Output::Subscribe { space: SPACE, cursor: Seq(2) }];
+        link.handle(Input::NodeReaches { space: SPACE, seq: Seq(2) }, at(20));
+        assert_eq!(drain(&mut link), [], "nothing is missing");
+        link.handle(reaches, at(21));
+        assert_eq!(drain(&mut link), again);
+        link.handle(reaches, at(22));
+        assert_eq!(drain(&mut link), [], "it was just asked for");
+        link.handle(reaches, at(2000));
+        assert_eq!(drain(&mut link), again, "the answer was lost, too");
     }
 
     #[test]

@@ -85,6 +85,8 @@ impl SpaceInner {
             let wanted = self.push_wanted.notified();
             let batch = self.next_batch(&mut sent).map_err(|e| CallError::Broken(e.to_string()))?;
             if batch.ready.is_empty() {
+                // A connection has room for few streams; many spaces share it.
+                pusher = None;
                 tokio::select! {
                     () = wanted => {}
                     () = sleep_until_retry(batch.next_retry_ms) => {}

@@ -112,8 +112,11 @@ impl SpaceInner {
     async fn heartbeat(&self, receipt: RawRecord) {
         let connection = self.shared.connection.borrow().online();
         let Some(conn) = connection else { return };
-        if let Err(error) = self.take_receipt(&conn, receipt).await {
-            tracing::warn!(space = %self.id.short(), error = %error, "a heartbeat was not acceptable");
+        match self.take_receipt(&conn, receipt).await {
+            Ok(receipt) => self.shared.link(Input::NodeReaches { space: self.id, seq: receipt.body().seq }),
+            Err(error) => {
+                tracing::warn!(space = %self.id.short(), error = %error, "a heartbeat was not acceptable");
+            }
         }
     }
 
