@@ -151,10 +151,58 @@ impl Code {
             Self::StaleEpoch | Self::StaleAclHead | Self::HeadsFull => NextStep::Rebuild,
             // The node's log is behind ours; what it lacks is on its way to it.
             Self::MissingRoot | Self::MissingParent | Self::UnknownAclHead | Self::PayloadMissing => NextStep::Retry,
-            _ => match self.class() {
-                Class::Bytes | Class::Rule => NextStep::Refuse,
-                Class::Admission | Class::Call => NextStep::Retry,
-            },
+            // The bytes are wrong, or a rule is broken: so it is everywhere, and for good.
+            Self::Malformed
+            | Self::NonCanonical
+            | Self::TooLarge
+            | Self::UnknownKind
+            | Self::UnknownVersion
+            | Self::BadKey
+            | Self::BadSignature
+            | Self::BadPayload
+            | Self::WrongSpace
+            | Self::NotAWriter
+            | Self::WriteRule
+            | Self::OnceTaken
+            | Self::TreePurged
+            | Self::BadParents
+            | Self::UnsupportedChangeKind
+            | Self::SpaceDeleted
+            | Self::AclConflict
+            | Self::NotAMember
+            | Self::RoleTooLow
+            | Self::AlreadyMember
+            | Self::InviteUnknown
+            | Self::InviteRevoked
+            | Self::InviteUsedUp
+            | Self::InviteDead
+            | Self::BadInviteProof
+            | Self::BadRole
+            | Self::RequestUnknown
+            | Self::RequestExists
+            | Self::BadFrontier
+            | Self::BadSeals
+            | Self::BadGenesis
+            | Self::LimitReached
+            | Self::InviteModeMismatch
+            | Self::WrongIndex
+            | Self::OwnerCannotLeave => NextStep::Refuse,
+            // The node's own conditions, or the call: they may change.
+            Self::InviteExpired
+            | Self::RequiresMissing
+            | Self::NotHome
+            | Self::Quota
+            | Self::SpaceCreationRefused
+            | Self::SpaceUnknown
+            | Self::Forbidden
+            | Self::SessionExpired
+            | Self::SessionRefused
+            | Self::VersionMismatch
+            | Self::Overloaded
+            | Self::StoreFailed
+            | Self::StoreFull
+            | Self::ShuttingDown
+            | Self::DeviceRevoked => NextStep::Retry,
         }
     }
 }

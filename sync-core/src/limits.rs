@@ -42,6 +42,9 @@ pub const RECEIPT_BYTES_MAX: usize = 512;
 pub const RECEIPT_TREES_MAX: usize = 256;
 /// An invite token, characters.
 pub const TOKEN_CHARS_MAX: usize = 64 << 10;
+/// The body of an invite token, bytes: its text (prefix, envelope and signature included, eight characters for five bytes) fits
+/// [`TOKEN_CHARS_MAX`].
+pub const TOKEN_BODY_BYTES_MAX: usize = TOKEN_CHARS_MAX / 8 * 5 - 128;
 /// Writes that the storage thread puts in one transaction.
 pub const GROUP_COMMIT_MAX: usize = 4096;
 /// Writes that may wait for the storage thread.

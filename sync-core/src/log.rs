@@ -174,6 +174,10 @@ pub enum DecideError<E> {
 
 /// What may be appended after the first two entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all submissions are changes: a box would cost each an allocation"
+)]
 pub enum Submission {
     Acl(Verified<AclRecord>),
     /// `root` stands with the first change of a tree, and is ignored when the tree exists.
@@ -358,6 +362,7 @@ impl Committed {
 
 /// What becomes of a submission.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all outcomes are decisions: a box would cost each an allocation")]
 pub enum Outcome {
     /// It stands in the log already.
     Known(Seq),
@@ -486,27 +491,65 @@ pub fn valid<V: View>(view: &V, submission: &Submission) -> Result<Consequences,
 
 fn valid_acl<V: View>(view: &V, record: &Verified<AclRecord>) -> Result<Consequences, DecideError<V::Error>> {
     let acl = view.acl().apply(record, view.position().seq.next()).map_err(Reject::Acl)?;
+    let mut given = Given { epoch: view.acl().epoch, history: view.acl().options.history };
     for content in &record.body().contents {
+        given.follow(content);
         if let AclContent::AcceptJoin { role, frontier, .. } = content {
             for promised in frontier {
-                valid_frontier(view, *role, promised)?;
+                valid_frontier(view, given, *role, promised)?;
             }
         }
     }
     Ok(Consequences { tree: None, acl: Some(acl), height: None })
 }
 
+/// What an acceptance at this place of a record gives: an earlier content of the same record may have rotated the keys.
+#[derive(Clone, Copy)]
+struct Given {
+    epoch: Epoch,
+    history: HistoryMode,
+}
+
+impl Given {
+    fn follow(&mut self, content: &AclContent) {
+        match content {
+            AclContent::RevokeInvite { rotation: Some(rotation), .. }
+            | AclContent::RemoveMembers { rotation, .. }
+            | AclContent::RotateKey { rotation } => self.epoch = rotation.epoch,
+            AclContent::SetOptions { options } => self.history = options.history,
+            AclContent::SetHome { .. }
+            | AclContent::CreateInvite(_)
+            | AclContent::RevokeInvite { rotation: None, .. }
+            | AclContent::JoinByInvite { .. }
+            | AclContent::RequestJoin { .. }
+            | AclContent::CancelJoin { .. }
+            | AclContent::AcceptJoin { .. }
+            | AclContent::DeclineJoin { .. }
+            | AclContent::AddMembers { .. }
+            | AclContent::ChangeRole { .. }
+            | AclContent::Leave
+            | AclContent::Reseal { .. }
+            | AclContent::TransferOwnership { .. }
+            | AclContent::DeleteSpace => {}
+        }
+    }
+}
+
 /// What an acceptance promises is in the log, and of an epoch whose keys the acceptance gives.
-fn valid_frontier<V: View>(view: &V, role: Role, promised: &TreeHeads) -> Result<(), DecideError<V::Error>> {
+fn valid_frontier<V: View>(
+    view: &V,
+    given: Given,
+    role: Role,
+    promised: &TreeHeads,
+) -> Result<(), DecideError<V::Error>> {
     let bad = Reject::BadFrontier { tree: promised.tree };
     if view.tree(&promised.tree).map_err(DecideError::View)?.is_none() {
         return Err(bad.into());
     }
-    let acl = view.acl();
-    let reads_history = acl.options.history == HistoryMode::All && role > Role::Guest;
+    let reads_history = given.history == HistoryMode::All && role > Role::Guest;
     for head in &promised.heads {
         let change = view.change(&promised.tree, head).map_err(DecideError::View)?;
-        if !change.is_some_and(|c| reads_history || c.epoch == acl.epoch) {
+        if !change.is_some_and(|c| reads_history || c.epoch == given.epoch) {
             return Err(bad.into());
         }
     }
@@ -522,6 +565,9 @@ fn valid_change<V: View>(
     let before = view.tree(&change.tree).map_err(DecideError::View)?;
     let (tree_root, created) = match (&before, root) {
         (Some(tree), _) => (tree.root, tree.created),
+        (None, Some(root)) if TreeId::from(root.id()) != change.tree => {
+            return Err(Reject::RootMismatch { tree: change.tree }.into());
+        }
         (None, Some(root)) => (*root.body(), view.position().seq.next()),
         (None, None) => return Err(Reject::MissingRoot { tree: change.tree }.into()),
     };
@@ -743,7 +789,7 @@ fn admit_content<V: View>(view: &V, content: &AclContent, admission: &Admission)
     for tree in &invite.content.requires {
         let found = view.tree(tree).map_err(DecideError::View)?;
         // The root's neighbour is the first change, so the tree is durable when the entry after its root is.
-        if !found.is_some_and(|t| t.created.next() <= admission.durable_seq) {
+        if found.is_none_or(|t| t.created.next() > admission.durable_seq) {
             missing.push(*tree);
         }
     }

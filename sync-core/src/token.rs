@@ -46,7 +46,19 @@ pub fn token_from_text(text: &str) -> Result<Verified<InviteToken>, TokenError> 
     }
     let encoded = text.strip_prefix(TEXT_PREFIX).ok_or(TokenError::NotAToken)?;
     let bytes = BASE32_NOPAD.decode(encoded.to_ascii_uppercase().as_bytes()).map_err(|_| TokenError::Damaged)?;
-    let raw = RawRecord::from_slice(&bytes).map_err(|_| TokenError::Damaged)?;
+    let raw = RawRecord::from_slice(&bytes).map_err(|error| match error {
+        // Whole, and made by a newer program: not the holder's fault.
+        VerifyError::UnknownVersion(_) => TokenError::Invalid(error),
+        VerifyError::UnknownKind(_)
+        | VerifyError::WrongKind { .. }
+        | VerifyError::TooLarge { .. }
+        | VerifyError::Undecodable(_)
+        | VerifyError::Field { .. }
+        | VerifyError::NonCanonical
+        | VerifyError::Id(_)
+        | VerifyError::BadSignature
+        | VerifyError::BadPayload => TokenError::Damaged,
+    })?;
     verify_as(raw).map_err(TokenError::Invalid)
 }
 
@@ -98,9 +110,20 @@ impl FromStr for NodeAddress {
         let (transport, rest) = tls.or_else(plain).ok_or_else(form)?;
         let (authority, endpoint) = rest.split_once('@').ok_or_else(form)?;
         let (host, port) = endpoint.rsplit_once(':').ok_or_else(form)?;
-        if host.is_empty() || port.parse::<u16>().is_err() {
+        if !is_host(host) || !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err() {
             return Err(form());
         }
         Ok(Self { transport, authority: authority.parse()?, endpoint: endpoint.to_owned() })
     }
+}
+
+/// A name, an IPv4 address, or an IPv6 address in brackets; nothing that would make the address mean another one.
+fn is_host(host: &str) -> bool {
+    let (plain, colons_allowed) = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(inner) => (inner, true),
+        None => (host, false),
+    };
+    let is_fine =
+        |c: char| !c.is_whitespace() && !c.is_control() && !"@/?#[]".contains(c) && (colons_allowed || c != ':');
+    !plain.is_empty() && plain.chars().all(is_fine)
 }
