@@ -10,6 +10,8 @@ use std::time::Duration;
 use sync_core::code::{Code, NextStep};
 use sync_core::ids::TreeId;
 use sync_core::limits;
+use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
+use sync_core::record::verify;
 use sync_core::session::pause;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -195,8 +197,15 @@ impl SpaceInner {
         let Some(WriteState::Pending { attempts, .. }) = tx.write_state(write.id)? else { return Ok(()) };
         let refusal =
             RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
-        match failure.code.next_step() {
-            NextStep::Rebuild => {
+        let step = failure.code.next_step();
+        match (step, self.own_verdict(tx, write, &failure)?) {
+            // A rule is judged on our own log, once it reached the place where the node judged.
+            (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Behind) => retry_soon(tx, write.id, attempts, refusal)?,
+            (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Valid) => {
+                let message = format!("the node refuses what the rules allow: {}", failure.message);
+                retry_later(tx, write.id, attempts, RefusalRow { message, ..refusal }, failure.retry_after_ms)?;
+            }
+            (NextStep::Rebuild, OwnVerdict::Invalid) => {
                 let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
                 match self.rebuild_in(tx, write, parents) {
                     Ok(()) => {}
@@ -205,10 +214,35 @@ impl SpaceInner {
                     Err(_) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
                 }
             }
-            NextStep::Refuse => self.refuse(tx, write, &refusal, events)?,
-            NextStep::Retry => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+            (NextStep::Refuse, OwnVerdict::Invalid) => self.refuse(tx, write, &refusal, events)?,
+            (NextStep::Retry, _) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
         }
         Ok(())
+    }
+
+    /// What our own log says of a write that the node refused.
+    fn own_verdict(
+        &self,
+        tx: &WriteTx<'_>,
+        write: &PendingWrite,
+        failure: &Failure,
+    ) -> Result<OwnVerdict, WriteError> {
+        let view = tx.view(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
+        if view.position().seq < failure.log_seq {
+            return Ok(OwnVerdict::Behind);
+        }
+        let root = write.root.clone().map(verify).transpose();
+        let (Ok(root), Ok(record)) = (root, verify(write.record.clone())) else { return Ok(OwnVerdict::Invalid) };
+        let Ok(submission) = Submission::pair(root, record) else { return Ok(OwnVerdict::Invalid) };
+        match decide(&view, &submission) {
+            Ok(_) => Ok(OwnVerdict::Valid),
+            // What it builds on was taken and is still on its way here.
+            Err(DecideError::Reject(Reject::MissingParent { .. } | Reject::MissingRoot { .. })) => {
+                Ok(OwnVerdict::Behind)
+            }
+            Err(DecideError::Reject(_) | DecideError::Refused(_)) => Ok(OwnVerdict::Invalid),
+            Err(DecideError::View(error)) => Err(error.into()),
+        }
     }
 
     /// The write and everything of ours that builds on it become refused rows.
@@ -230,6 +264,16 @@ impl SpaceInner {
     }
 }
 
+/// What our own log says of a write that the node refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnVerdict {
+    /// Our log did not reach the place of the node's verdict.
+    Behind,
+    /// The rules allow it: the refusal is the node's fault.
+    Valid,
+    Invalid,
+}
+
 #[derive(Default)]
 struct Batch {
     ready: Vec<PendingWrite>,
@@ -242,6 +286,20 @@ async fn sleep_until_retry(next_retry_ms: Option<u64>) {
         None => std::future::pending().await,
         Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(clock::wall_ms()))).await,
     }
+}
+
+/// The pause until our own log has probably caught up with the node's.
+const CATCH_UP_MS: u64 = 50;
+
+fn retry_soon(
+    tx: &mut WriteTx<'_>,
+    write: WriteId,
+    attempts: u32,
+    refusal: RefusalRow,
+) -> Result<(), WriteError> {
+    let next_retry_ms = Some(clock::wall_ms() + CATCH_UP_MS);
+    tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
+    Ok(())
 }
 
 fn retry_later(
