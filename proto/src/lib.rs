@@ -32,3 +32,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// The metadata key that carries the session token, as ASCII base32.
 pub const TOKEN_KEY: &str = "headwater-session";
+
+/// `2.25.4710471047104710`: the extension (not critical) of a node's X.509 certificate whose content is the protobuf bytes of
+/// its signed `NodeCertificate` record. A client pins the authority by it during the handshake.
+pub const CERTIFICATE_EXTENSION_OID: &[u64] = &[2, 25, 4_710_471_047_104_710];

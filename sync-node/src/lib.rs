@@ -32,4 +32,4 @@ pub use config::{ConfigError, ENV_PREFIX, Flags, LogFormat, NodeConfig};
 pub use identity::IdentityError;
 pub use metrics::{MetricsError, serve as serve_metrics};
 pub use node::{ADDRESS_FILE, Node, RunningNode, StartError, Stopped};
-pub use tls::{CERTIFICATE_EXTENSION_OID, CERTIFICATE_NAME, TlsError};
+pub use tls::{CERTIFICATE_NAME, TlsError};

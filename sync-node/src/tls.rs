@@ -14,13 +14,11 @@ use std::sync::Arc;
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PKCS_ED25519};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use sync_proto::CERTIFICATE_EXTENSION_OID;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use crate::identity::Identity;
-
-/// `2.25.4710471047104710`: the X.509 extension (not critical) whose content is the node's signed `NodeCertificate` record.
-pub const CERTIFICATE_EXTENSION_OID: &[u64] = &[2, 25, 4_710_471_047_104_710];
 
 /// The name in the certificate. Clients do not check it.
 pub const CERTIFICATE_NAME: &str = "headwater-node";

@@ -1,7 +1,7 @@
 //! TLS towards a node: version 1.3, HTTP/2, and a certificate that is pinned to an authority instead of to a name.
 //!
 //! A node's X.509 certificate is self-signed with its node key (Ed25519). Its only content is the non-critical extension
-//! [`NODE_CERTIFICATE_OID`]: the octets of the extension's `extnValue` are the protobuf bytes of the `SignedRecord` with
+//! [`CERTIFICATE_EXTENSION_OID`]: the octets of the extension's `extnValue` are the protobuf bytes of the `SignedRecord` with
 //! the `NodeCertificate`, as [`RawRecord::to_vec`] writes them, without a further ASN.1 wrapping. Names, dates and
 //! usages in the certificate mean nothing and are not read.
 
@@ -16,14 +16,13 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, SignatureScheme};
 use sync_core::ids::{AuthorityId, NodeId};
 use sync_core::record::{NodeCertificate, RawRecord, Verified, VerifyError, verify_as};
+use sync_proto::CERTIFICATE_EXTENSION_OID;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::oid_registry::OID_SIG_ED25519;
 
-/// The extension that carries the node certificate: below the arc for UUIDs, which needs no registration.
-const NODE_CERTIFICATE_OID: [u64; 3] = [2, 25, 4_710_471_047_104_710];
 /// The server name that we send. Nodes have no names: the authority in the address says who must answer.
 const SERVER_NAME: &str = "headwater";
 const HTTP2: &[u8] = b"h2";
@@ -185,7 +184,7 @@ fn verify_pinned(der: &[u8], expected: AuthorityId) -> Result<Verified<NodeCerti
 fn verify_node_x509(der: &[u8]) -> Result<(NodeId, Verified<NodeCertificate>), CertificateProblem> {
     let x509 = decode_x509(der)?;
     let key = verify_self_signed(&x509)?;
-    let is_ours = |arcs: &mut dyn Iterator<Item = u64>| arcs.eq(NODE_CERTIFICATE_OID);
+    let is_ours = |arcs: &mut dyn Iterator<Item = u64>| arcs.eq(CERTIFICATE_EXTENSION_OID.iter().copied());
     let mut ours = x509.extensions().iter().filter(|e| e.oid.iter().is_some_and(|mut arcs| is_ours(&mut arcs)));
     let (Some(extension), None) = (ours.next(), ours.next()) else {
         return Err(CertificateProblem::NoNodeCertificate);
@@ -251,7 +250,8 @@ mod tests {
 
     fn self_signed(key: KeyPair, extensions: &[Vec<u8>]) -> Shown {
         let mut params = CertificateParams::new(["node".to_owned()]).expect("name");
-        let extension = |content: &Vec<u8>| CustomExtension::from_oid_content(&NODE_CERTIFICATE_OID, content.clone());
+        let extension =
+            |content: &Vec<u8>| CustomExtension::from_oid_content(CERTIFICATE_EXTENSION_OID, content.clone());
         params.custom_extensions = extensions.iter().map(extension).collect();
         Shown { certificate: params.self_signed(&key).expect("signed").der().clone(), key }
     }
