@@ -219,6 +219,9 @@ pub(crate) enum Space {
     /// Prints who is in the space
     #[command(after_help = "Example:\n  headwater space members -s Shopping")]
     Members,
+    /// Gives the space new keys, for what is written from now on
+    #[command(after_help = "Example:\n  headwater space rotate-keys")]
+    RotateKeys,
 }
 
 /// How long a write is followed.
@@ -598,6 +601,7 @@ mod tests {
             "headwater exit-codes",
             "headwater sync --once",
             "headwater status --watch",
+            "headwater space rotate-keys -s Shopping",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }

@@ -30,6 +30,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
         Command::Space(Space::Create { name, settle }) => spaces::create(app, &name, settle).await,
         Command::Space(Space::List) => spaces::list(app).await,
         Command::Space(Space::Members) => spaces::members(app).await,
+        Command::Space(Space::RotateKeys) => spaces::rotate_keys(app).await,
         Command::Put(args) => objects::put(app, args).await,
         Command::Get(args) => objects::get(app, args).await,
         Command::List(args) => objects::list(app, args).await,

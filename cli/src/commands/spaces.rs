@@ -145,3 +145,15 @@ pub(crate) async fn members(app: &App) -> Result<Answer, CliError> {
     })
     .await
 }
+
+pub(crate) async fn rotate_keys(app: &App) -> Result<Answer, CliError> {
+    app.with_space(async |_: &Client, space: &Space| {
+        let _spinner = app.out.spinner("sealing new keys to the members");
+        app.refresh(space).await?;
+        space.rotate_keys().await?;
+        let epoch = space.acl()?.epoch.0;
+        let said = format!("new keys for what is written from now on (epoch {epoch})");
+        Ok(Answer::new(said, json!({ "space": space.id().to_string(), "epoch": epoch })))
+    })
+    .await
+}
