@@ -144,6 +144,11 @@ impl TestClient {
     pub async fn reopen(self) -> Self {
         let Self { dir, client } = self;
         client.close().await;
+        Self::open(dir).await
+    }
+
+    /// Opens the account in a directory, whatever process had it before.
+    pub async fn open(dir: TempDir) -> Self {
         let client = Client::open(config(dir.path())).await.expect("a client can be opened again");
         Self { dir, client }
     }
@@ -217,7 +222,7 @@ pub async fn accept(
 /// # Errors
 /// What either side meets.
 pub async fn join(space: &Space, member: &Client, role: Role) -> Outcome<Space> {
-    let invite = space.invite(InviteOptions::approval()).await?;
+    let invite = space.invite(InviteOptions { role, ..InviteOptions::approval() }).await?;
     let joining = member.join(&invite.token).await?;
     accept(space, member, &joining, role, &[]).await
 }

@@ -85,17 +85,29 @@ impl SpaceInner {
             let maker = Maker::new(tx, &space)?;
             writes.into_iter().map(|(key, make)| maker.write_object(tx, key, make)).collect()
         };
-        let made = self.shared.store.write(job).await.map_err(from_store_write)?.value;
-        let mut ids = Vec::with_capacity(made.len());
-        for made in made {
-            if let Some(made) = &made {
-                self.announce(made);
+        let made = self.keep(job, |made| made.iter().flatten().collect()).await?;
+        Ok(made.into_iter().map(|made| made.map(|m| m.write)).collect())
+    }
+
+    /// Runs a write to its end, and tells of it and has it pushed even if the caller stops waiting half-way.
+    async fn keep<T: Send + 'static>(
+        self: &std::sync::Arc<Self>,
+        job: impl FnOnce(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
+        told: impl FnOnce(&T) -> Vec<&Made> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let space = self.clone();
+        let (done, kept) = tokio::sync::oneshot::channel();
+        self.shared.spawn(async move {
+            let kept = space.shared.store.write(job).await.map_err(from_store_write).map(|written| written.value);
+            if let Ok(made) = &kept {
+                told(made).into_iter().for_each(|made| space.announce(made));
+                space.push_wanted.notify_one();
+                space.touch();
             }
-            ids.push(made.map(|m| m.write));
-        }
-        self.push_wanted.notify_one();
-        self.touch();
-        Ok(ids)
+            // A caller that hung up needs no answer.
+            let _ = done.send(kept);
+        });
+        kept.await.map_err(|_| WriteError::Closed)?
     }
 
     fn announce(&self, made: &Made) {
@@ -385,12 +397,7 @@ impl Space {
             let maker = Maker::new(tx, &space)?;
             append_all(tx, &maker, root, &data_type, writes)
         };
-        let made = self.inner.shared.store.write(job).await.map_err(from_store_write)?.value;
-        if let Some(last) = made.last() {
-            self.inner.announce(last);
-        }
-        self.inner.push_wanted.notify_one();
-        self.inner.touch();
+        let made = self.inner.keep(job, |made: &Vec<Made>| made.last().into_iter().collect()).await?;
         let (writes, changes) = made.iter().map(|m| (m.write, m.change)).unzip();
         Ok(TreeWritten { tree, writes, changes })
     }
