@@ -429,6 +429,11 @@ impl Shared {
         (age <= limits::HEARTBEAT_INTERVAL * 2).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// What this account calls itself: a founder never sent its name with a join.
+    pub(crate) fn own_name(&self, account: &AccountId) -> Option<String> {
+        self.display_name.clone().filter(|_| *account == self.account.id())
+    }
+
     pub(crate) fn is_registered(&self, space: SpaceId) -> bool {
         let state = self.store.read(|tx| tx.node_state(space));
         state.is_ok_and(|s| s.registration == Registration::Registered)

@@ -24,13 +24,13 @@ use crate::space::{Inbound, SpaceInner};
 pub(crate) enum Connection {
     Connecting,
     Offline { cause: String, code: &'static str, attempts: u32, retry_at: Option<Moment> },
-    Online(Conn),
+    Online(Box<Conn>),
 }
 
 impl Connection {
     pub(crate) fn online(&self) -> Option<Conn> {
         match self {
-            Self::Online(conn) => Some(conn.clone()),
+            Self::Online(conn) => Some(Conn::clone(conn)),
             Self::Connecting | Self::Offline { .. } => None,
         }
     }
@@ -150,7 +150,7 @@ impl Shell {
     /// A session is open: now the stream that everything else waits for.
     fn dialed(&mut self, conn: Conn) {
         let (reports, generation) = (self.reports.clone(), self.generation);
-        let _ = self.connection.send_replace(Connection::Online(conn.clone()));
+        let _ = self.connection.send_replace(Connection::Online(Box::new(conn.clone())));
         let cancel = self.shared.cancel.clone();
         self.shared.spawn(async move {
             let ended = tokio::select! {

@@ -12,7 +12,8 @@ use sync_core::ids::{AccountId, AclId, Epoch, InviteId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::record::{
-    AclContent, AclRecord, CreateInvite, HistoryMode, InviteMode, InviteToken, InvitedSpace, Role, Rotation, TreeHeads, Verified,
+    AclContent, AclRecord, CreateInvite, HistoryMode, InviteMode, InviteToken, InvitedSpace, Role, Rotation, TreeHeads,
+    Verified,
 };
 use sync_core::token::token_to_text;
 use sync_e2ee::{HistoryAccess, InviteSecret, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
@@ -221,12 +222,7 @@ impl Space {
             let role = role.unwrap_or(claim.role);
             let keys = keys_for(acl, role, keys);
             let seal = seal_keys(Some(space.id), acl.epoch, to, &keys, &mut rand::rng())?;
-            Ok(vec![AclContent::AcceptJoin {
-                request,
-                role,
-                seals: vec![seal],
-                frontier: space.frontier(&promised)?,
-            }])
+            Ok(vec![AclContent::AcceptJoin { request, role, seals: vec![seal], frontier: space.frontier(&promised)? }])
         };
         self.inner.append_acl(&make).await
     }

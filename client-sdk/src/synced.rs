@@ -169,12 +169,10 @@ impl SpaceInner {
     }
 
     fn may_pass(&self, code: Code) -> bool {
-        match code {
-            Code::SessionExpired | Code::Overloaded | Code::ShuttingDown | Code::StoreFailed => true,
-            // Made here, and not registered yet.
-            Code::SpaceUnknown => !self.shared.is_registered(self.id),
-            _ => false,
-        }
+        // Made here, and not registered yet.
+        let on_its_way = code == Code::SpaceUnknown && !self.shared.is_registered(self.id);
+        let passing = [Code::SessionExpired, Code::Overloaded, Code::ShuttingDown, Code::StoreFailed];
+        on_its_way || passing.contains(&code)
     }
 
     /// One Certify call.

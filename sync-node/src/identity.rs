@@ -147,7 +147,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

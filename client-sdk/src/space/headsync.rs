@@ -33,7 +33,10 @@ pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: Cancella
 enum Compared {
     Equal(Seq),
     /// The two stood at different places; digests are compared at equal seq only.
-    Apart { ours: Seq, node: Seq },
+    Apart {
+        ours: Seq,
+        node: Seq,
+    },
     Different(Difference),
 }
 
@@ -89,7 +92,9 @@ impl SpaceInner {
         let mut answers = answers.map_err(|s| CallError::from(failure(&s)))?.into_inner();
         match next(&mut answers).await? {
             Answer::Equal(_) => Ok(Compared::Equal(seq)),
-            Answer::NotComparable(v1::HeadSyncNotComparable { seq: node }) => Ok(Compared::Apart { ours: seq, node: Seq(node) }),
+            Answer::NotComparable(v1::HeadSyncNotComparable { seq: node }) => {
+                Ok(Compared::Apart { ours: seq, node: Seq(node) })
+            }
             Answer::Different(_) => {
                 let theirs = read_pages(&requests, &mut answers).await?;
                 match self.own_elements(seq).map_err(local)? {

@@ -259,7 +259,8 @@ impl Space {
         let info = |(account, member): (&AccountId, &sync_core::acl::Member)| MemberInfo {
             account: *account,
             role: member.role,
-            name: crate::members::open_name(&ring, self.inner.id, member.profile_epoch, &member.profile_ct),
+            name: crate::members::open_name(&ring, self.inner.id, member.profile_epoch, &member.profile_ct)
+                .or_else(|| self.inner.shared.own_name(account)),
             joined: member.joined,
         };
         Ok(acl.members.iter().map(info).collect())

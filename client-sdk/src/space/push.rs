@@ -136,7 +136,11 @@ impl SpaceInner {
     }
 
     /// Keeps what the node said; returns what it took.
-    async fn take_verdicts(&self, batch: Vec<PendingWrite>, verdicts: Vec<v1::Verdict>) -> Result<Vec<WriteId>, WriteError> {
+    async fn take_verdicts(
+        &self,
+        batch: Vec<PendingWrite>,
+        verdicts: Vec<v1::Verdict>,
+    ) -> Result<Vec<WriteId>, WriteError> {
         let by_id: BTreeMap<u64, PendingWrite> = batch.into_iter().map(|w| (w.id.0, w)).collect();
         let mut rejected = Vec::new();
         let mut accepted = Vec::new();
@@ -221,12 +225,7 @@ impl SpaceInner {
     }
 
     /// What our own log says of a write that the node refused.
-    fn own_verdict(
-        &self,
-        tx: &WriteTx<'_>,
-        write: &PendingWrite,
-        failure: &Failure,
-    ) -> Result<OwnVerdict, WriteError> {
+    fn own_verdict(&self, tx: &WriteTx<'_>, write: &PendingWrite, failure: &Failure) -> Result<OwnVerdict, WriteError> {
         let view = tx.view(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
         if view.position().seq < failure.log_seq {
             return Ok(OwnVerdict::Behind);
@@ -291,12 +290,7 @@ async fn sleep_until_retry(next_retry_ms: Option<u64>) {
 /// The pause until our own log has probably caught up with the node's.
 const CATCH_UP_MS: u64 = 50;
 
-fn retry_soon(
-    tx: &mut WriteTx<'_>,
-    write: WriteId,
-    attempts: u32,
-    refusal: RefusalRow,
-) -> Result<(), WriteError> {
+fn retry_soon(tx: &mut WriteTx<'_>, write: WriteId, attempts: u32, refusal: RefusalRow) -> Result<(), WriteError> {
     let next_retry_ms = Some(clock::wall_ms() + CATCH_UP_MS);
     tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
     Ok(())

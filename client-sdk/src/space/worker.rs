@@ -56,8 +56,8 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
             Some(Inbound::Entries { entries, durable }) => space.entries_arrived(entries, durable).await,
             Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
             Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
-            Some(Inbound::Rewound(rewound)) => space.rewound(&rewound).await,
-            Some(Inbound::Refused(failure)) => space.refused(failure).await,
+            Some(Inbound::Rewound(rewound)) => space.rewound(&rewound),
+            Some(Inbound::Refused(failure)) => space.refused(failure),
         }
     }
 }
@@ -168,7 +168,7 @@ impl SpaceInner {
         self.touch();
     }
 
-    async fn rewound(&self, rewound: &v1::Rewound) {
+    fn rewound(&self, rewound: &v1::Rewound) {
         let text = format!(
             "the node's log ends at {} and agrees with ours up to {}; ours ends at {}",
             rewound.node_seq,
@@ -179,7 +179,7 @@ impl SpaceInner {
         self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
 
-    async fn refused(&self, failure: Failure) {
+    fn refused(&self, failure: Failure) {
         self.note_trouble(|t| t.refused = Some((failure.code, failure.message)));
         self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
