@@ -21,7 +21,6 @@ mod output;
 mod records;
 mod text;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -60,7 +59,7 @@ fn misused(error: &clap::Error) -> ExitCode {
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
-    if !asked_for && std::env::args_os().any(|arg| arg == OsString::from("--json")) {
+    if !asked_for && std::env::args_os().any(|arg| arg == "--json") {
         let text = error.render().to_string();
         let first = text.lines().next().unwrap_or_default();
         let usage = CliError::Usage(first.trim_start_matches("error: ").to_owned());

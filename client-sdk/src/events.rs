@@ -5,7 +5,6 @@ use sync_store::WriteId;
 
 /// One event of a space, sent after the commit that it tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// An object was created, changed or deleted, here or elsewhere.
     Object { space: SpaceId, tree: TreeId, object_type: String, id: String },

@@ -49,6 +49,8 @@ pub enum JoinStage {
     Requested,
     /// A member; what it must see may still be on its way.
     Joined,
+    /// An admin declined the request. Said once by the next join with this token; the one after asks again.
+    Declined,
 }
 
 /// What is kept of a join, encrypted, until it is ready.
@@ -116,7 +118,10 @@ impl Client {
             }
         };
         for (space, row) in rows {
-            let (Ok(token), false) = (token_from_text(&row.token), row.stage == JoinStage::Joined) else { continue };
+            if row.stage == JoinStage::Declined || self.shared.has_space(space).unwrap_or(false) {
+                continue;
+            }
+            let Ok(token) = token_from_text(&row.token) else { continue };
             let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { continue };
             let shared = self.shared.clone();
             self.shared.spawn(async move {
@@ -126,6 +131,7 @@ impl Client {
                 };
                 if let Err(error) = joined {
                     tracing::info!(space = %space.short(), error = %error, "a join did not finish");
+                    shared.note_join_failed(&token, space, &error).await;
                 }
             });
         }
@@ -208,6 +214,25 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether this installation asked, and was not told the answer yet.
+    fn asked_before(&self, space: SpaceId) -> Result<bool, ReadError> {
+        let rows = self.join_rows()?;
+        let stage = rows.iter().find(|(of, _)| *of == space).map(|(_, row)| row.stage);
+        Ok(matches!(stage, Some(JoinStage::Requested | JoinStage::Declined)))
+    }
+
+    /// After a join in the background failed for good: a decline is kept until somebody is told.
+    async fn note_join_failed(&self, token: &Verified<InviteToken>, space: SpaceId, error: &JoinError) {
+        let noted = if matches!(error, JoinError::Declined) {
+            self.keep_join(space, token, JoinStage::Declined).await
+        } else {
+            self.forget_join(space).await
+        };
+        if let Err(error) = noted {
+            tracing::warn!(space = %space.short(), error = %error, "the end of a join could not be noted");
+        }
+    }
+
     async fn forget_join(&self, space: SpaceId) -> Result<(), JoinError> {
         let key = format!("{JOIN_PREFIX}{space}");
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_delete(&key)?) };
@@ -234,6 +259,10 @@ impl Shared {
                     return Ok(());
                 }
                 Standing::Pending => return self.keep_join(invited.space, token, JoinStage::Requested).await,
+                Standing::Declined if self.asked_before(invited.space)? => {
+                    self.forget_join(invited.space).await?;
+                    return Err(JoinError::Declined);
+                }
                 Standing::Declined | Standing::Cancelled | Standing::Stranger => {}
             }
             self.keep_join(invited.space, token, JoinStage::Kept).await?;
@@ -333,10 +362,7 @@ impl Shared {
                     tracing::debug!(space = %invited.space.short(), error = %error, "a join waits");
                     tokio::time::sleep(limits::RETRY_FIRST / 4).await;
                 }
-                Err(error) => {
-                    self.forget_join(invited.space).await?;
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -352,7 +378,13 @@ impl Shared {
             InviteMode::Open => "the node to take the join".to_owned(),
             InviteMode::Approval => "an admin to accept the request".to_owned(),
         });
-        let space = self.follow_join(token, invited).await?;
+        let space = match self.follow_join(token, invited).await {
+            Ok(space) => space,
+            Err(error) => {
+                self.forget_join(invited.space).await?;
+                return Err(error);
+            }
+        };
         say("the space's log".to_owned());
         let mut moved = space.inner.moved.subscribe();
         loop {

@@ -74,4 +74,4 @@ pub use sync_core::receipt::{ReceiptError, SignedReceipt};
 pub use sync_core::record::{InviteMode, InviteToken, Role, Who, WriteRule};
 pub use sync_core::token::{AddressError, NodeAddress, TokenError, token_from_text};
 pub use sync_e2ee::{Mnemonic, MnemonicError};
-pub use sync_store::{Registration, WriteId, WriteState};
+pub use sync_store::{OpenError as StoreOpenError, Registration, WriteId, WriteState};

@@ -222,7 +222,7 @@ impl Watcher<'_> {
                     self.app.out.note(format!("{missed} changes were too fast for this reader; here is everything again"));
                     self.say_all("current")?;
                 }
-                _ => {}
+                Event::Tree { .. } | Event::Acl { .. } | Event::JoinRequested { .. } | Event::WriteRefused { .. } => {}
             }
         }
         Ok(())

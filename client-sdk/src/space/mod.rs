@@ -296,6 +296,14 @@ impl Space {
         *since = *moved.borrow();
     }
 
+    /// The latest receipt that the node gave for this space.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn receipt(&self) -> Result<Option<SignedReceipt>, ReadError> {
+        self.inner.last_receipt()
+    }
+
     /// Why the space is not synced; empty when nothing is known to be missing.
     ///
     /// # Errors
