@@ -106,7 +106,7 @@ pub enum WriteError {
     #[error("the operations are not acceptable")]
     Ops(#[from] OpError),
     #[error("the content cannot be encrypted")]
-    Content(ContentError),
+    Content(#[source] ContentError),
     #[error("parent {0} is neither logged nor pending in this tree")]
     UnknownParent(sync_core::ids::ChangeId),
     #[error(transparent)]

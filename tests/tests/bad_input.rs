@@ -20,7 +20,7 @@ use sync_core::token::{token_from_text, token_to_text};
 use sync_core::{limits, pb};
 use sync_e2ee::{InviteSecret, Mnemonic};
 use sync_proto::v1;
-use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, config};
+use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, binary, config};
 use sync_tests::hostile::{Hostile, Misspelling, Pen, Said, code_of, flipped, item, said, signed_bytes, some_account};
 use tonic::Status;
 
@@ -810,5 +810,191 @@ async fn a_plain_node_that_is_another_is_caught_by_its_proof() -> Outcome {
     assert_eq!(error.code(), "WRONG_NODE", "{error:?}");
     let authority: AuthorityId = other.address().authority;
     assert_ne!(authority, person.client.node().authority);
+    Ok(())
+}
+
+// ---- the same at the command line -----------------------------------------------------------------------------------
+
+/// Somebody at a command line, with a data directory.
+struct Terminal {
+    dir: tempfile::TempDir,
+}
+
+/// A wrong command: what it is called here, its words, and what it must answer.
+struct Wrong<'a> {
+    name: &'a str,
+    words: Vec<&'a str>,
+    code: &'a str,
+    exit: i32,
+    text: &'a str,
+}
+
+fn wrong<'a>(name: &'a str, words: &[&'a str], code: &'a str, exit: i32, text: &'a str) -> Wrong<'a> {
+    Wrong { name, words: words.to_vec(), code, exit, text }
+}
+
+impl Terminal {
+    fn new(node: &NodeAddress) -> Self {
+        let terminal = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        terminal.done(&["init", "--node", &node.to_string(), "--name", "Terminal"]);
+        terminal
+    }
+
+    fn run(&self, words: &[&str]) -> std::process::Output {
+        std::process::Command::new(binary("headwater"))
+            .args(words)
+            .env("HEADWATER_DATA", self.dir.path())
+            .output()
+            .expect("the command runs")
+    }
+
+    /// A command that succeeds, and what it prints.
+    fn done(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// For people: the exit code, and one line that says it on stderr alone. For programs: the same exit code, and one
+    /// document with the code.
+    fn refuses(&self, wrong: &Wrong<'_>) {
+        let Wrong { name, words, code, exit, text } = wrong;
+        let told = self.run(words);
+        let stderr = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(*exit), "{name}: {stderr}");
+        assert!(told.stdout.is_empty(), "{name}: {}", String::from_utf8_lossy(&told.stdout));
+        assert!(stderr.starts_with("error: ") && stderr.contains(text), "{name}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{name}: {stderr}");
+
+        let told = self.run(&[words.as_slice(), &["--json"]].concat());
+        assert_eq!(told.status.code(), Some(*exit), "{name}");
+        let json: serde_json::Value = serde_json::from_slice(&told.stdout)
+            .unwrap_or_else(|e| panic!("{name}: {e}: {}", String::from_utf8_lossy(&told.stdout)));
+        assert_eq!(json["error"]["code"], *code, "{name}: {json}");
+        let message = json["error"]["message"].as_str().unwrap_or_default();
+        assert!(!message.is_empty() && stderr.contains(message), "{name}: {message:?} is not in {stderr:?}");
+    }
+
+    /// What it has: spaces and joins that are under way.
+    fn has(&self) -> String {
+        self.done(&["space", "list", "--json"])
+    }
+}
+
+/// Tokens, roles, rules and names that are wrong, as a person meets them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_says_what_is_wrong() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let admin = Person::new("Admin", node.address()).await;
+    let space = admin.client.create_space("Club").await?;
+    let reader = Terminal::new(node.address());
+    let stranger = Terminal::new(node.address());
+    let for_reader = InviteOptions { role: Role::Reader, max_uses: Some(1), ..InviteOptions::open() };
+    let used_up = space.invite(for_reader).await?.token;
+    reader.done(&["join", &used_up]);
+    let good = space.invite(InviteOptions::approval()).await?.token;
+    let soon = InviteOptions { expires_in: Some(Duration::from_millis(1)), ..InviteOptions::approval() };
+    let expired = space.invite(soon).await?.token;
+    let mut patched = admin.patched(node.address()).await;
+    let pen = pen(&mut patched, &space).await;
+    let signed =
+        |token: InviteToken| token_to_text(&Verified::sign(&token, pen.account.signing_key(), None).expect("a token"));
+    let body = token_from_text(&good)?.body().clone();
+    let secret = InviteSecret::generate(&mut rand::rng()).to_bytes();
+    let spaces = vec![InvitedSpace { invite_secret: secret, ..body.spaces[0].clone() }];
+    let never_made = signed(InviteToken { spaces, ..body.clone() });
+    let elsewhere = signed(InviteToken { authority: sync_tests::hostile::some_authority(), ..body });
+
+    let cut = &good[..good.len() - 20];
+    let at = good.len() - 60;
+    let other = if good.as_bytes()[at] == b'a' { "b" } else { "a" };
+    let changed = format!("{}{other}{}", &good[..at], &good[at + 1..]);
+    let prefix = good.replacen("headwater1", "headwater2", 1);
+    let long = format!("{good}{}", "a".repeat(limits::TOKEN_CHARS_MAX));
+    let joins = [
+        wrong("no token", &["join", ""], "BAD_TOKEN", 5, "not an invite"),
+        wrong("cut off", &["join", cut], "BAD_TOKEN", 5, "damaged"),
+        wrong("changed", &["join", &changed], "BAD_TOKEN", 5, "invite"),
+        wrong("another prefix", &["join", &prefix], "BAD_TOKEN", 5, "not an invite"),
+        wrong("oversized", &["join", &long], "BAD_TOKEN", 5, "the limit is 65536"),
+        wrong("never made", &["join", &never_made], "INVITE_UNKNOWN", 1, "no invite"),
+        wrong("used up", &["join", &used_up], "INVITE_USED_UP", 1, "no uses left"),
+        wrong("expired", &["join", &expired], "INVITE_EXPIRED", 1, "expired"),
+        wrong("another authority", &["join", &elsewhere], "WRONG_AUTHORITY", 1, "the node of"),
+    ];
+    let (nothing, before) = (stranger.has(), patched.standing(space.id()).await);
+    for case in &joins {
+        stranger.refuses(case);
+        assert_eq!(stranger.has(), nothing, "{}: nothing is kept", case.name);
+    }
+    assert_eq!(patched.standing(space.id()).await, before, "and nothing at the node");
+
+    let id = space.id().to_string();
+    let nobody = some_account().to_string();
+    let rules = [
+        wrong("a reader writes", &["put", "note", "x", "a=1", "-s", &id], "NOT_A_WRITER", 1, "may not write here"),
+        wrong("a reader invites", &["invite", "-s", &id], "ROLE_TOO_LOW", 1, "needs more than the role reader"),
+        wrong("no such object", &["get", "note", "none", "-s", &id], "NOT_FOUND", 3, "no note"),
+        wrong("no such space", &["get", "note", "none", "-s", "none"], "NOT_FOUND", 3, "no space"),
+        wrong("no such request", &["approve", &nobody, "-s", &id], "NOT_FOUND", 3, "not waiting for an answer"),
+        wrong("no account", &["approve", "acct_x", "-s", &id], "USAGE", 2, "neither an account"),
+        wrong("no address", &["init", "--node", "nonsense"], "USAGE", 2, "looks like"),
+    ];
+    reader.done(&["await-synced"]);
+    let had = reader.has();
+    for case in &rules {
+        reader.refuses(case);
+    }
+    assert_eq!(reader.has(), had);
+    assert_eq!(patched.standing(space.id()).await, before);
+
+    // A writer, and a tree that is gone.
+    let writer = Terminal::new(node.address());
+    writer.done(&["join", &space.invite(InviteOptions::open()).await?.token]);
+    writer.done(&["put", "note", "gone", "a=1", "--wait"]);
+    let pen = self::pen(&mut patched, &space).await;
+    let stone = item(None, pen.tombstone(space.objects().tree_id("note", "gone")?));
+    assert_eq!(patched.push(space.id(), vec![stone]).await?, [Said::Accepted]);
+    writer.done(&["sync", "--once"]);
+    let large = writer.dir.path().join("large.json");
+    std::fs::write(&large, json!({ "text": "x".repeat(limits::PAYLOAD_BYTES_MAX) }).to_string())?;
+    let large = format!("@{}", large.display());
+    let before = patched.standing(space.id()).await;
+    let writes = [
+        wrong("purged", &["put", "note", "gone", "a=2"], "TREE_PURGED", 1, "was purged"),
+        wrong("too large", &["put", "note", "large", &large], "TOO_LARGE", 2, "the limit is"),
+        wrong("nothing to delete", &["rm", "note", "none"], "NO_SUCH_OBJECT", 3, "no note"),
+    ];
+    for case in &writes {
+        writer.refuses(case);
+    }
+    writer.done(&["await-synced"]);
+    assert_eq!(patched.standing(space.id()).await, before);
+    Ok(())
+}
+
+/// The node is not there, or is another; the directory is empty, or taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_says_what_is_not_there() -> Outcome {
+    let mut node = NodeProcess::start();
+    let other = NodeProcess::start();
+    let writer = Terminal::new(node.address());
+    writer.done(&["space", "create", "Mine"]);
+    let astray = NodeAddress { endpoint: other.address().endpoint.clone(), ..node.address().clone() };
+    let lost = Terminal::new(&astray);
+    lost.done(&["space", "create", "Mine", "--no-wait"]);
+    lost.refuses(&wrong("another node", &["await-synced", "--timeout", "2s"], "NO_NODE", 4, "WRONG_NODE"));
+
+    node.kill();
+    writer.refuses(&wrong("no node", &["await-synced", "--timeout", "2s"], "NO_NODE", 4, "cannot reach"));
+    writer.done(&["put", "note", "kept", "text=kept", "--no-wait"]);
+    assert!(writer.done(&["get", "note", "kept"]).contains("kept"), "what was written offline is there");
+
+    let empty = Terminal { dir: tempfile::tempdir()? };
+    empty.refuses(&wrong("no account", &["whoami"], "NO_ACCOUNT", 6, "no account"));
+    let held = Client::open(config(writer.dir.path())).await?;
+    writer.refuses(&wrong("taken", &["status"], "IN_USE", 6, "could not be opened"));
+    held.close().await;
+    writer.done(&["status"]);
     Ok(())
 }
