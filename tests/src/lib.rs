@@ -6,3 +6,5 @@ pub mod capture;
 pub mod harness;
 pub mod hostile;
 pub mod relay;
+pub mod rules;
+pub mod script;

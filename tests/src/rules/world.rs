@@ -1,0 +1,1096 @@
+//! One node and one replica per person, connected by queues whose order a seed decides.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use client_sdk::object::{self, Existence, ObjectState, Op};
+use client_sdk::{InviteMode, ObjectType, Role, WriteRule};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand_chacha::ChaCha20Rng;
+use serde_json::{Map, Value, json};
+use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
+use sync_core::code::Code;
+use sync_core::ids::{AccountId, AclId, AuthorityId, ChangeId, Epoch, InviteId, Seq, SpaceId, TreeId};
+use sync_core::log::{EntryKind, Genesis, Reject, Submission, genesis, may_write, space_id};
+use sync_core::record::{
+    AclContent, AclRecord, AclRoot, ChangeKind, CreateInvite, JoinClaim, PayloadClaim, RawRecord, Salt, SpaceHeader,
+    SpaceOptions, TreeChange, TreeHeads, TreeRoot, Verified, VerifiedRecord, verify, verify_as,
+};
+use sync_core::tree::{Height, OrderKey, heads_after};
+use sync_e2ee::{
+    AccountKeys, ContentContext, Envelope, InviteSecret, KeyRing, Mnemonic, Recipient, SpaceKeys, decrypt, encrypt,
+    object_root, seal_keys,
+};
+
+use super::{MapLog, Taken};
+use crate::script::{Act, ObjectName, Step, Trouble, World};
+
+const SPACE_INFO: &str = "headwater.space";
+/// Deliveries after which settling counts as endless.
+const DELIVERIES_MAX: usize = 100_000;
+const OWN: &str = "records made here have the form that is checked here";
+
+/// What a replica tells the node, and the node a replica.
+#[derive(Debug, Clone)]
+enum Message {
+    Push { root: Option<RawRecord>, record: RawRecord },
+    Entry { seq: Seq, kind: EntryKind, record: RawRecord },
+    Verdict { change: ChangeId, reject: Reject },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Up,
+    Down,
+}
+
+type Queue = (String, SpaceId, Way);
+
+/// A write that is not in the log yet.
+#[derive(Debug, Clone)]
+struct Pending {
+    root: TreeRoot,
+    with_root: bool,
+    change: Verified<TreeChange>,
+    object: ObjectName,
+    ops: Vec<Op>,
+}
+
+/// One person's copy of one space.
+struct Replica {
+    genesis: Genesis,
+    log: MapLog,
+    ring: KeyRing,
+    pending: Vec<Pending>,
+    refused: Vec<(ChangeId, Reject)>,
+    root_before: Option<RawRecord>,
+}
+
+#[derive(Clone)]
+struct Token {
+    space: SpaceId,
+    secret: InviteSecret,
+    must_see: Vec<TreeId>,
+}
+
+struct Person {
+    keys: AccountKeys,
+    is_online: bool,
+    replicas: BTreeMap<SpaceId, Replica>,
+    /// Handed to this person, oldest first.
+    tokens: Vec<Token>,
+    /// Joins under way, and what they wait for.
+    joining: BTreeMap<SpaceId, Token>,
+}
+
+/// The rules over maps.
+pub struct PureWorld {
+    seed: u64,
+    rng: StdRng,
+    /// For keys and nonces; never decides an order.
+    secrets: ChaCha20Rng,
+    people: BTreeMap<String, Person>,
+    node: BTreeMap<SpaceId, MapLog>,
+    node_is_up: bool,
+    genesis: BTreeMap<SpaceId, Genesis>,
+    queues: BTreeMap<Queue, VecDeque<Message>>,
+    names: BTreeMap<String, SpaceId>,
+    latest: Option<SpaceId>,
+    plaintext: BTreeSet<String>,
+    clock_ms: u64,
+}
+
+impl std::fmt::Debug for PureWorld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PureWorld").field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+fn rejected(reject: &Reject) -> Trouble {
+    Trouble::refused(Code::from(reject).name(), reject)
+}
+
+/// The write rule of an object, as the SDK declares it.
+fn rule_of(object: &ObjectName) -> WriteRule {
+    match object.object_type.as_str() {
+        SPACE_INFO => WriteRule { who: client_sdk::Who::Admins, once: false },
+        "profile" => match object.id.parse::<AccountId>() {
+            Ok(account) => WriteRule { who: client_sdk::Who::AccountOrAdmins(account), once: false },
+            Err(_) => WriteRule::WRITERS,
+        },
+        _ => WriteRule::WRITERS,
+    }
+}
+
+impl World for PureWorld {
+    async fn act(&mut self, step: &Step) -> Result<(), Trouble> {
+        self.clock_ms += 1;
+        self.meet(&step.who);
+        self.adopt_all();
+        self.deliver_some();
+        self.perform(step)
+    }
+
+    fn seed(&self) -> Option<u64> {
+        Some(self.seed)
+    }
+}
+
+impl PureWorld {
+    /// A world in which this seed decides the order of messages.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        // The SDK must agree on these rules, or both worlds would not make the same trees.
+        assert_eq!((ObjectType::profile().name(), ObjectType::space_info().name()), ("profile", SPACE_INFO));
+        Self {
+            seed,
+            rng: StdRng::seed_from_u64(seed),
+            secrets: rand_chacha::rand_core::SeedableRng::seed_from_u64(seed ^ 0x5eed),
+            people: BTreeMap::new(),
+            node: BTreeMap::new(),
+            node_is_up: true,
+            genesis: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            names: BTreeMap::new(),
+            latest: None,
+            plaintext: BTreeSet::new(),
+            clock_ms: 1,
+        }
+    }
+
+    fn perform(&mut self, step: &Step) -> Result<(), Trouble> {
+        let who = step.who.as_str();
+        match &step.act {
+            Act::Creates { space } => self.create_space(who, space),
+            Act::GoesOffline => self.go_offline(who),
+            Act::GoesOnline => self.go_online(who),
+            Act::Restarts if who == "node" => self.restart_node(),
+            Act::Restarts => self.restart(who),
+            Act::IsKilled => self.kill_node(),
+            Act::Settles => self.settle(),
+            Act::Holds { space, entries } => self.node_holds(space, *entries),
+            Act::Agrees
+            | Act::Invites { .. }
+            | Act::Joins { .. }
+            | Act::IsReady
+            | Act::Approves { .. }
+            | Act::Declines { .. }
+            | Act::Writes { .. }
+            | Act::Deletes { .. }
+            | Act::Reads { .. }
+            | Act::Lists { .. } => self.perform_in(step, self.space(step)?),
+        }
+    }
+
+    fn perform_in(&mut self, step: &Step, space: SpaceId) -> Result<(), Trouble> {
+        let (who, forced) = (step.who.as_str(), step.forced);
+        self.enter(who, space)?;
+        match &step.act {
+            Act::Invites { whom, role, mode, max_uses, must_see } => {
+                self.meet(whom);
+                let must_see = must_see.iter().map(|o| self.tree_of(space, o)).collect::<Result<_, _>>()?;
+                self.invite(who, space, whom, *role, mode.unwrap_or(InviteMode::Open), *max_uses, must_see, forced)?;
+                if mode.is_some() {
+                    return Ok(());
+                }
+                self.join(whom, space, None, false)?;
+                self.enter(whom, space)
+            }
+            Act::Joins { by } => self.join(who, space, by.as_deref(), forced),
+            Act::IsReady => self.is_ready(who, space),
+            Act::Approves { whom, role, promising } => self.approve(who, space, whom, *role, promising, forced),
+            Act::Declines { whom } => {
+                let request = self.request_of(who, space, whom, forced)?;
+                self.append(who, space, AclContent::DeclineJoin { request }, forced).map(|_| ())
+            }
+            Act::Writes { object, fields } => self.write(who, space, object, fields, forced),
+            Act::Deletes { object } => self.delete(who, space, object),
+            Act::Reads { object, fields } => self.read(who, space, object, fields.as_ref()),
+            Act::Lists { object_type, count } => self.list(who, space, object_type, *count),
+            Act::Agrees => self.everyone_agrees(),
+            Act::Creates { .. }
+            | Act::GoesOffline
+            | Act::GoesOnline
+            | Act::Restarts
+            | Act::IsKilled
+            | Act::Settles
+            | Act::Holds { .. } => unreachable!("needs no space"),
+        }
+    }
+
+    // ---- people and spaces ------------------------------------------------------------------------------------------
+
+    fn meet(&mut self, who: &str) {
+        if ["node", "everyone"].contains(&who) || self.people.contains_key(who) {
+            return;
+        }
+        let keys = AccountKeys::from_mnemonic(&Mnemonic::generate(&mut self.secrets));
+        let person =
+            Person { keys, is_online: true, replicas: BTreeMap::new(), tokens: Vec::new(), joining: BTreeMap::new() };
+        self.people.insert(who.to_owned(), person);
+    }
+
+    fn person(&self, who: &str) -> &Person {
+        self.people.get(who).unwrap_or_else(|| panic!("nobody introduced {who}"))
+    }
+
+    fn person_mut(&mut self, who: &str) -> &mut Person {
+        self.people.get_mut(who).unwrap_or_else(|| panic!("nobody introduced {who}"))
+    }
+
+    fn space(&self, step: &Step) -> Result<SpaceId, Trouble> {
+        let named = step.space.as_ref().map(|name| self.names.get(name).copied());
+        named.unwrap_or(self.latest).ok_or_else(|| Trouble::wrong("a space", "nobody made it"))
+    }
+
+    fn replica(&self, who: &str, space: SpaceId) -> Result<&Replica, Trouble> {
+        let replica = self.person(who).replicas.get(&space);
+        replica.ok_or_else(|| Trouble::refused("SPACE_UNKNOWN", format!("there is no space {space} here")))
+    }
+
+    fn replica_mut(&mut self, who: &str, space: SpaceId) -> &mut Replica {
+        self.person_mut(who).replicas.get_mut(&space).expect("the caller has it")
+    }
+
+    /// Ids of profiles are names of people in scripts.
+    fn resolve(&mut self, object: &ObjectName) -> ObjectName {
+        if object.object_type != "profile" {
+            return object.clone();
+        }
+        self.meet(&object.id);
+        ObjectName { id: self.person(&object.id).keys.id().to_string(), ..object.clone() }
+    }
+
+    /// Any ring that holds the keys: for what a patched client knows from before.
+    fn any_keys(&self, space: SpaceId) -> &SpaceKeys {
+        let rings = self.people.values().filter_map(|p| p.replicas.get(&space)).map(|r| &r.ring);
+        let (_, keys) = rings.filter_map(KeyRing::newest).max_by_key(|(epoch, _)| *epoch).expect("its owner has keys");
+        keys
+    }
+
+    fn tree_of(&mut self, space: SpaceId, object: &ObjectName) -> Result<TreeId, Trouble> {
+        let object = self.resolve(object);
+        let keys = self.any_keys(space);
+        Ok(object_root(space, &keys.name_key, &object.object_type, &object.id, rule_of(&object)).tree_id())
+    }
+
+    fn create_space(&mut self, who: &str, name: &str) -> Result<(), Trouble> {
+        let keys = self.person(who).keys.clone();
+        let found = self.found(&keys);
+        let space = found.space();
+        let log = MapLog::found(&found);
+        self.person_mut(who).replicas.insert(space, Replica::new(&keys, found.clone(), log));
+        self.genesis.insert(space, found);
+        self.names.insert(name.to_owned(), space);
+        self.latest = Some(space);
+        self.register(who, space);
+        let info = ObjectName { object_type: SPACE_INFO.to_owned(), id: "self".to_owned() };
+        let fields = Map::from_iter([("name".to_owned(), json!(name))]);
+        self.write(who, space, &info, &fields, false)
+    }
+
+    fn found(&mut self, owner: &AccountKeys) -> Genesis {
+        let keys = SpaceKeys::generate(&mut self.secrets);
+        let to = Recipient::Account(owner.id());
+        let seal = seal_keys(None, Epoch(0), to, &keys, &mut self.secrets).expect(OWN);
+        let root = AclRoot {
+            owner: owner.id(),
+            options: SpaceOptions::default(),
+            key_id: keys.key_id(),
+            history_id: keys.history_id().expect("fresh keys have a history key"),
+            profile_key: keys.profile_public(),
+            seals: vec![seal],
+        };
+        let root = Verified::sign(&root, owner.signing_key(), None).expect(OWN);
+        let salt = Salt::Nonce(self.rng.random());
+        let header =
+            SpaceHeader { owner: owner.id(), created_ms: self.clock_ms, salt, acl_root: AclId::from(root.id()) };
+        let header = Verified::unsigned(&header).expect(OWN);
+        let home = AuthorityId::from(&ed25519(self.seed).verifying_key());
+        let set_home = AclRecord {
+            space: space_id(&header),
+            prev: AclId::from(root.id()),
+            index: 1,
+            author: owner.id(),
+            at_ms: self.clock_ms,
+            seen: None,
+            contents: vec![AclContent::SetHome { authority: home }],
+        };
+        let set_home = Verified::sign(&set_home, owner.signing_key(), None).expect(OWN);
+        genesis(header, &root, &set_home).expect(OWN)
+    }
+
+    // ---- the connection ---------------------------------------------------------------------------------------------
+
+    fn is_connected(&self, who: &str) -> bool {
+        self.node_is_up && self.person(who).is_online
+    }
+
+    /// A space that was made here goes to the node.
+    fn register(&mut self, who: &str, space: SpaceId) {
+        if self.is_connected(who) && !self.node.contains_key(&space) {
+            self.node.insert(space, MapLog::found(&self.genesis[&space]));
+        }
+    }
+
+    fn go_offline(&mut self, who: &str) -> Result<(), Trouble> {
+        self.person_mut(who).is_online = false;
+        self.lose_messages(Some(who));
+        Ok(())
+    }
+
+    fn go_online(&mut self, who: &str) -> Result<(), Trouble> {
+        self.person_mut(who).is_online = true;
+        self.reconnect(who);
+        Ok(())
+    }
+
+    fn kill_node(&mut self) -> Result<(), Trouble> {
+        self.node_is_up = false;
+        self.lose_messages(None);
+        Ok(())
+    }
+
+    /// What the node has comes back from its bytes alone.
+    fn restart_node(&mut self) -> Result<(), Trouble> {
+        self.kill_node()?;
+        for (space, log) in &mut self.node {
+            *log = replayed(&self.genesis[space], log)?;
+        }
+        self.node_is_up = true;
+        for who in self.names_of_people() {
+            self.reconnect(&who);
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self, who: &str) -> Result<(), Trouble> {
+        self.lose_messages(Some(who));
+        let person = self.person_mut(who);
+        for replica in person.replicas.values_mut() {
+            let mut fresh =
+                Replica::new(&person.keys, replica.genesis.clone(), replayed(&replica.genesis, &replica.log)?);
+            fresh.rebuild_ring(&person.keys);
+            fresh.pending = std::mem::take(&mut replica.pending);
+            fresh.refused = std::mem::take(&mut replica.refused);
+            *replica = fresh;
+        }
+        self.reconnect(who);
+        Ok(())
+    }
+
+    fn lose_messages(&mut self, whose: Option<&str>) {
+        self.queues.retain(|(person, ..), _| whose.is_some_and(|w| w != person));
+    }
+
+    /// The tail from what is stored, and everything that is pending.
+    fn reconnect(&mut self, who: &str) {
+        if !self.is_connected(who) {
+            return;
+        }
+        self.lose_messages(Some(who));
+        let spaces: Vec<_> = self.person(who).replicas.keys().copied().collect();
+        for space in spaces {
+            self.register(who, space);
+            let replica = self.replica_mut(who, space);
+            replica.root_before = None;
+            let cursor = replica.log.entries().len();
+            let pushes: Vec<_> = replica.pending.iter().map(Pending::push).collect();
+            let entries: Vec<_> = self.node[&space].entries()[cursor..].iter().map(tail_message).collect();
+            self.queue(who, space, Way::Down).extend(entries);
+            self.queue(who, space, Way::Up).extend(pushes);
+        }
+    }
+
+    fn queue(&mut self, who: &str, space: SpaceId, way: Way) -> &mut VecDeque<Message> {
+        self.queues.entry((who.to_owned(), space, way)).or_default()
+    }
+
+    fn names_of_people(&self) -> Vec<String> {
+        self.people.keys().cloned().collect()
+    }
+
+    /// Whoever was accepted and can reach the node begins its replica.
+    fn adopt_all(&mut self) {
+        for who in self.names_of_people() {
+            let joining: Vec<_> = self.person(&who).joining.keys().copied().collect();
+            for space in joining {
+                let account = self.person(&who).keys.id();
+                let is_member = self.node.get(&space).is_some_and(|log| log.acl_state().members.contains_key(&account));
+                if is_member && self.is_connected(&who) && !self.person(&who).replicas.contains_key(&space) {
+                    let found = self.genesis[&space].clone();
+                    let keys = self.person(&who).keys.clone();
+                    let replica = Replica::new(&keys, found.clone(), MapLog::found(&found));
+                    self.person_mut(&who).replicas.insert(space, replica);
+                    self.reconnect(&who);
+                }
+            }
+        }
+    }
+
+    /// Who was let in waits for the log up to its own join before it acts, as an app would.
+    fn enter(&mut self, who: &str, space: SpaceId) -> Result<(), Trouble> {
+        let Some(person) = self.people.get(who) else { return Ok(()) };
+        let account = person.keys.id();
+        let waits = |replica: &Replica| !replica.log.acl_state().members.contains_key(&account);
+        if self.is_connected(who) && person.replicas.get(&space).is_some_and(waits) {
+            self.catch_up(who, space)?;
+        }
+        Ok(())
+    }
+
+    fn deliver_some(&mut self) {
+        let deliveries = self.rng.random_range(0..6);
+        for _ in 0..deliveries {
+            self.deliver_one();
+        }
+    }
+
+    /// One message of a queue that chance picks; false if there is none.
+    fn deliver_one(&mut self) -> bool {
+        let ready: Vec<Queue> = self.queues.iter().filter(|(_, q)| !q.is_empty()).map(|(key, _)| key.clone()).collect();
+        if ready.is_empty() {
+            return false;
+        }
+        let queue = ready[self.rng.random_range(0..ready.len())].clone();
+        self.deliver(&queue);
+        true
+    }
+
+    fn deliver(&mut self, queue: &Queue) {
+        let Some(message) = self.queues.get_mut(queue).and_then(VecDeque::pop_front) else { return };
+        let (who, space, _) = queue;
+        match message {
+            Message::Push { root, record } => self.node_takes(who, *space, root, record),
+            Message::Entry { seq, kind, record } => {
+                let keys = self.person(who).keys.clone();
+                self.replica_mut(who, *space).follow(&keys, seq, kind, record);
+            }
+            Message::Verdict { change, reject } => self.replica_mut(who, *space).keep_refusal(change, reject),
+        }
+    }
+
+    fn node_takes(&mut self, who: &str, space: SpaceId, root: Option<RawRecord>, record: RawRecord) {
+        let change = ChangeId::from(record.id());
+        let root = root.map(|r| verify(r).expect(OWN));
+        let submission = Submission::pair(root, verify(record).expect(OWN)).expect(OWN);
+        if let Err(reject) = self.append_at_node(space, &submission) {
+            self.queue(who, space, Way::Down).push_back(Message::Verdict { change, reject });
+        }
+    }
+
+    /// The node decides, and tells everybody who follows the space.
+    fn append_at_node(&mut self, space: SpaceId, submission: &Submission) -> Result<Taken, Reject> {
+        let log = self.node.get_mut(&space).expect("a space that is registered");
+        let before = log.entries().len();
+        let taken = log.take(submission)?;
+        log.heads_are_the_changes_without_children();
+        let news: Vec<_> = log.entries()[before..].iter().map(tail_message).collect();
+        for who in self.names_of_people() {
+            if self.is_connected(&who) && self.person(&who).replicas.contains_key(&space) {
+                self.queue(&who, space, Way::Down).extend(news.clone());
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Everything that is on its way to one replica arrives.
+    fn catch_up(&mut self, who: &str, space: SpaceId) -> Result<(), Trouble> {
+        if !self.is_connected(who) {
+            return Err(Trouble::refused("OFFLINE", "the node cannot be reached"));
+        }
+        let queue = (who.to_owned(), space, Way::Down);
+        while self.queues.get(&queue).is_some_and(|q| !q.is_empty()) {
+            self.deliver(&queue);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Trouble> {
+        for _ in 0..DELIVERIES_MAX {
+            self.adopt_all();
+            if !self.deliver_one() {
+                return self.settled();
+            }
+        }
+        Err(Trouble::wrong("settling ends", format!("messages are still under way after {DELIVERIES_MAX}")))
+    }
+
+    fn settled(&self) -> Result<(), Trouble> {
+        for (who, person) in self.people.iter().filter(|(who, _)| self.is_connected(who)) {
+            for (space, replica) in &person.replicas {
+                if let Some((_, reject)) = replica.refused.first() {
+                    return Err(Trouble::refused("REFUSED", format!("not synced: {who}: {reject}")));
+                }
+                if !replica.pending.is_empty() || replica.log != self.node[space] {
+                    let happened =
+                        format!("{who} has {} pending, log {:?}", replica.pending.len(), replica.log.entries().len());
+                    return Err(Trouble::wrong("everything arrived", happened));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- membership -------------------------------------------------------------------------------------------------
+
+    /// Appends an act: judged on one's own replica first, and by the node, with one verdict.
+    fn append(&mut self, who: &str, space: SpaceId, content: AclContent, forced: bool) -> Result<AclId, Trouble> {
+        if !forced {
+            self.replica(who, space)?;
+            self.catch_up(who, space)?;
+        }
+        let record = self.sign(who, space, content);
+        let local = (!forced).then(|| {
+            let log = &self.person(who).replicas[&space].log;
+            log.clone().take(&Submission::Acl(record.clone()))
+        });
+        let id = AclId::from(record.id());
+        let taken = self.append_at_node(space, &Submission::Acl(record));
+        if let Some(local) = local {
+            assert_eq!(local, taken, "seed {}: a replica and the node judge one record on one log", self.seed);
+            self.catch_up(who, space)?;
+        }
+        taken.map(|_| id).map_err(|reject| rejected(&reject))
+    }
+
+    fn sign(&self, who: &str, space: SpaceId, content: AclContent) -> Verified<AclRecord> {
+        let acl = self.node[&space].acl_state();
+        let keys = &self.person(who).keys;
+        let record = AclRecord {
+            space,
+            prev: acl.head,
+            index: acl.index + 1,
+            author: keys.id(),
+            at_ms: self.clock_ms,
+            seen: None,
+            contents: vec![content],
+        };
+        Verified::sign(&record, keys.signing_key(), None).expect(OWN)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a line of a script says")]
+    fn invite(
+        &mut self,
+        who: &str,
+        space: SpaceId,
+        whom: &str,
+        role: Role,
+        mode: InviteMode,
+        max_uses: Option<u32>,
+        must_see: Vec<TreeId>,
+        forced: bool,
+    ) -> Result<(), Trouble> {
+        let secret = InviteSecret::generate(&mut self.secrets);
+        let seals = match mode {
+            InviteMode::Approval => Vec::new(),
+            InviteMode::Open => vec![self.seal(space, Recipient::Invite(secret.id()))],
+        };
+        let invite = CreateInvite {
+            key: secret.id(),
+            mode,
+            role,
+            expires_ms: None,
+            max_uses,
+            seals,
+            must_see: must_see.clone(),
+            requires: Vec::new(),
+            label_ct: Bytes::new(),
+        };
+        self.append(who, space, AclContent::CreateInvite(invite), forced)?;
+        self.person_mut(whom).tokens.push(Token { space, secret, must_see });
+        Ok(())
+    }
+
+    fn seal(&mut self, space: SpaceId, to: Recipient) -> sync_core::record::Seal {
+        let epoch = self.node[&space].acl_state().epoch;
+        let keys = self.any_keys(space).clone();
+        seal_keys(Some(space), epoch, to, &keys, &mut self.secrets).expect("keys of people are strong")
+    }
+
+    fn join(&mut self, who: &str, space: SpaceId, by: Option<&str>, forced: bool) -> Result<(), Trouble> {
+        let tokens = &self.person(by.unwrap_or(who)).tokens;
+        let token = tokens.iter().rev().find(|t| t.space == space).cloned();
+        let token = token.ok_or_else(|| Trouble::wrong("an invite", format!("nobody gave {who} one")))?;
+        if !self.is_connected(who) {
+            return Err(Trouble::refused("OFFLINE", "the node cannot be reached"));
+        }
+        let acl = self.node[&space].acl_state().clone();
+        let account = self.person(who).keys.id();
+        let settled = acl.members.contains_key(&account) || acl.pending_request(&account).is_some();
+        if settled && !forced {
+            return Ok(());
+        }
+        let content = self.join_content(&acl, account, &token).map_err(|reject| rejected(&reject))?;
+        self.append(who, space, content, true)?;
+        self.person_mut(who).joining.insert(space, token);
+        self.adopt_all();
+        Ok(())
+    }
+
+    fn join_content(&mut self, acl: &AclState, account: AccountId, token: &Token) -> Result<AclContent, Reject> {
+        let (role, mode) = {
+            let invite = acl.live_invite(&InviteId::from(&token.secret.signing_key().verifying_key()))?;
+            (invite.content.role, invite.content.mode)
+        };
+        let proof = sign_join_proof(token.secret.signing_key(), acl.space, account, role);
+        let claim = JoinClaim { invite: token.secret.id(), account, role, proof, profile_ct: Bytes::new() };
+        Ok(match mode {
+            InviteMode::Approval => AclContent::RequestJoin { claim },
+            InviteMode::Open => {
+                let keys = self.keys_of_invite(acl, token);
+                let to = Recipient::Account(account);
+                let seal = seal_keys(Some(acl.space), acl.epoch, to, &keys, &mut self.secrets).expect("a strong key");
+                AclContent::JoinByInvite { claim, seals: vec![seal] }
+            }
+        })
+    }
+
+    /// What an open invite's secret opens, from the log alone.
+    fn keys_of_invite(&self, acl: &AclState, token: &Token) -> SpaceKeys {
+        let stranger = AccountKeys::from_mnemonic(&Mnemonic::generate(&mut self.secrets.clone()));
+        let mut ring = KeyRing::new(stranger);
+        ring.hold_invite(token.secret.clone());
+        absorb_all(&mut ring, &self.node[&acl.space]);
+        ring.keys(acl.epoch).expect("an open invite gives the keys of its epoch").clone()
+    }
+
+    fn request_of(&mut self, who: &str, space: SpaceId, whom: &str, forced: bool) -> Result<AclId, Trouble> {
+        self.meet(whom);
+        if !forced {
+            self.replica(who, space)?;
+            self.catch_up(who, space)?;
+        }
+        let account = self.person(whom).keys.id();
+        let requests = self.node[&space].acl_state().requests.iter().filter(|(_, r)| r.claim.account == account);
+        let latest = requests.max_by_key(|(_, r)| r.at).map(|(id, _)| *id);
+        latest.ok_or_else(|| Trouble::refused("REQUEST_UNKNOWN", format!("{whom} has no pending request")))
+    }
+
+    fn approve(
+        &mut self,
+        who: &str,
+        space: SpaceId,
+        whom: &str,
+        role: Option<Role>,
+        promising: &[ObjectName],
+        forced: bool,
+    ) -> Result<(), Trouble> {
+        let request = self.request_of(who, space, whom, forced)?;
+        self.push_own(who, space);
+        let claim = self.node[&space].acl_state().requests[&request].claim.clone();
+        let mut frontier = Vec::new();
+        for object in promising {
+            let tree = self.tree_of(space, object)?;
+            let state = self.node[&space].trees().get(&tree);
+            let state =
+                state.ok_or_else(|| Trouble::refused("BAD_FRONTIER", format!("{tree} has nothing on the node")))?;
+            frontier.push(TreeHeads { tree, heads: state.heads.iter().copied().collect() });
+        }
+        let seals = vec![self.seal(space, Recipient::Account(claim.account))];
+        let content = AclContent::AcceptJoin { request, role: role.unwrap_or(claim.role), seals, frontier };
+        self.append(who, space, content, forced)?;
+        self.adopt_all();
+        Ok(())
+    }
+
+    /// One's own writes reach the node before an acceptance promises them.
+    fn push_own(&mut self, who: &str, space: SpaceId) {
+        let queue = (who.to_owned(), space, Way::Up);
+        while self.queues.get(&queue).is_some_and(|q| !q.is_empty()) {
+            self.deliver(&queue);
+        }
+    }
+
+    fn is_ready(&mut self, who: &str, space: SpaceId) -> Result<(), Trouble> {
+        let account = self.person(who).keys.id();
+        if !self.node[&space].acl_state().members.contains_key(&account) {
+            let requests = self.node[&space].acl_state().requests.values().filter(|r| r.claim.account == account);
+            return Err(match requests.max_by_key(|r| r.at).map(|r| &r.status) {
+                Some(RequestStatus::Declined { .. }) => Trouble::refused("DECLINED", "the request was declined"),
+                Some(RequestStatus::Pending | RequestStatus::Cancelled { .. } | RequestStatus::Accepted { .. })
+                | None => Trouble::refused("TIMED_OUT", "not ready in time: an admin to accept the request"),
+            });
+        }
+        self.replica(who, space)?;
+        self.catch_up(who, space)?;
+        let person = self.person(who);
+        let log = &person.replicas[&space].log;
+        let frontiers = log.acl_state().requests.values().filter(|r| r.claim.account == account);
+        let promised = frontiers.flat_map(|r| match &r.status {
+            RequestStatus::Accepted { frontier, .. } => frontier.iter().map(|t| t.tree).collect(),
+            RequestStatus::Pending | RequestStatus::Declined { .. } | RequestStatus::Cancelled { .. } => Vec::new(),
+        });
+        let named = person.joining.get(&space).into_iter().flat_map(|token| token.must_see.clone());
+        match promised.chain(named).find(|tree| !log.trees().contains_key(tree)) {
+            None => Ok(()),
+            Some(tree) => Err(Trouble::refused("TIMED_OUT", format!("not ready in time: {tree}"))),
+        }
+    }
+
+    // ---- objects ----------------------------------------------------------------------------------------------------
+
+    fn note_plaintext(&mut self, object: &ObjectName, fields: &Map<String, Value>) {
+        self.plaintext.extend([object.object_type.clone(), object.id.clone()]);
+        self.plaintext.extend(fields.iter().flat_map(|(field, value)| [field.clone(), crate::script::plain(value)]));
+    }
+
+    fn write(
+        &mut self,
+        who: &str,
+        space: SpaceId,
+        object: &ObjectName,
+        fields: &Map<String, Value>,
+        forced: bool,
+    ) -> Result<(), Trouble> {
+        let object = self.resolve(object);
+        self.note_plaintext(&object, fields);
+        if forced {
+            return self.write_past_the_rules(who, space, &object, fields);
+        }
+        let state = self.replica(who, space)?.object(&object)?;
+        let current = state.as_ref().map(ObjectState::fields).unwrap_or_default();
+        let mut ops = object::diff(&current, fields);
+        if !state.is_some_and(|s| s.exists()) {
+            ops.push(Op::Exists(Existence::Present));
+        }
+        self.put(who, space, object, ops)
+    }
+
+    fn delete(&mut self, who: &str, space: SpaceId, object: &ObjectName) -> Result<(), Trouble> {
+        let object = self.resolve(object);
+        let state = self.replica(who, space)?.object(&object)?;
+        if !state.is_some_and(|s| s.exists()) {
+            return Err(Trouble::refused(
+                "NO_SUCH_OBJECT",
+                format!("there is no {} {:?}", object.object_type, object.id),
+            ));
+        }
+        self.put(who, space, object, vec![Op::Exists(Existence::Deleted)])
+    }
+
+    fn put(&mut self, who: &str, space: SpaceId, object: ObjectName, ops: Vec<Op>) -> Result<(), Trouble> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let keys = self.person(who).keys.clone();
+        let replica = self.replica(who, space)?;
+        let root = replica.root(&object)?;
+        let tree = root.tree_id();
+        let acl = replica.log.acl_state();
+        let logged = replica.log.trees().get(&tree);
+        may_write(acl, tree, &root, logged, &keys.id(), &acl.head).map_err(|reject| rejected(&reject))?;
+        let parents = replica.heads(tree);
+        let with_root = logged.is_none() && !replica.pending.iter().any(|p| p.change.body().tree == tree);
+        let ring_keys = replica.ring.keys(acl.epoch).ok_or_else(|| Trouble::refused("NO_KEYS", "no keys yet"))?.clone();
+        let (head, epoch) = (acl.head, acl.epoch);
+        let change = self.sign_change(&keys, &ring_keys, space, tree, parents, (head, epoch), &object, &ops);
+        let pending = Pending { root, with_root, change, object, ops };
+        let push = pending.push();
+        self.replica_mut(who, space).pending.push(pending);
+        if self.is_connected(who) {
+            self.register(who, space);
+            self.queue(who, space, Way::Up).push_back(push);
+        }
+        Ok(())
+    }
+
+    /// As a patched client writes: well-formed, signed by itself, with whatever keys it once had.
+    fn write_past_the_rules(
+        &mut self,
+        who: &str,
+        space: SpaceId,
+        object: &ObjectName,
+        fields: &Map<String, Value>,
+    ) -> Result<(), Trouble> {
+        let keys = self.person(who).keys.clone();
+        let ring_keys = self.any_keys(space).clone();
+        let root = object_root(space, &ring_keys.name_key, &object.object_type, &object.id, rule_of(object));
+        let tree = root.tree_id();
+        let log = &self.node[&space];
+        let heads = log.trees().get(&tree).map(|t| t.heads.clone()).unwrap_or_default();
+        let place = (log.acl_state().head, log.acl_state().epoch);
+        let ops = object::diff(&Map::new(), fields);
+        let change = self.sign_change(&keys, &ring_keys, space, tree, parents_of(tree, &heads), place, object, &ops);
+        let root = heads.is_empty().then(|| Verified::unsigned(&root).expect(OWN));
+        let taken = self.append_at_node(space, &Submission::Change { root, change });
+        taken.map(|_| ()).map_err(|reject| rejected(&reject))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that a change says")]
+    fn sign_change(
+        &mut self,
+        keys: &AccountKeys,
+        ring_keys: &SpaceKeys,
+        space: SpaceId,
+        tree: TreeId,
+        parents: Vec<ChangeId>,
+        (acl_head, epoch): (AclId, Epoch),
+        object: &ObjectName,
+        ops: &[Op],
+    ) -> Verified<TreeChange> {
+        let context = ContentContext { space, tree, epoch, author: keys.id(), kind: ChangeKind::Content };
+        let envelope = Envelope {
+            object_type: object.object_type.clone(),
+            object_id: object.id.clone(),
+            data_type: object::DATA_TYPE.to_owned(),
+            payload: object::encode(ops),
+        };
+        let encrypted = encrypt(ring_keys, &context, &envelope, &mut self.secrets).expect("scripts write little");
+        let change = TreeChange {
+            tree,
+            parents,
+            acl_head,
+            epoch,
+            author: keys.id(),
+            at_ms: self.clock_ms,
+            seen: None,
+            kind: ChangeKind::Content,
+            nonce: encrypted.nonce,
+            payload: PayloadClaim::of(&encrypted.ciphertext),
+        };
+        Verified::sign(&change, keys.signing_key(), Some(encrypted.ciphertext)).expect(OWN)
+    }
+
+    fn read(
+        &mut self,
+        who: &str,
+        space: SpaceId,
+        object: &ObjectName,
+        fields: Option<&Map<String, Value>>,
+    ) -> Result<(), Trouble> {
+        let object = self.resolve(object);
+        let state = self.replica(who, space)?.object(&object)?.filter(ObjectState::exists);
+        crate::script::compare(fields, state.map(|s| s.fields()).as_ref())
+    }
+
+    fn list(&self, who: &str, space: SpaceId, object_type: &str, count: usize) -> Result<(), Trouble> {
+        let objects = self.replica(who, space)?.objects()?;
+        let found: Vec<_> = objects.keys().filter(|o| o.object_type == object_type).map(|o| &o.id).collect();
+        if found.len() == count { Ok(()) } else { Err(Trouble::wrong(count, format!("{}: {found:?}", found.len()))) }
+    }
+
+    // ---- what must hold ---------------------------------------------------------------------------------------------
+
+    fn everyone_agrees(&self) -> Result<(), Trouble> {
+        for (who, person) in self.people.iter().filter(|(who, _)| self.is_connected(who)) {
+            for (space, replica) in &person.replicas {
+                let node = &self.node[space];
+                replica.log.heads_are_the_changes_without_children();
+                replica.log.parents_stand_before_their_children();
+                replica.log.summaries_are_those_of_the_log();
+                let equal = replica.log == *node && replica.log.digest() == node.digest();
+                if !equal {
+                    let (ours, theirs) = (replica.log.entries().len(), node.entries().len());
+                    return Err(Trouble::wrong(
+                        "one log",
+                        format!("{who} has {ours} entries, the node {theirs}, or they differ"),
+                    ));
+                }
+                self.agrees_with_all(who, *space, replica)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn agrees_with_all(&self, who: &str, space: SpaceId, replica: &Replica) -> Result<(), Trouble> {
+        let ours = replica.objects()?;
+        let others = self.people.iter().filter(|(name, _)| self.is_connected(name));
+        for (name, other) in others.filter_map(|(name, p)| Some((name, p.replicas.get(&space)?))) {
+            let theirs = other.objects()?;
+            if ours != theirs {
+                return Err(Trouble::wrong(
+                    format!("{who} and {name} see the same"),
+                    format!("{ours:?} and {theirs:?}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn node_holds(&self, name: &str, entries: u64) -> Result<(), Trouble> {
+        let space = self.names.get(name).ok_or_else(|| Trouble::wrong("a space", format!("nobody made {name}")))?;
+        let log = self.node.get(space).ok_or_else(|| Trouble::wrong(entries, "the node does not know the space"))?;
+        if log.entries().len() as u64 != entries {
+            let kinds: Vec<_> = log.entries().iter().map(|e| e.kind).collect();
+            return Err(Trouble::wrong(format!("{entries} entries"), format!("{}: {kinds:?}", kinds.len())));
+        }
+        let bytes: Vec<Vec<u8>> = log.entries().iter().map(|e| e.record.to_vec()).collect();
+        crate::script::no_plaintext(&self.plaintext, bytes.iter().map(Vec::as_slice))
+    }
+}
+
+impl Pending {
+    fn push(&self) -> Message {
+        let root = self.with_root.then(|| Verified::unsigned(&self.root).expect(OWN).into_raw());
+        Message::Push { root, record: self.change.raw().clone() }
+    }
+}
+
+impl Replica {
+    fn new(keys: &AccountKeys, genesis: Genesis, log: MapLog) -> Self {
+        let mut new = Self {
+            genesis,
+            log,
+            ring: KeyRing::new(keys.clone()),
+            pending: Vec::new(),
+            refused: Vec::new(),
+            root_before: None,
+        };
+        new.rebuild_ring(keys);
+        new
+    }
+
+    fn rebuild_ring(&mut self, keys: &AccountKeys) {
+        self.ring = KeyRing::new(keys.clone());
+        absorb_all(&mut self.ring, &self.log);
+    }
+
+    /// Takes the next entry of the tail: judged anew, in its place.
+    fn follow(&mut self, keys: &AccountKeys, seq: Seq, kind: EntryKind, record: RawRecord) {
+        if kind == EntryKind::Root {
+            self.root_before = Some(record);
+            return;
+        }
+        let root = self.root_before.take().map(|r| verify(r).expect(OWN));
+        let record = verify(record).expect(OWN);
+        let is_acl = matches!(record, VerifiedRecord::Acl(_));
+        let id = ChangeId::from(record.id());
+        let taken = self.log.take(&Submission::pair(root, record).expect(OWN));
+        assert_eq!(taken, Ok(Taken::Appended(seq)), "what the node logged is valid here, in the same place");
+        self.pending.retain(|p| ChangeId::from(p.change.id()) != id);
+        if is_acl {
+            self.rebuild_ring(keys);
+        }
+    }
+
+    /// The write and everything of ours that builds on it.
+    fn keep_refusal(&mut self, change: ChangeId, reject: Reject) {
+        let Some(at) = self.pending.iter().position(|p| ChangeId::from(p.change.id()) == change) else { return };
+        let tree = self.pending[at].change.body().tree;
+        let refused = self.pending.split_off(at);
+        let (gone, kept) = refused.into_iter().partition::<Vec<_>, _>(|p| p.change.body().tree == tree);
+        self.pending.extend(kept);
+        self.refused.extend(gone.iter().map(|p| (ChangeId::from(p.change.id()), reject.clone())));
+    }
+
+    fn root(&self, object: &ObjectName) -> Result<TreeRoot, Trouble> {
+        let name_key = self.ring.name_key().ok_or_else(|| Trouble::refused("NO_KEYS", "the keys are not here yet"))?;
+        Ok(object_root(self.log.space(), name_key, &object.object_type, &object.id, rule_of(object)))
+    }
+
+    /// On top of everything that is here.
+    fn heads(&self, tree: TreeId) -> Vec<ChangeId> {
+        let mut heads = self.log.trees().get(&tree).map(|t| t.heads.clone()).unwrap_or_default();
+        for pending in self.pending.iter().filter(|p| p.change.body().tree == tree) {
+            heads = heads_after(&heads, pending.change.id().into(), &pending.change.body().parents);
+        }
+        parents_of(tree, &heads)
+    }
+
+    /// What a reader sees of one object.
+    fn object(&self, object: &ObjectName) -> Result<Option<ObjectState>, Trouble> {
+        self.tree(self.root(object)?.tree_id())
+    }
+
+    /// What a reader sees of one tree: what is logged, with what is pending over it.
+    fn tree(&self, tree: TreeId) -> Result<Option<ObjectState>, Trouble> {
+        let mut state: Option<ObjectState> = None;
+        for (key, change) in self.logged(tree) {
+            let body = change.body();
+            let context = ContentContext {
+                space: self.log.space(),
+                tree,
+                epoch: body.epoch,
+                author: body.author,
+                kind: body.kind,
+            };
+            let Some(keys) = self.ring.keys(body.epoch) else { continue };
+            let payload = change.raw().payload.as_ref().expect("nothing is purged here");
+            let envelope = decrypt(keys, &context, &body.nonce, payload)
+                .map_err(|e| Trouble::wrong("content that opens", format!("{tree}: {e}")))?;
+            let ops = object::decode(&envelope.payload).map_err(|e| Trouble::wrong("operations", e))?;
+            let state = state.get_or_insert_with(|| ObjectState::new(&envelope.object_type, &envelope.object_id));
+            state.apply(key, &ops);
+        }
+        for (index, pending) in self.pending.iter().enumerate().filter(|(_, p)| p.change.body().tree == tree) {
+            let name = &pending.object;
+            let state = state.get_or_insert_with(|| ObjectState::new(&name.object_type, &name.id));
+            let key = OrderKey { height: Height(u64::MAX / 2 + index as u64), id: pending.change.id().into() };
+            state.apply(key, &pending.ops);
+        }
+        Ok(state)
+    }
+
+    fn logged(&self, tree: TreeId) -> Vec<(OrderKey, Verified<TreeChange>)> {
+        let changes = self.log.entries().iter().filter(|e| e.kind == EntryKind::Change && e.tree == Some(tree));
+        let keyed = changes.map(|entry| {
+            let height = entry.height.expect("an accepted change has a height");
+            let change = verify_as::<TreeChange>(entry.record.clone()).expect(OWN);
+            (OrderKey { height, id: entry.id.into() }, change)
+        });
+        keyed.collect()
+    }
+
+    /// Every object that exists.
+    fn objects(&self) -> Result<BTreeMap<ObjectName, Map<String, Value>>, Trouble> {
+        let pending = self.pending.iter().map(|p| p.change.body().tree);
+        let trees: BTreeSet<TreeId> = self.log.trees().keys().copied().chain(pending).collect();
+        let mut objects = BTreeMap::new();
+        for tree in trees {
+            if let Some(state) = self.tree(tree)?.filter(ObjectState::exists) {
+                let name = ObjectName { object_type: state.object_type().into(), id: state.object_id().into() };
+                objects.insert(name, state.fields());
+            }
+        }
+        Ok(objects)
+    }
+}
+
+fn parents_of(tree: TreeId, heads: &BTreeSet<ChangeId>) -> Vec<ChangeId> {
+    if heads.is_empty() { vec![TreeChange::root_as_parent(tree)] } else { heads.iter().copied().collect() }
+}
+
+fn tail_message(entry: &sync_core::log::NewEntry) -> Message {
+    Message::Entry { seq: entry.position.seq, kind: entry.kind, record: entry.record.clone() }
+}
+
+fn ed25519(seed: u64) -> ed25519_dalek::SigningKey {
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&seed.to_be_bytes());
+    ed25519_dalek::SigningKey::from_bytes(&bytes)
+}
+
+/// Takes all keys that a log gives to the holder of this ring.
+fn absorb_all(ring: &mut KeyRing, log: &MapLog) {
+    let acl = log.acl_state();
+    let published = |epoch: Epoch| acl.epochs.get(&epoch).map(|i| (i.key_id, i.history_id));
+    for entry in log.entries().iter().filter(|e| e.kind == EntryKind::Acl) {
+        let absorbed = if entry.position.seq == Seq(1) {
+            ring.absorb_root(verify_as::<AclRoot>(entry.record.clone()).expect(OWN).body())
+        } else {
+            let before =
+                acl.epochs.iter().filter(|(_, info)| info.since < entry.position.seq).map(|(epoch, _)| *epoch).max();
+            let record = verify_as::<AclRecord>(entry.record.clone()).expect(OWN);
+            ring.absorb(record.body(), before.unwrap_or_default(), &published)
+        };
+        absorbed.expect("nobody seals wrongly here");
+    }
+}
+
+/// A log read again from its bytes, which must say the same.
+fn replayed(genesis: &Genesis, log: &MapLog) -> Result<MapLog, Trouble> {
+    let mut copy = MapLog::found(genesis);
+    let mut root = None;
+    for entry in &log.entries()[2..] {
+        let raw = RawRecord::from_slice(&entry.record.to_vec()).expect("what was stored can be read");
+        let record = verify(raw).expect("what was stored verifies");
+        if entry.kind == EntryKind::Root {
+            root = Some(record);
+            continue;
+        }
+        let submission = Submission::pair(root.take(), record).expect("what was stored fits together");
+        copy.take(&submission).map_err(|reject| Trouble::wrong("the same log again", reject))?;
+    }
+    if copy == *log { Ok(copy) } else { Err(Trouble::wrong("the same log again", "another one")) }
+}

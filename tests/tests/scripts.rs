@@ -1,0 +1,73 @@
+//! Every script of `tests/scripts`, over the rules and over real processes.
+//!
+//! `SCRIPT_SEED=n` plays the pure world with one seed only.
+
+use std::path::{Path, PathBuf};
+
+use sync_tests::rules::PureWorld;
+use sync_tests::script::{RealWorld, Script, Stage, play};
+
+/// Orders of messages in which every script is played.
+const SEEDS: u64 = 24;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
+}
+
+fn read(name: &str) -> Script {
+    Script::read(&folder().join(name).with_extension("hw")).unwrap_or_else(|problem| panic!("{problem}"))
+}
+
+async fn pure(name: &str) {
+    let script = read(name);
+    let seed: Option<u64> = std::env::var("SCRIPT_SEED").ok().map(|s| s.parse().expect("SCRIPT_SEED is a number"));
+    let seeds = seed.map_or(0..SEEDS, |seed| seed..seed + 1);
+    for seed in seeds.filter(|_| script.only != Some(Stage::Real)) {
+        if let Err(failure) = play(&script, &mut PureWorld::new(seed)).await {
+            panic!("\n{failure}");
+        }
+    }
+}
+
+async fn real(name: &str) {
+    let script = read(name);
+    if script.only == Some(Stage::Pure) {
+        return;
+    }
+    if let Err(failure) = play(&script, &mut RealWorld::start()).await {
+        panic!("\n{failure}");
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident),* $(,)?) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        mod pure_script {
+            $(#[tokio::test] async fn $name() { super::pure(stringify!($name)).await; })*
+        }
+
+        mod real_script {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::real(stringify!($name)).await; })*
+        }
+    };
+}
+
+scripts! {
+    approval, concurrent, decline, example, forged, node_restart, offline, open_invite, owner, partial, profiles, readers,
+    revive, roles, two_spaces, used_up,
+}
+
+#[test]
+fn every_script_is_played() {
+    let files = std::fs::read_dir(folder()).expect("the folder of scripts");
+    let mut found: Vec<_> = files
+        .map(|entry| entry.expect("a readable folder").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "hw"))
+        .map(|path| path.file_stem().expect("a script has a name").to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    assert_eq!(found, NAMES, "scripts are named in `scripts!`, in order");
+    let steps: usize = found.iter().map(|name| read(name).steps.len()).sum();
+    assert!(steps >= 80, "{steps} steps");
+}
