@@ -115,7 +115,7 @@ impl Space {
             let seals = match invite.mode {
                 InviteMode::Approval => Vec::new(),
                 InviteMode::Open => {
-                    let ring = space.ring();
+                    let ring = space.shared.store.read(|tx| space.ring_of(tx, acl))?;
                     let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
                     let keys = keys_for(acl, invite.role, keys);
                     vec![seal_keys(Some(id), acl.epoch, Recipient::Invite(key), &keys, &mut rand::rng())?]
@@ -216,7 +216,7 @@ impl Space {
         let make = move |acl: &AclState| {
             let pending = acl.requests.get(&request).filter(|r| r.status == RequestStatus::Pending);
             let claim = &pending.ok_or(Reject::Acl(sync_core::acl::AclReject::RequestUnknown { request }))?.claim;
-            let ring = space.ring();
+            let ring = space.shared.store.read(|tx| space.ring_of(tx, acl))?;
             let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
             let to = Recipient::Account(claim.account);
             let role = role.unwrap_or(claim.role);
@@ -346,7 +346,7 @@ impl SpaceInner {
 
 /// New keys, sealed to exactly those who hold the present ones by right.
 fn rotation(space: &SpaceInner, acl: &AclState) -> Result<Rotation, AclError> {
-    let ring = space.ring();
+    let ring = space.shared.store.read(|tx| space.ring_of(tx, acl))?;
     let keys = ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?;
     let access = |role| match acl.options.history {
         HistoryMode::All if role > Role::Guest => HistoryAccess::WithHistory,

@@ -391,3 +391,24 @@ async fn a_killed_client_keeps_its_pending_writes() -> Outcome {
     assert_eq!(items(&space)?, kept);
     Ok(())
 }
+
+/// The keys are replaced again and again while somebody writes: no write fails, every one lands, and all read all.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_while_keys_rotate() -> Outcome {
+    let (_node, _admins, [one, two]) = two_admins().await?;
+    let rotating = tokio::spawn(async move {
+        for _ in 0..20 {
+            one.rotate_keys().await?;
+        }
+        Outcome::Ok(one)
+    });
+    let mut written = 0;
+    while written < 50 || !rotating.is_finished() {
+        two.objects().put("item", &written.to_string(), json!({ "n": written })).await?;
+        written += 1;
+    }
+    let one = rotating.await??;
+    synced_means_equal(&one, &two).await?;
+    assert_eq!(items(&one)?.len(), written);
+    Ok(())
+}

@@ -102,6 +102,15 @@ impl SpaceInner {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The keys as of an ACL. Those that were just committed are published a moment later: until then the log has them.
+    pub(crate) fn ring_of(&self, tx: &ReadTx<'_>, acl: &AclState) -> Result<Arc<KeyRing>, ReadError> {
+        let ring = self.ring();
+        if ring.keys(acl.epoch).is_some() {
+            return Ok(ring);
+        }
+        Ok(Arc::new(read_ring(tx, &self.shared, self.id)?.ring))
+    }
+
     fn publish_ring(&self, ring: KeyRing) {
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
     }

@@ -183,7 +183,8 @@ struct Place {
 impl<'a> Maker<'a> {
     fn new(tx: &WriteTx<'_>, space: &'a SpaceInner) -> Result<Self, WriteError> {
         let acl = tx.acl(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?;
-        Ok(Self { space, shared: &space.shared, ring: space.ring(), acl })
+        let ring = space.ring_of(tx, &acl)?;
+        Ok(Self { space, shared: &space.shared, ring, acl })
     }
 
     fn write_object(
