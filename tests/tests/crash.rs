@@ -159,16 +159,16 @@ async fn what_was_acknowledged_survives_kill_9() -> Outcome {
     let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seed = setting("HEADWATER_SEED").unwrap_or_else(rand::random);
     let rounds = setting("HEADWATER_ROUNDS").unwrap_or(50);
-    println!("HEADWATER_SEED={seed} HEADWATER_ROUNDS={rounds}");
+    eprintln!("HEADWATER_SEED={seed} HEADWATER_ROUNDS={rounds}");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut world = World::new().await?;
     let mut tally = Tally::default();
     for round in 0..rounds {
         let plan = Plan::draw(&mut rng);
-        println!("round {round}: {plan:?}");
+        eprintln!("round {round}: {plan:?}");
         world.round(round, plan, &mut tally).await.map_err(|e| format!("seed {seed}, round {round}, {plan:?}: {e}"))?;
     }
-    println!("{tally:?}");
+    eprintln!("{tally:?}");
     assert!(tally.durable > 0 && tally.local_only > 0 && tally.unfinished > 0, "{tally:?}");
     assert!(rounds < 20 || tally.victims.len() == 3, "{tally:?}");
     Ok(())
