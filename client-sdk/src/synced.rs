@@ -157,10 +157,13 @@ impl SpaceInner {
                 return Err(failed);
             }
             let conn = self.shared.conn().await.map_err(|e| self.call_failed(&e))?;
+            // As of the question: it may be registered while the answer is on its way.
+            let on_its_way = !self.shared.is_registered(self.id);
             match self.certify(&conn).await {
                 Ok(receipt) => return Ok(receipt),
                 // A session that broke is replaced by a new one; a space that is on its way to the node arrives.
                 Err(CallError::Broken(_) | CallError::Offline { .. } | CallError::TimedOut) => {}
+                Err(CallError::Refused(failure)) if on_its_way && failure.code == Code::SpaceUnknown => {}
                 Err(CallError::Refused(failure)) if self.may_pass(failure.code) => {}
                 Err(error) => return Err(self.call_failed(&error)),
             }

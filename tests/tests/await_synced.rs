@@ -8,6 +8,7 @@ use client_sdk::{NotSynced, NotSyncedCode, ReasonCode, Role, Space, SyncState};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
 use sync_tests::relay::{Fate, Relay, entries};
+use tokio::task::JoinSet;
 
 /// What must not succeed is given this long.
 const A_MOMENT: Duration = Duration::from_millis(700);
@@ -40,6 +41,25 @@ async fn s42_an_empty_space_is_synced_at_once() -> Outcome {
     assert_eq!(synced.receipt.body().seq.0, joined.status()?.seq);
     assert_eq!(joined.explain()?, []);
     assert_eq!(joined.status()?.state, SyncState::UpToDate);
+    Ok(())
+}
+
+/// S42 from the first moment: the space is still on its way to the node when its maker asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn s42_a_space_that_was_just_made_is_synced() -> Outcome {
+    let node = NodeProcess::start();
+    for _ in 0..25 {
+        // A new client each time: registering and asking both wait for its first connection.
+        let admin = TestClient::create("Admin", node.address()).await;
+        let mut asking = JoinSet::new();
+        for _ in 0..10 {
+            let space = admin.create_space("Club").await?;
+            asking.spawn(async move { space.await_synced().await });
+        }
+        while let Some(synced) = asking.join_next().await {
+            synced??;
+        }
+    }
     Ok(())
 }
 

@@ -202,8 +202,7 @@ async fn write_and_join(admin: &TestClient, member: &TestClient, skew_ms: i64) -
     assert_eq!(profile.fields["name"], "Member");
     let handle = joined.tree(profile.tree)?.ok_or("what was read has a tree")?;
     assert!(early.is_none_or(|early| early.is_same_instance(&handle)), "a second instance");
-    let (ours, theirs) = tokio::join!(joined.await_synced(), space.await_synced());
-    (ours?, theirs?);
+    tokio::try_join!(joined.await_synced(), space.await_synced())?;
     assert_eq!(heads(&space)?, heads(&joined)?);
     assert_eq!(joined.objects().list("profile")?, [profile]);
     assert_eq!(joined.live_trees(), 2, "the profile and the space's own object, once each");
