@@ -457,14 +457,12 @@ pub(crate) struct TailPage {
 }
 
 impl TailView<'_, '_> {
-    /// Entries after `cursor`: what is durable, and what cannot be undone by an ACL record that is not.
+    /// Entries after `cursor` that are durable: what a power cut could take is shown to nobody.
     pub(crate) fn page(&self, cursor: Seq, durable_seq: Seq) -> Result<TailPage, CallError> {
         let mut rows = self.tx.entries(self.space, cursor, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
-        let stop = rows.iter().position(|row| row.kind == EntryKind::Acl && row.position.seq > durable_seq);
-        rows.truncate(stop.unwrap_or(rows.len()));
-        if let Some(last) = self.last {
-            rows.retain(|row| row.position.seq <= last);
-        }
+        // Both ends are ends of transactions, so no root is parted from its first change.
+        let end = self.last.map_or(durable_seq, |last| last.min(durable_seq));
+        rows.retain(|row| row.position.seq <= end);
         let reached = rows.last().map_or(cursor, |row| row.position.seq);
         let is_all = if self.last.is_some_and(|last| reached >= last) { IsAll::Yes } else { IsAll::No };
         let heads = self.heads_of_touched(&rows, reached)?;

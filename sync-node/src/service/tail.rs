@@ -202,22 +202,16 @@ impl Tail {
         self.state.gate.as_member(&self.session, self.space, meet).await
     }
 
-    /// Sends what lies between the cursor and the end of the log.
+    /// Sends what lies between the cursor and the durable end of the log.
     async fn catch_up(&mut self, mark: Watermarks) -> Result<IsAll, CallError> {
-        while self.cursor < mark.seq {
+        while self.cursor < mark.durable_seq {
             let cursor = self.cursor;
             let read = move |view: &crate::gate::TailView<'_, '_>| view.page(cursor, mark.durable_seq);
             let page = self.state.gate.as_subscriber(&self.session, self.space, cursor, read).await?;
             let is_all = page.is_all;
-            match page.rows.last() {
-                Some(last) => {
-                    self.cursor = last.position.seq;
-                    self.send_page(page, mark.durable_seq).await?;
-                }
-                // The next entry is an ACL record that is not durable: it is shown when it is.
-                None if is_all == IsAll::No => return Ok(IsAll::No),
-                None => {}
-            }
+            let Some(last) = page.rows.last() else { return Ok(is_all) };
+            self.cursor = last.position.seq;
+            self.send_page(page, mark.durable_seq).await?;
             if is_all == IsAll::Yes {
                 return Ok(IsAll::Yes);
             }
