@@ -1,6 +1,6 @@
 //! Who is in a space: the ACL log folded into a state, and the rule of every act in it.
 //!
-//! [`AclState::apply`] is a pure function of the log so far and one record: the same for everyone, never dependent on a
+//! [`AclState::fold_in`] is a pure function of the log so far and one record: the same for everyone, never dependent on a
 //! clock, on configuration or on who delivered the record. Everything that is not named here is denied.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -214,22 +214,31 @@ impl AclState {
             .map(|(id, r)| (*id, r))
     }
 
-    /// The state after `record`, which would stand at `at`.
+    /// The state after `record`, which would stand at `at`. Copies the whole state; to read a log, [`Self::fold_in`].
     ///
     /// # Errors
     /// The rule that the record breaks. Nothing of a refused record is applied.
     pub fn apply(&self, record: &Verified<AclRecord>, at: Seq) -> Result<Self, AclReject> {
+        // What lost a race is refused without a copy.
+        self.check_place(record.body())?;
+        self.clone().fold_in(record, at)
+    }
+
+    /// As [`Self::apply`], in place: a log of any length is folded without a copy of the state for each record.
+    ///
+    /// # Errors
+    /// The rule that the record breaks. The state is gone then: half of the record may be in it.
+    pub fn fold_in(mut self, record: &Verified<AclRecord>, at: Seq) -> Result<Self, AclReject> {
         let body = record.body();
         self.check_place(body)?;
-        let mut next = self.clone();
         for content in &body.contents {
-            next.apply_content(content, record, at)?;
+            self.apply_content(content, record, at)?;
         }
-        next.bury_dead_invites();
-        next.head = record.id().into();
-        next.index = body.index;
-        next.records.insert(next.head, at);
-        Ok(next)
+        self.bury_dead_invites();
+        self.head = record.id().into();
+        self.index = body.index;
+        self.records.insert(self.head, at);
+        Ok(self)
     }
 
     fn check_place(&self, body: &AclRecord) -> Result<(), AclReject> {

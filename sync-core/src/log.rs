@@ -426,7 +426,7 @@ pub fn genesis(
     }
     let first = Position::start(&space).after(&root.id());
     let second = first.after(&set_home.id());
-    let acl = AclState::found(space, root).apply(set_home, second.seq)?;
+    let acl = AclState::found(space, root).fold_in(set_home, second.seq)?;
     let entries =
         [acl_entry(first, root.id(), root.raw().clone()), acl_entry(second, set_home.id(), set_home.raw().clone())];
     Ok(Genesis { header, acl, entries })

@@ -6,6 +6,7 @@
     reason = "a test says what it expects, and fails otherwise"
 )]
 
+mod acl;
 mod canonical;
 mod decide;
 mod fixture;
