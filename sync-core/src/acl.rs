@@ -128,6 +128,7 @@ pub struct Request {
     pub at: Seq,
     pub at_ms: u64,
     pub claim: JoinClaim,
+    /// The epoch in which it was asked: the claim's profile is sealed to its key.
     pub epoch: Epoch,
     pub status: RequestStatus,
 }
@@ -303,7 +304,7 @@ impl AclState {
                 for (account, role, seal) in members {
                     below(*role, actor)?;
                     sealed_to(std::slice::from_ref(seal), account.as_bytes())?;
-                    self.add(*account, *role, Bytes::new(), at)?;
+                    self.add(*account, *role, (Bytes::new(), self.epoch), at)?;
                 }
             }
             AclContent::ChangeRole { account, role, seal } => {
@@ -409,7 +410,7 @@ impl AclState {
         self.check_claim(claim, author, InviteMode::Open)?;
         sealed_to(seals, claim.account.as_bytes())?;
         self.use_invite(&claim.invite);
-        self.add(claim.account, claim.role, claim.profile_ct.clone(), at)
+        self.add(claim.account, claim.role, (claim.profile_ct.clone(), self.epoch), at)
     }
 
     fn request(&mut self, claim: &JoinClaim, record: &Verified<AclRecord>, at: Seq) -> Result<(), AclReject> {
@@ -490,17 +491,19 @@ impl AclState {
         actor: Role,
         at: Seq,
     ) -> Result<(), AclReject> {
-        let claim = self.pending(request)?.claim.clone();
+        let asked = self.pending(request)?;
+        let (claim, asked_in) = (asked.claim.clone(), asked.epoch);
         below(role, actor)?;
         if role > claim.role {
             return Err(AclReject::BadRole { role });
         }
         sealed_to(seals, claim.account.as_bytes())?;
         self.settle(request, RequestStatus::Accepted { at, frontier: frontier.to_vec() });
-        self.add(claim.account, role, claim.profile_ct, at)
+        self.add(claim.account, role, (claim.profile_ct, asked_in), at)
     }
 
-    fn add(&mut self, account: AccountId, role: Role, profile_ct: Bytes, at: Seq) -> Result<(), AclReject> {
+    /// `profile`: the ciphertext, and the epoch whose key it is sealed to.
+    fn add(&mut self, account: AccountId, role: Role, profile: (Bytes, Epoch), at: Seq) -> Result<(), AclReject> {
         if self.members.contains_key(&account) {
             return Err(AclReject::AlreadyMember { account });
         }
@@ -508,7 +511,8 @@ impl AclState {
             return Err(AclReject::LimitReached { what: "members", max: limits::MEMBERS_MAX });
         }
         self.removed.remove(&account);
-        let member = Member { role, role_since: at, joined: at, profile_ct, profile_epoch: self.epoch };
+        let (profile_ct, profile_epoch) = profile;
+        let member = Member { role, role_since: at, joined: at, profile_ct, profile_epoch };
         self.members.insert(account, member);
         Ok(())
     }
