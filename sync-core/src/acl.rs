@@ -564,6 +564,8 @@ impl AclState {
         if rotation.epoch != expected {
             return Err(AclReject::BadEpoch { expected, actual: rotation.epoch });
         }
+        // What died earlier in this record gets no keys.
+        self.bury_dead_invites();
         if self.rotation_owed {
             // Who left may hold an open invite's secret, so none survives.
             self.close_open_invites();
@@ -600,7 +602,7 @@ impl AclState {
         Ok(())
     }
 
-    /// An invite is dead for good from the first entry at which its creator could not create it.
+    /// An invite is dead for good from the first rotation or end of an entry at which its creator could not create it.
     fn bury_dead_invites(&mut self) {
         for invite in self.invites.values_mut().filter(|i| i.status == InviteStatus::Live) {
             let creator = self.members.get(&invite.creator).map(|m| m.role);

@@ -1,8 +1,8 @@
 //! What an ACL record does to the state, where the verdict alone does not show it.
 
-use sync_core::acl::AclState;
+use sync_core::acl::{AclReject, AclState, InviteStatus};
 use sync_core::ids::{Epoch, Seq};
-use sync_core::log::Submission;
+use sync_core::log::{Reject, Submission};
 use sync_core::record::{AclContent, AclRecord, InviteMode, Role, Verified};
 
 use crate::fixture::*;
@@ -60,4 +60,27 @@ fn the_profile_of_who_was_accepted_is_of_the_epoch_of_the_request() {
     let join = space.join(51, 7, Role::Writer);
     space.act(7, join);
     assert_eq!(space.log.acl_state().members[&account(7)].profile_epoch, Epoch(1));
+}
+
+#[test]
+fn a_rotation_seals_to_no_invite_that_died_in_the_same_record() {
+    let mut space = Space::peopled();
+    for (author, invite, role) in [(ADMIN, 50, Role::Writer), (OWNER, 51, Role::Admin), (OWNER, 52, Role::Writer)] {
+        space.act(author, AclContent::CreateInvite(Space::invite(invite, InviteMode::Open, role)));
+    }
+    let demoted = AclContent::ChangeRole { account: account(ADMIN), role: Role::Writer, seal: None };
+    // The former owner, an Admin from here on, could not invite an Admin.
+    let handed_over = AclContent::TransferOwnership { account: account(WRITER) };
+    let mut rotation = space.rotation(&[]);
+    let to_the_dead = vec![demoted.clone(), handed_over.clone(), AclContent::RotateKey { rotation: rotation.clone() }];
+    let to_the_dead = space.acl_with(OWNER, to_the_dead, |_| {});
+    assert!(matches!(space.take(&to_the_dead), Err(Reject::Acl(AclReject::BadSeals(_)))));
+
+    rotation.invite_seals = vec![seal_to(invite_id(52).as_bytes())];
+    let contents = vec![demoted, handed_over, AclContent::RotateKey { rotation }];
+    let submission = space.acl_with(OWNER, contents, |_| {});
+    space.take(&submission).unwrap();
+    let acl = space.log.acl_state();
+    let status = [50, 51, 52].map(|n| acl.invites[&invite_id(n)].status);
+    assert_eq!(status, [InviteStatus::Dead, InviteStatus::Dead, InviteStatus::Live]);
 }
