@@ -1,7 +1,7 @@
 //! Who is in a space: the ACL log folded into a state, and the rule of every act in it.
 //!
-//! [`AclState::fold_in`] is a pure function of the log so far and one record: the same for everyone, never dependent on a
-//! clock, on configuration or on who delivered the record. Everything that is not named here is denied.
+//! [`AclState::fold_in`] is a pure function of the log so far and one record: the same for everyone, never dependent on
+//! a clock, on configuration or on who delivered the record. Everything that is not named here is denied.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -591,7 +591,12 @@ impl AclState {
         if to == from {
             return Err(AclReject::AlreadyMember { account: to });
         }
+        let all_history = self.options.history == HistoryMode::All;
         let heir = self.members.get_mut(&to).ok_or(AclReject::NotAMember { account: to })?;
+        if heir.role == Role::Guest && all_history {
+            // An owner without the history key could give it to nobody.
+            return Err(AclReject::BadRole { role: heir.role });
+        }
         heir.role = Role::Owner;
         heir.role_since = at;
         if let Some(former) = self.members.get_mut(&from) {

@@ -409,6 +409,19 @@ fn role_rows() -> Vec<Row> {
         row("the owner hands over to a stranger", "NotAMember", Code::NotAMember, |s| {
             s.acl(OWNER, AclContent::TransferOwnership { account: account(STRANGER) })
         }),
+        row("the owner hands over to who has no history key", "BadRole", Code::BadRole, |s| {
+            s.acl(OWNER, AclContent::TransferOwnership { account: account(GUEST) })
+        }),
+        allowed("the owner lifts a guest and hands over to it", |s| {
+            let lift = AclContent::ChangeRole { account: account(GUEST), role: Role::Reader, seal: Some(seal(GUEST)) };
+            let hand_over = AclContent::TransferOwnership { account: account(GUEST) };
+            s.acl_with(OWNER, vec![lift, hand_over], |_| {})
+        }),
+        allowed("the owner hands over to a guest where nobody has history", |s| {
+            let options = SpaceOptions { history: HistoryMode::SinceJoin, min_version: 0 };
+            s.act(OWNER, AclContent::SetOptions { options });
+            s.acl(OWNER, AclContent::TransferOwnership { account: account(GUEST) })
+        }),
         row("the former owner acts as one", "RoleTooLow", Code::RoleTooLow, |s| {
             s.act(OWNER, AclContent::TransferOwnership { account: account(WRITER) });
             s.acl(OWNER, AclContent::DeleteSpace)
