@@ -4,7 +4,7 @@
 //! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
 //! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
@@ -19,7 +19,7 @@ use sync_core::record::{DeviceList, RawRecord, TreeHeads, Verified, verify_as};
 use sync_core::tree::heads_hash;
 use sync_core::{limits, pb};
 use sync_proto::status::Failure;
-use sync_store::{Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
+use sync_store::{ChangeLink, Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
 use tokio::sync::watch;
 use tracing::{Span, error};
 
@@ -339,22 +339,66 @@ impl MemberView<'_, '_> {
         Ok(self.tx.elements(self.space, after, max)?)
     }
 
-    /// The entries of a tree in log order: root, changes, and the tombstone that ended it. `None` for a tree without entries.
-    pub(crate) fn tree_entries(&self, tree: TreeId) -> Result<Option<Vec<LogRow>>, CallError> {
+    /// Where the entries of a tree stand, in log order: root, changes, and the tombstone that ended it. Without those that are,
+    /// or lead to, one of `held`; and the root, if there is such a change. `None` for a tree without entries.
+    pub(crate) fn tree_seqs(&self, tree: TreeId, held: &[ChangeId]) -> Result<Option<VecDeque<Seq>>, CallError> {
         let Some(state) = self.tx.tree(self.space, tree)? else { return Ok(None) };
-        let mut entries: Vec<LogRow> = self.tx.entry_at(self.space, state.created)?.into_iter().collect();
-        let mut changes = self.tx.tree_changes(self.space, tree)?;
-        changes.sort_unstable_by_key(|change| change.position.seq);
-        entries.append(&mut changes);
-        if let Some(purge) = state.purged {
-            entries.extend(self.tx.entry_at(self.space, purge.at)?);
+        let links = self.tx.change_links(self.space, tree)?;
+        let held = with_ancestors(&links, held);
+        let root = held.is_empty().then_some(state.created);
+        let changes = links.iter().filter(|link| !held.contains(&link.id)).map(|link| link.seq);
+        Ok(Some(root.into_iter().chain(changes).chain(state.purged.map(|purge| purge.at)).collect()))
+    }
+
+    /// Takes entries from the front of `wanted` while they fit `room` bytes. At least one, if `at_least` says so.
+    pub(crate) fn take_entries(
+        &self,
+        wanted: &mut VecDeque<Seq>,
+        room: usize,
+        at_least: AtLeast,
+    ) -> Result<Vec<LogRow>, CallError> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while let Some(seq) = wanted.front() {
+            if let Some(mut row) = self.tx.entry_at(self.space, *seq)? {
+                bytes += row.record.wire_bytes();
+                if bytes > room && (at_least == AtLeast::None || !rows.is_empty()) {
+                    break;
+                }
+                withhold_damage(self.space, &mut row);
+                rows.push(row);
+            }
+            wanted.pop_front();
         }
-        Ok(Some(entries))
+        Ok(rows)
     }
 
     pub(crate) fn acl(&self) -> &AclState {
         &self.acl
     }
+}
+
+/// How many entries a page has that has room for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtLeast {
+    None,
+    One,
+}
+
+/// Those of `heads` that are changes of this tree, and everything before them.
+fn with_ancestors(links: &[ChangeLink], heads: &[ChangeId]) -> HashSet<ChangeId> {
+    let mut held = HashSet::new();
+    if heads.is_empty() {
+        return held;
+    }
+    let parents: HashMap<ChangeId, &[ChangeId]> = links.iter().map(|l| (l.id, l.parents.as_slice())).collect();
+    let mut open = heads.to_vec();
+    while let Some(id) = open.pop() {
+        let Some(parents) = parents.get(&id) else { continue };
+        if held.insert(id) {
+            open.extend_from_slice(parents);
+        }
+    }
+    held
 }
 
 /// The ACL log of one space at one moment, as far as the caller may read it.
@@ -509,7 +553,7 @@ fn all_within(
 
 /// The disk may have changed a stored record. A payload that is not the signed one stays here; the receiver sees that it is
 /// missing and asks elsewhere.
-pub(crate) fn withhold_damage(space: SpaceId, row: &mut LogRow) {
+fn withhold_damage(space: SpaceId, row: &mut LogRow) {
     if !row.is_intact() {
         error!(space = %space.short(), seq = row.position.seq.0, "a stored record is damaged and is not sent");
         row.record.payload = None;

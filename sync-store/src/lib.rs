@@ -35,7 +35,7 @@ pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use open::{DATABASE_FILE, LOCK_FILE};
 pub use read::{ReadTx, SpaceView};
 pub use readers::READERS_MAX;
-pub use rows::{LogRow, SpaceCounts, SpaceRow};
+pub use rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow};
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 pub use store::{CommitNo, Store, StoreKind, Watermarks, Written};
 pub use write::{Creation, Rebuilt, WriteTx};

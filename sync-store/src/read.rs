@@ -7,10 +7,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message as _;
 use rusqlite::Row;
 use sync_core::acl::AclState;
 use sync_core::ids::{AclId, Chain, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TombstoneId, TreeId};
 use sync_core::log::{ChangeState, EntryKind, Position, TreeState, View};
+use sync_core::pb;
 use sync_core::reconcile::{Element, SetDigest};
 use sync_core::record::{AclRecord, AclRoot, RawRecord, verify_as};
 use sync_core::tree::{Height, heads_hash};
@@ -18,7 +20,7 @@ use sync_core::tree::{Height, heads_hash};
 use crate::cache::{AclCache, Head, Live, Staging};
 use crate::db::{Db, blob, hash, integer, log_key, log_key_last, misfit, number, seq, seq_of_key};
 use crate::error::StoreError;
-use crate::rows::{LogRow, SpaceCounts, SpaceRow, entry_kind, kind_of_code, tree_named};
+use crate::rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow, entry_kind, kind_of_code, tree_named};
 use crate::trees::{TreeRow, read_tree, tree_columns};
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -334,6 +336,19 @@ impl<'c> ReadTx<'c> {
         Ok(changes)
     }
 
+    /// The accepted changes of a tree in log order, without their records: what of a large tree fits memory.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn change_links(&self, space: SpaceId, tree: TreeId) -> Result<Vec<ChangeLink>> {
+        const SQL: &str = "SELECT key, id, body FROM log WHERE tree_no = ?1 AND kind = 4";
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        let Some(tree_no) = self.tree_no(space_no, &tree)? else { return Ok(Vec::new()) };
+        let mut links = self.db.all(SQL, [tree_no], read_link)?;
+        links.sort_unstable_by_key(|link| link.seq);
+        Ok(links)
+    }
+
     /// One accepted change.
     ///
     /// # Errors
@@ -495,6 +510,13 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<LogRow> {
     let quarantined = row.get::<_, i64>(2)? & FLAG_QUARANTINED != 0;
     let tree = tree_named(kind, &record, id);
     Ok(LogRow { position, kind, id, record, tree, height, quarantined })
+}
+
+/// A body that does not decode has no parents: whoever checks the record finds it damaged.
+fn read_link(row: &Row<'_>) -> rusqlite::Result<ChangeLink> {
+    let body = pb::TreeChange::decode(row.get_ref(2)?.as_blob()?).unwrap_or_default();
+    let parents = body.parents.iter().filter_map(|parent| ChangeId::try_from(parent.as_ref()).ok()).collect();
+    Ok(ChangeLink { seq: seq_of_key(row.get(0)?), id: ChangeId::from_hash(hash(row, 1)?), parents })
 }
 
 /// Columns 1 and 6 to 9 of an entry. One allocation for the three byte strings.

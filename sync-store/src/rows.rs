@@ -1,7 +1,7 @@
 //! What rows look like outside.
 
 use prost::Message as _;
-use sync_core::ids::{AclId, EntryId, HistoryId, SpaceId, TreeId};
+use sync_core::ids::{AclId, ChangeId, EntryId, HistoryId, Seq, SpaceId, TreeId};
 use sync_core::log::{EntryKind, Position};
 use sync_core::pb;
 use sync_core::record::{Kind, PayloadClaim, RawRecord};
@@ -46,6 +46,14 @@ pub struct LogRow {
     pub height: Option<Height>,
     /// Set on entries that fail the rules and are kept for the chain alone.
     pub quarantined: bool,
+}
+
+/// An accepted change without its record: its place in the log, and in the graph of its tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeLink {
+    pub seq: Seq,
+    pub id: ChangeId,
+    pub parents: Vec<ChangeId>,
 }
 
 impl LogRow {

@@ -1,21 +1,19 @@
 //! Fetch: named trees, parents first, without what the caller has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use prost::Message as _;
-use sync_core::ids::{ChangeId, EntryId, SpaceId, TreeId};
-use sync_core::log::EntryKind;
+use sync_core::ids::{Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::record::TreeHeads;
-use sync_core::{limits, pb};
 use sync_proto::id;
 use sync_proto::v1::{FetchRequest, FetchResponse, FetchedEntry};
 use sync_store::LogRow;
 
 use super::{Answers, State};
 use crate::failure::CallError;
-use crate::gate::withhold_damage;
+use crate::gate::AtLeast;
 use crate::session::Session;
 
 pub(super) async fn fetch(
@@ -26,53 +24,55 @@ pub(super) async fn fetch(
 ) -> Result<(), CallError> {
     request.check()?;
     let space: SpaceId = id(&request.space)?;
+    let fetch = Fetch { state, session, space };
+    // A chunk is read when there is a place for it, so that a slow reader costs one chunk and the list of what is to come.
+    let mut place = answers.reserve().await?;
     let mut chunk = Chunk::default();
     for tree in request.trees {
-        let wanted = TreeHeads::try_from(tree)?;
-        let tree = wanted.tree;
-        // One tree at a time: each is read at one moment, and no more than one is held.
-        let rows = state.gate.as_member(&session, space, move |view| view.tree_entries(tree)).await?;
-        match rows {
-            None => chunk.unknown_trees.push(tree),
-            Some(rows) => {
-                for mut row in without_ancestors(rows, &wanted.heads) {
-                    withhold_damage(space, &mut row);
-                    if chunk.bytes + row.record.wire_bytes() > limits::BATCH_BYTES_MAX && chunk.bytes > 0 {
-                        answers.send(std::mem::take(&mut chunk).into_wire()).await?;
-                    }
-                    chunk.push(row);
-                }
+        let Some(mut wanted) = fetch.wanted(tree.try_into()?, &mut chunk).await? else { continue };
+        while !wanted.is_empty() {
+            wanted = fetch.fill(&mut chunk, wanted).await?;
+            if !wanted.is_empty() {
+                place.send(std::mem::take(&mut chunk).into_wire());
+                place = answers.reserve().await?;
             }
         }
     }
-    answers.send(chunk.into_wire()).await
+    place.send(chunk.into_wire());
+    Ok(())
 }
 
-/// Leaves out the changes that are, or lead to, one of `heads`; and the root, if there is such a change.
-fn without_ancestors(rows: Vec<LogRow>, heads: &[ChangeId]) -> Vec<LogRow> {
-    if heads.is_empty() {
-        return rows;
-    }
-    let parents: BTreeMap<EntryId, Vec<EntryId>> =
-        rows.iter().filter(|row| row.kind == EntryKind::Change).map(|row| (row.id, parents_of(row))).collect();
-    let mut held = BTreeSet::new();
-    let mut open: Vec<EntryId> = heads.iter().map(|head| EntryId::from(*head)).collect();
-    while let Some(id) = open.pop() {
-        let Some(parents) = parents.get(&id) else { continue };
-        if held.insert(id) {
-            open.extend(parents);
+struct Fetch {
+    state: Arc<State>,
+    session: Session,
+    space: SpaceId,
+}
+
+impl Fetch {
+    /// Where the entries of a tree stand that the caller lacks. Notes a tree that is unknown.
+    async fn wanted(&self, tree: TreeHeads, chunk: &mut Chunk) -> Result<Option<VecDeque<Seq>>, CallError> {
+        let TreeHeads { tree, heads } = tree;
+        let read = move |view: &crate::gate::MemberView<'_, '_>| view.tree_seqs(tree, &heads);
+        let wanted = self.state.gate.as_member(&self.session, self.space, read).await?;
+        if wanted.is_none() {
+            chunk.unknown_trees.push(tree);
         }
+        Ok(wanted)
     }
-    let is_held = |row: &LogRow| match row.kind {
-        EntryKind::Root => !held.is_empty(),
-        EntryKind::Change | EntryKind::Tombstone | EntryKind::Acl => held.contains(&row.id),
-    };
-    rows.into_iter().filter(|row| !is_held(row)).collect()
-}
 
-fn parents_of(row: &LogRow) -> Vec<EntryId> {
-    let Ok(body) = pb::TreeChange::decode(row.record.body.clone()) else { return Vec::new() };
-    body.parents.iter().filter_map(|parent| EntryId::try_from(parent.as_ref()).ok()).collect()
+    /// Reads what the chunk has room for; what it has no room for comes back. The log only grows, so the entries are there.
+    async fn fill(&self, chunk: &mut Chunk, mut wanted: VecDeque<Seq>) -> Result<VecDeque<Seq>, CallError> {
+        let room = limits::BATCH_BYTES_MAX.saturating_sub(chunk.bytes);
+        let at_least = if chunk.bytes == 0 { AtLeast::One } else { AtLeast::None };
+        let read = move |view: &crate::gate::MemberView<'_, '_>| {
+            let rows = view.take_entries(&mut wanted, room, at_least)?;
+            Ok((rows, wanted))
+        };
+        let (rows, rest) = self.state.gate.as_member(&self.session, self.space, read).await?;
+        chunk.bytes += rows.iter().map(|row| row.record.wire_bytes()).sum::<usize>();
+        chunk.rows.extend(rows);
+        Ok(rest)
+    }
 }
 
 #[derive(Default)]
@@ -83,11 +83,6 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn push(&mut self, row: LogRow) {
-        self.bytes += row.record.wire_bytes();
-        self.rows.push(row);
-    }
-
     fn into_wire(self) -> FetchResponse {
         let entry = |row: LogRow| FetchedEntry { seq: row.position.seq.0, record: Some(row.record.into()) };
         let unknown_trees: Vec<Bytes> = self.unknown_trees.iter().map(|tree| tree.to_bytes()).collect();

@@ -99,6 +99,23 @@ impl<T> Answers<T> {
     pub(crate) async fn send(&self, answer: T) -> Result<(), CallError> {
         self.0.send(Ok(answer)).await.map_err(|_| CallError::HungUp)
     }
+
+    /// Waits for a place among the answers that are held back: what is large is read only when it can be sent.
+    ///
+    /// # Errors
+    /// [`CallError::HungUp`].
+    pub(crate) async fn reserve(&self) -> Result<Place<'_, T>, CallError> {
+        self.0.reserve().await.map(Place).map_err(|_| CallError::HungUp)
+    }
+}
+
+/// A place for one answer; see [`Answers::reserve`].
+pub(crate) struct Place<'a, T>(mpsc::Permit<'a, Result<T, Status>>);
+
+impl<T> Place<'_, T> {
+    pub(crate) fn send(self, answer: T) {
+        self.0.send(Ok(answer));
+    }
 }
 
 type Answering<T> = Result<Response<ReceiverStream<Result<T, Status>>>, Status>;

@@ -157,3 +157,16 @@ async fn fetch_sends_chunks_that_fit_a_message() {
     let chunks = fetch(&mut stage, &[(tree, &[])]).await;
     assert_eq!(chunks.iter().map(|c| c.entries.len()).collect::<Vec<_>>(), [6, 3]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_hold_the_end_of_one_tree_and_the_beginning_of_the_next() {
+    let mut stage = Stage::new().await;
+    let text = "x".repeat(150_000);
+    let (one, changes) = stage.write(1, &[text.as_str(); 4]).await;
+    let (two, _) = stage.write(2, &[text.as_str(); 2]).await;
+    let unknown = TreeId::from_hash([5; 32]);
+    let chunks = fetch(&mut stage, &[(one, &changes[..2]), (unknown, &[]), (two, &[])]).await;
+    let seqs: Vec<Vec<u64>> = chunks.iter().map(|c| c.entries.iter().map(|e| e.seq).collect()).collect();
+    assert_eq!(seqs, [vec![6, 7, 8, 9], vec![10]]);
+    assert_eq!(chunks[0].unknown_trees, [unknown.to_bytes()]);
+}
