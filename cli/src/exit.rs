@@ -129,6 +129,8 @@ pub(crate) fn of_write(error: &WriteError) -> Exit {
         | WriteError::NotAnObject
         | WriteError::Canonical(_)
         | WriteError::Ops(_)
+        | WriteError::TooManyParents { .. }
+        | WriteError::Record(_)
         | WriteError::Content(_) => Exit::Usage,
         WriteError::NoSuchObject { .. } | WriteError::UnknownParent(_) => Exit::NotFound,
         WriteError::Read(error) => of_read(error),

@@ -402,6 +402,10 @@ impl Shared {
         Ok(Space { inner })
     }
 
+    pub(crate) fn redial(&self) {
+        let _ = self.commands.send(Command::Redial);
+    }
+
     pub(crate) fn link(&self, input: Input) {
         // The shell ends only with the client.
         let _ = self.commands.send(Command::Input(input));

@@ -109,6 +109,10 @@ pub enum WriteError {
     Content(#[source] ContentError),
     #[error("parent {0} is neither logged nor pending in this tree")]
     UnknownParent(sync_core::ids::ChangeId),
+    #[error("a change has at most {max} parents, not {actual}")]
+    TooManyParents { actual: usize, max: usize },
+    #[error("the change cannot be made")]
+    Record(#[from] sync_core::record::VerifyError),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("the disk is full: nothing was written")]
@@ -146,6 +150,8 @@ impl WriteError {
             Self::Ops(_) => "BAD_OPERATION",
             Self::Content(_) => "TOO_LARGE",
             Self::UnknownParent(_) => "MISSING_PARENT",
+            Self::TooManyParents { .. } => "BAD_PARENTS",
+            Self::Record(error) => Code::from(error).name(),
             Self::Read(error) => error.code(),
             Self::StoreFull => "STORE_FULL",
             Self::Overloaded => "OVERLOADED",

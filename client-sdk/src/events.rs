@@ -2,6 +2,7 @@
 
 use sync_core::ids::{AccountId, AclId, SpaceId, TreeId};
 use sync_store::WriteId;
+use tokio_util::sync::CancellationToken;
 
 /// One event of a space, sent after the commit that it tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,17 +25,23 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Events {
     receiver: tokio::sync::broadcast::Receiver<Event>,
+    closed: CancellationToken,
 }
 
 impl Events {
-    pub(crate) const fn new(receiver: tokio::sync::broadcast::Receiver<Event>) -> Self {
-        Self { receiver }
+    pub(crate) const fn new(receiver: tokio::sync::broadcast::Receiver<Event>, closed: CancellationToken) -> Self {
+        Self { receiver, closed }
     }
 
     /// The next event; `None` after the client was closed.
     pub async fn next(&mut self) -> Option<Event> {
         use tokio::sync::broadcast::error::RecvError;
-        match self.receiver.recv().await {
+        let received = tokio::select! {
+            biased;
+            received = self.receiver.recv() => received,
+            () = self.closed.cancelled() => return None,
+        };
+        match received {
             Ok(event) => Some(event),
             Err(RecvError::Lagged(missed)) => Some(Event::Lagged { missed }),
             Err(RecvError::Closed) => None,

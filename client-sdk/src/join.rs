@@ -29,6 +29,10 @@ use crate::space::{Space, SpaceInner, absorb};
 use crate::synced::Readability;
 
 const JOIN_PREFIX: &str = "join/";
+/// How often a join is tried when other records come first.
+const ATTEMPTS_MAX: u32 = 50;
+/// The pause after the first conflict; each further one is longer by as much.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A join that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,7 +254,8 @@ impl Shared {
             return Ok(());
         }
         self.link(sync_core::session::Input::Wake);
-        loop {
+        for attempt in 0..ATTEMPTS_MAX {
+            tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
             let mut acl = self.read_acl(invited, Follow::No).await?;
             match standing(&acl.state, self) {
                 Standing::Member => {
@@ -281,6 +286,7 @@ impl Shared {
                 }
             }
         }
+        Err(crate::error::AclError::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
     async fn append_join(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<(), JoinError> {
@@ -574,7 +580,13 @@ impl Shared {
         let mut header = None;
         let mut first = None;
         loop {
-            let message = stream.message().await.map_err(|s| CallError::from(failure(&s)))?;
+            let message = match follow {
+                Follow::No => tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message())
+                    .await
+                    .map_err(|_| CallError::TimedOut)?,
+                Follow::UntilDecided => stream.message().await,
+            };
+            let message = message.map_err(|s| CallError::from(failure(&s)))?;
             let Some(message) = message else {
                 return read.ok_or_else(|| JoinError::NodeFault("the ACL ended before it began".to_owned()));
             };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sync_core::code::Code;
 use sync_core::ids::{Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::Position;
@@ -44,6 +45,8 @@ impl Connection {
 pub(crate) enum Command {
     Opened(Arc<SpaceInner>),
     Input(Input),
+    /// End this session and open another.
+    Redial,
 }
 
 /// What the tasks around one connection report.
@@ -88,11 +91,19 @@ pub(crate) async fn run(
     loop {
         let deadline = shell.link.deadline();
         tokio::select! {
-            () = shared.cancel.cancelled() => return,
+            () = shared.cancel.cancelled() => {
+                // The session's socket goes with the last clone of it.
+                let _ = shell.connection.send_replace(Connection::Connecting);
+                return;
+            }
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Opened(space)) => shell.opened(space).await,
                 Some(Command::Input(input)) => shell.handle(input).await,
+                Some(Command::Redial) => {
+                    shell.last_error = Some(("this side began a new session".to_owned(), "REDIAL"));
+                    shell.disconnected().await;
+                }
             },
             Some(report) = reported.recv() => shell.report(report).await,
             () = sleep_until(deadline) => shell.handle(Input::Tick).await,
@@ -201,10 +212,9 @@ impl Shell {
                 self.deliver(&space, Inbound::Rewound(rewound)).await;
             }
             Answer::Refused(v1::SubscriptionRefused { space, error }) => {
-                let failure = error.and_then(|e| Failure::try_from(e).ok());
-                if let Some(failure) = failure {
-                    self.deliver(&space, Inbound::Refused(failure)).await;
-                }
+                let unknown = || Failure::new(Code::Malformed, "the subscription was refused for an unknown reason");
+                let failure = error.and_then(|e| Failure::try_from(e).ok()).unwrap_or_else(unknown);
+                self.deliver(&space, Inbound::Refused(failure)).await;
             }
         }
     }
@@ -286,7 +296,10 @@ impl Shell {
                 let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder };
                 self.send(Ask::Subscribe(subscribe)).await;
             }
-            Err(error) => tracing::warn!(space = %space.short(), error = %error, "the ladder could not be read"),
+            Err(error) => {
+                tracing::warn!(space = %space.short(), error = %error, "the ladder could not be read");
+                self.link.handle(Input::SubscriptionFailed { space }, clock::now());
+            }
         }
     }
 
@@ -313,7 +326,9 @@ impl Shell {
     async fn send(&mut self, message: Ask) {
         if let Some(requests) = &self.requests {
             // A stream that ended is reported by its reader.
-            let _ = requests.send(v1::HeadUpdatesRequest { message: Some(message) }).await;
+            let request = v1::HeadUpdatesRequest { message: Some(message) };
+            // A node that reads nothing is as good as silent: the missing pongs end the connection.
+            let _ = tokio::time::timeout(limits::RETRY_FIRST, requests.send(request)).await;
         }
     }
 }
@@ -321,10 +336,12 @@ impl Shell {
 /// Opens the HeadUpdates stream and forwards what it brings; returns why it ended.
 async fn follow(conn: Conn, generation: u64, reports: &mpsc::Sender<Report>) -> String {
     let (requests, outgoing) = mpsc::channel(64);
-    let opened = conn.rpc().head_updates(ReceiverStream::new(outgoing)).await;
-    let mut answers = match opened {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => return failure(&status).to_string(),
+    let mut rpc = conn.rpc();
+    let opening = rpc.head_updates(ReceiverStream::new(outgoing));
+    let mut answers = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, opening).await {
+        Ok(Ok(answers)) => answers.into_inner(),
+        Ok(Err(status)) => return failure(&status).to_string(),
+        Err(_) => return "the node opened a session and no stream".to_owned(),
     };
     if reports.send(Report::Streams { generation, requests }).await.is_err() {
         return "the client is closed".to_owned();

@@ -226,7 +226,7 @@ impl Objects {
     #[must_use]
     pub fn watch(&self, object_type: impl Into<String>) -> ObjectWatch {
         ObjectWatch {
-            events: Events::new(self.space.subscribe()),
+            events: self.space.feed(),
             object_type: object_type.into(),
             objects: self.clone(),
         }

@@ -181,6 +181,8 @@ impl SpaceInner {
     /// One Certify call.
     async fn certify(&self, conn: &Conn) -> Result<SignedReceipt, CallError> {
         let nonce: [u8; 16] = rand::random();
+        // Whatever is in our log came from the node's disk: an honest node never stands before it again.
+        let floor = self.cursor();
         let before = self.last_receipt().map_err(|e| CallError::BadAnswer(e.to_string()))?;
         let request = v1::CertifyRequest {
             space: self.id.to_bytes(),
@@ -196,8 +198,14 @@ impl SpaceInner {
         let receipt = receipt.and_then(|r| r.try_into().ok());
         let receipt = receipt.ok_or_else(|| CallError::BadAnswer("Certify answered without a receipt".to_owned()))?;
         let receipt = self.take_receipt(conn, receipt).await?;
-        if receipt.body().nonce != Some(nonce) || !receipt.body().durable {
+        let body = receipt.body();
+        if body.nonce != Some(nonce) || !body.durable || body.prev != before.map(|r| r.hash()) {
             return Err(CallError::BadAnswer("the receipt was not made for this call".to_owned()));
+        }
+        if body.seq < floor {
+            let text = format!("the node signs for {} entries; it sent {floor}", body.seq);
+            self.note_trouble(|t| t.rewound = Some(text.clone()));
+            return Err(CallError::BadAnswer(text));
         }
         Ok(receipt)
     }
@@ -208,7 +216,7 @@ impl SpaceInner {
         let mut moved = self.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            if self.cursor() >= seq {
+            if self.announced() >= seq {
                 return Ok(());
             }
             if let Some(failed) = self.stopped() {
@@ -334,6 +342,10 @@ impl SpaceInner {
     async fn durable(&self, writes: &[WriteId]) -> Result<SignedReceipt, NotSynced> {
         let writes: BTreeSet<_> = writes.iter().copied().collect();
         self.logged(&writes).await?;
+        let dismissed = |write: &&WriteId| matches!(self.write_state(**write), Ok(Some(WriteState::Dismissed)));
+        if let Some(write) = writes.iter().find(dismissed) {
+            return Err(self.refused_write(*write, "it was refused and dismissed"));
+        }
         let receipt = self.certified().await?;
         self.arrives(receipt.body().seq).await?;
         self.check_receipt(&receipt)?;

@@ -158,8 +158,8 @@ pub enum VerifyError {
     BadPayload,
 }
 
-/// A record as received. Nothing about it is known to be true.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A record as received. Nothing about it is known to be true. `Debug` shows no bytes: the body of a token is a secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct RawRecord {
     pub kind: Kind,
     pub version: u32,
@@ -169,6 +169,16 @@ pub struct RawRecord {
     pub signature: Bytes,
     /// Ciphertext.
     pub payload: Option<Bytes>,
+}
+
+impl std::fmt::Debug for RawRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawRecord")
+            .field("kind", &self.kind)
+            .field("body_bytes", &self.body.len())
+            .field("payload_bytes", &self.payload.as_ref().map(Bytes::len))
+            .finish_non_exhaustive()
+    }
 }
 
 impl RawRecord {

@@ -211,7 +211,8 @@ struct Pings {
     sent: BTreeMap<u64, Moment>,
     /// When the newest echoed ping was *sent*: whatever the node says is at least as new as that.
     fresh_at: Option<Moment>,
-    connected_at: Moment,
+    /// When the node was last heard at all. A node that still sends is alive, although its pong stands behind a backlog.
+    heard_at: Moment,
 }
 
 /// Missed heartbeats after which a silent link is dead.
@@ -303,8 +304,14 @@ impl Link {
             }
             Input::Connected => self.connected(now),
             Input::Disconnected { jitter } => self.disconnected(now, jitter),
-            Input::EntriesArrived { space, first, last } => self.entries_arrived(space, first, last, now),
-            Input::NodeReaches { space, seq } => self.node_reaches(space, seq, now),
+            Input::EntriesArrived { space, first, last } => {
+                self.pings.heard_at = now;
+                self.entries_arrived(space, first, last, now);
+            }
+            Input::NodeReaches { space, seq } => {
+                self.pings.heard_at = now;
+                self.node_reaches(space, seq, now);
+            }
             Input::Applied { space, cursor } => {
                 if let Some(link) = self.spaces.get_mut(&space) {
                     link.cursor = link.cursor.max(cursor);
@@ -316,7 +323,10 @@ impl Link {
                 }
             }
             Input::SubscriptionFailed { space } => self.subscription_failed(space, now),
-            Input::PongArrived { number } => self.pings.pong(number),
+            Input::PongArrived { number } => {
+                self.pings.heard_at = now;
+                self.pings.pong(number);
+            }
         }
         self.advance(now);
     }
@@ -329,7 +339,7 @@ impl Link {
     fn connected(&mut self, now: Moment) {
         self.phase = Phase::Connected;
         self.failures = 0;
-        self.pings = Pings { due: Some(now), connected_at: now, ..Pings::default() };
+        self.pings = Pings { due: Some(now), heard_at: now, ..Pings::default() };
         for link in self.spaces.values_mut() {
             link.tail = Tail::Idle { retry: now };
             link.failures = 0;
@@ -380,7 +390,10 @@ impl Link {
     }
 
     fn subscription_failed(&mut self, space: SpaceId, now: Moment) {
-        if let Some(link) = self.spaces.get_mut(&space) {
+        if let Some(link) = self.spaces.get_mut(&space)
+            // What fails after the subscription ended failed for the same reason.
+            && let Tail::Live { .. } = link.tail
+        {
             link.failures = link.failures.saturating_add(1);
             link.tail = Tail::Idle { retry: now.plus(pause(link.failures, 0)) };
         }
@@ -435,9 +448,8 @@ impl Pings {
     }
 
     fn is_dead(&self, now: Moment) -> bool {
-        let heard = self.fresh_at.unwrap_or(self.connected_at);
         // One interval more than "not fresh": a ping that was just sent may still be answered.
-        now.0.saturating_sub(heard.0) > limits::HEARTBEAT_INTERVAL * (MISSED_MAX + 1)
+        now.0.saturating_sub(self.heard_at.0) > limits::HEARTBEAT_INTERVAL * (MISSED_MAX + 1)
     }
 }
 

@@ -221,7 +221,14 @@ impl ReadTx<'_> {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn write_state(&self, id: WriteId) -> Result<Option<WriteState>> {
+    pub fn write_state(&self, space: SpaceId, id: WriteId) -> Result<Option<WriteState>> {
+        const SQL: &str = concat!("SELECT ", state_columns!(), " FROM writes WHERE id = ?1 AND space_no = ?2");
+        let Some(space_no) = self.space_no(&space)? else { return Ok(None) };
+        self.db.one(SQL, (integer("write", id.0)?, space_no), read_state)
+    }
+
+    /// The state of a write of any space.
+    fn state_of(&self, id: WriteId) -> Result<Option<WriteState>> {
         const SQL: &str = concat!("SELECT ", state_columns!(), " FROM writes WHERE id = ?1");
         self.db.one(SQL, [integer("write", id.0)?], read_state)
     }
@@ -451,7 +458,7 @@ impl WriteTx<'_> {
         if changed > 0 {
             return Ok(());
         }
-        match self.write_state(id)? {
+        match self.state_of(id)? {
             None => Err(StoreError::UnknownWrite { id }),
             Some(_) => Err(StoreError::WriteSettled { id }),
         }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use sync_core::acl::{AclState, RequestStatus};
 use sync_core::ids::{ChangeId, EntryId, Seq, SpaceId, TreeId};
@@ -32,6 +33,8 @@ pub(super) enum ApplyError {
     Fault(String),
     #[error("the entries begin at {first}; the log here ends at {end}")]
     Gap { first: Seq, end: Seq },
+    #[error("entry {seq} came as the id of a write of ours that is not here under that id")]
+    UnknownOwn { seq: Seq },
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -49,7 +52,7 @@ impl From<ApplyError> for WriteError {
         match error {
             ApplyError::Read(error) => Self::Read(error),
             ApplyError::Write(error) => error,
-            ApplyError::Fault(_) | ApplyError::Gap { .. } => Self::Closed,
+            ApplyError::Fault(_) | ApplyError::Gap { .. } | ApplyError::UnknownOwn { .. } => Self::Closed,
         }
     }
 }
@@ -102,6 +105,8 @@ impl SpaceInner {
         })?;
         let (end, applied) = written.value;
         self.announce_applied(applied);
+        self.announced.fetch_max(end.0, Ordering::Release);
+        self.note_trouble(|t| t.faulted = None);
         Ok(end)
     }
 
@@ -109,16 +114,16 @@ impl SpaceInner {
         if let Some(ring) = applied.ring {
             self.publish_ring(ring);
         }
-        if applied.key_problem.is_some() {
-            self.note_trouble(|t| t.key = applied.key_problem);
+        if applied.acl_moved {
+            // Only keys that are missing now are owed; an old wrong seal that was made good is history.
+            let owed = self.acl().is_ok_and(|acl| !self.ring().holds(acl.epoch));
+            self.note_trouble(|t| t.key = if owed { applied.key_problem } else { None });
         }
         let mut other = applied.trees;
-        for object in applied.objects {
+        for object in &applied.objects {
             other.remove(&object.tree);
-            self.refresh(object.tree);
-            let ObjectTouched { tree, object_type, id } = object;
-            self.emit(Event::Object { space: self.id, tree, object_type, id });
         }
+        self.tell_objects(applied.objects);
         for tree in other {
             self.refresh(tree);
             self.emit(Event::Tree { space: self.id, tree });
@@ -130,6 +135,14 @@ impl SpaceInner {
         }
         for event in applied.acl {
             self.emit(event);
+        }
+    }
+
+    /// After a commit that moved the logged state of objects.
+    pub(super) fn tell_objects(&self, objects: Vec<ObjectTouched>) {
+        for ObjectTouched { tree, object_type, id } in objects {
+            self.refresh(tree);
+            self.emit(Event::Object { space: self.id, tree, object_type, id });
         }
         self.touch();
     }
@@ -181,7 +194,7 @@ impl SpaceInner {
                         Some(own) => own,
                         None => own.insert(self.own_records()?),
                     };
-                    own.get(&id).cloned().ok_or(ApplyError::Gap { first: seq, end: self.cursor() })?
+                    own.get(&id).cloned().ok_or(ApplyError::UnknownOwn { seq })?
                 }
             };
             resolved.push((seq, record));

@@ -96,7 +96,7 @@ impl SpaceInner {
                 Ok(Compared::Apart { ours: seq, node: Seq(node) })
             }
             Answer::Different(_) => {
-                let theirs = read_pages(&requests, &mut answers).await?;
+                let theirs = read_pages(&requests, &mut answers, seq.0 + 1).await?;
                 match self.own_elements(seq).map_err(local)? {
                     Some(ours) => Ok(Compared::Different(difference(&ours, &theirs))),
                     // Our log moved meanwhile: what was compared is no longer.
@@ -173,6 +173,7 @@ async fn next(answers: &mut Streaming<v1::HeadSyncResponse>) -> Result<Answer, C
 async fn read_pages(
     requests: &mpsc::Sender<v1::HeadSyncRequest>,
     answers: &mut Streaming<v1::HeadSyncResponse>,
+    elements_max: u64,
 ) -> Result<Vec<Element>, CallError> {
     let mut elements: Vec<Element> = Vec::new();
     loop {
@@ -187,6 +188,9 @@ async fn read_pages(
                 return Err(CallError::BadAnswer("HeadSync pages out of order".to_owned()));
             }
             elements.push(element);
+        }
+        if elements.len() as u64 > elements_max {
+            return Err(CallError::BadAnswer("more trees than the log has entries".to_owned()));
         }
         if page.last || page.elements.is_empty() {
             return Ok(elements);

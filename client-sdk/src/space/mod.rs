@@ -8,6 +8,7 @@ mod push;
 mod worker;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub(crate) struct SpaceInner {
     push_wanted: Notify,
     trouble: Mutex<SpaceTrouble>,
     node_seq: watch::Sender<Seq>,
+    /// Up to here, keys, live trees and events have followed the log.
+    announced: AtomicU64,
     confirmed: Mutex<Option<Confirmed>>,
     /// Moves whenever anything about this space's sync may have changed.
     pub(crate) moved: watch::Sender<u64>,
@@ -90,6 +93,7 @@ impl SpaceInner {
             push_wanted: Notify::new(),
             trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
             node_seq: watch::channel(Seq::ZERO).0,
+            announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
             confirmed: Mutex::new(None),
             moved: watch::channel(0).0,
         });
@@ -122,6 +126,11 @@ impl SpaceInner {
     /// The end of the log here.
     pub(crate) fn cursor(&self) -> Seq {
         self.shared.store.watch(self.id).borrow().seq
+    }
+
+    /// The end of what readers of this space were told of.
+    pub(crate) fn announced(&self) -> Seq {
+        Seq(self.announced.load(Ordering::Acquire))
     }
 
     pub(crate) fn chain_at(&self, seq: Seq) -> Result<Option<Chain>, ReadError> {
@@ -162,8 +171,8 @@ impl SpaceInner {
         self.touch();
     }
 
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+    pub(crate) fn feed(&self) -> Events {
+        Events::new(self.events.subscribe(), self.shared.cancel.clone())
     }
 
     fn emit(&self, event: Event) {
@@ -172,7 +181,7 @@ impl SpaceInner {
     }
 
     pub(crate) fn write_state(&self, write: WriteId) -> Result<Option<WriteState>, ReadError> {
-        Ok(self.shared.store.read(|tx| tx.write_state(write))?)
+        Ok(self.shared.store.read(|tx| tx.write_state(self.id, write))?)
     }
 
     /// The latest receipt that the node gave for this space.
@@ -182,7 +191,7 @@ impl SpaceInner {
     }
 }
 
-/// The keys that the log gives us, and the first thing that was wrong with them.
+/// The keys that the log gives us, and what was wrong with them if those of the present epoch are missing.
 pub(crate) struct RingRead {
     pub(crate) ring: KeyRing,
     pub(crate) problem: Option<String>,
@@ -198,6 +207,10 @@ pub(crate) fn read_ring(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Res
         if let Err(problem) = result {
             read.problem.get_or_insert(problem);
         }
+    }
+    if read.ring.holds(acl.epoch) {
+        // An old wrong seal that was made good, or is not needed any more, is history.
+        read.problem = None;
     }
     Ok(read)
 }
@@ -286,7 +299,7 @@ impl Space {
     /// A feed of what happens in the space from now on.
     #[must_use]
     pub fn events(&self) -> Events {
-        Events::new(self.inner.events.subscribe())
+        self.inner.feed()
     }
 
     /// How the space stands now.
@@ -300,8 +313,11 @@ impl Space {
     /// Waits until something about the sync of this space may have changed since the last call on `since`.
     pub async fn status_changed(&self, since: &mut u64) {
         let mut moved = self.inner.moved.subscribe();
-        // An error means that the space is gone; the caller's next read says so.
-        let _ = moved.wait_for(|now| *now > *since).await;
+        tokio::select! {
+            // An error means that the space is gone; the caller's next read says so.
+            _ = moved.wait_for(|now| *now > *since) => {}
+            () = self.inner.shared.cancel.cancelled() => {}
+        }
         *since = *moved.borrow();
     }
 

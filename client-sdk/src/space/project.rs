@@ -172,15 +172,15 @@ pub(super) fn place_misplaced(
     shared: &Shared,
     space: SpaceId,
     ring: &KeyRing,
-) -> Result<usize, ReadError> {
+) -> Result<Vec<ObjectTouched>, ReadError> {
     let misplaced = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| v.kind == VerdictKind::Misplaced);
     let by_tree: BTreeMap<TreeId, Vec<ChangeId>> = misplaced.fold(BTreeMap::new(), |mut all, (tree, change, _)| {
         all.entry(tree).or_default().push(change);
         all
     });
-    let mut placed = 0;
+    let mut placed = Vec::new();
     for (tree, changes) in by_tree {
-        let Some(state) = tx.tree(space, tree)? else { continue };
+        let Some(state) = tx.tree(space, tree)?.filter(|t| t.purged.is_none()) else { continue };
         let mut projection = Projection::default();
         for row in tx.tree_changes(space, tree)? {
             let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
@@ -195,8 +195,7 @@ pub(super) fn place_misplaced(
             tx.delete_verdict(space, tree, change)?;
         }
         let to = tx.projected_to(space)?;
-        projection.flush(tx, shared, space, to)?;
-        placed += 1;
+        placed.extend(projection.flush(tx, shared, space, to)?);
     }
     Ok(placed)
 }

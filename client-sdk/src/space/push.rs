@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::code::{Code, NextStep};
-use sync_core::ids::TreeId;
+use sync_core::ids::{ChangeId, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
-use sync_core::record::verify;
+use sync_core::record::{TreeChange, verify, verify_as};
 use sync_core::session::pause;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::SpaceInner;
-use super::write::Reparent;
+use super::write::{Reparent, local_envelope};
 use crate::clock;
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, ReadError, WriteError, from_store_write};
@@ -119,7 +119,8 @@ impl SpaceInner {
                 still_sent.insert(write.id);
                 continue;
             }
-            if let Some(at) = next_retry_ms.filter(|at| *at > now_ms) {
+            // A moment further away than any pause is from before the clock was set back.
+            if let Some(at) = next_retry_ms.filter(|at| *at > now_ms && *at <= now_ms + RETRY_WAIT_MS_MAX) {
                 held.insert(write.tree);
                 batch.next_retry_ms = Some(batch.next_retry_ms.map_or(at, |known| known.min(at)));
                 continue;
@@ -157,7 +158,7 @@ impl SpaceInner {
                         .unwrap_or_else(|e| Failure::new(Code::Malformed, format!("an unreadable verdict: {e}")));
                     rejected.push((write.clone(), failure));
                 }
-                None => {}
+                None => rejected.push((write.clone(), Failure::new(Code::Malformed, "a verdict without an outcome"))),
             }
         }
         if rejected.is_empty() {
@@ -175,18 +176,23 @@ impl SpaceInner {
 
     async fn keep_rejections(&self, rejected: Vec<(PendingWrite, Failure)>) -> Result<Vec<Event>, WriteError> {
         let space = self.shared.space_of(self.id).ok_or(WriteError::Closed)?;
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(Vec<Event>, BTreeSet<TreeId>), WriteError> {
+        let mut trees = BTreeMap::new();
+        for (write, _) in &rejected {
+            trees.insert(write.tree, local_envelope(&self.shared, write)?);
+        }
+        let job = move |tx: &mut WriteTx<'_>| -> Result<Vec<Event>, WriteError> {
             let mut events = Vec::new();
-            let mut trees = BTreeSet::new();
             for (write, failure) in rejected {
-                trees.insert(write.tree);
                 space.keep_rejection(tx, &write, failure, &mut events)?;
             }
-            Ok((events, trees))
+            Ok(events)
         };
-        let (events, trees) = self.shared.store.write(job).await.map_err(from_store_write)?.value;
-        for tree in trees {
+        let events = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        for (tree, envelope) in trees {
+            // What was overlaid is taken back, and readers see it.
             self.refresh(tree);
+            let (object_type, id) = (envelope.object_type, envelope.object_id);
+            self.emit(Event::Object { space: self.id, tree, object_type, id });
         }
         Ok(events)
     }
@@ -198,7 +204,11 @@ impl SpaceInner {
         failure: Failure,
         events: &mut Vec<Event>,
     ) -> Result<(), WriteError> {
-        let Some(WriteState::Pending { attempts, .. }) = tx.write_state(write.id)? else { return Ok(()) };
+        let Some(WriteState::Pending { attempts, .. }) = tx.write_state(self.id, write.id)? else { return Ok(()) };
+        if tx.pending_by_change(self.id, write.record.id().into())?.is_none() {
+            // Rebuilt since it was sent, together with what it builds on: the verdict is about a change that is no more.
+            return Ok(());
+        }
         let refusal =
             RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
         let step = failure.code.next_step();
@@ -252,10 +262,17 @@ impl SpaceInner {
         refusal: &RefusalRow,
         events: &mut Vec<Event>,
     ) -> Result<(), WriteError> {
+        let mut gone = BTreeSet::from([ChangeId::from(write.record.id())]);
+        let root_gone = write.root.is_some() && tx.tree(self.id, write.tree)?.is_none();
         for pending in tx.pending_of_tree(self.id, write.tree)? {
-            if pending.id < write.id {
+            let builds_on_it = || {
+                let change = verify_as::<TreeChange>(pending.record.clone());
+                root_gone || change.is_ok_and(|c| c.body().parents.iter().any(|p| gone.contains(p)))
+            };
+            if pending.id < write.id || (pending.id > write.id && !builds_on_it()) {
                 continue;
             }
+            gone.insert(pending.record.id().into());
             tx.set_write_state(pending.id, &WriteState::Refused(refusal.clone()))?;
             events.push(Event::WriteRefused { space: self.id, write: pending.id, code: refusal.code });
         }
@@ -287,6 +304,9 @@ async fn sleep_until_retry(next_retry_ms: Option<u64>) {
     }
 }
 
+/// The longest pause that a node's hint can ask for.
+const RETRY_WAIT_MS_MAX: u64 = 60_000;
+
 /// The pause until our own log has probably caught up with the node's.
 const CATCH_UP_MS: u64 = 50;
 
@@ -304,7 +324,8 @@ fn retry_later(
     hint_ms: u64,
 ) -> Result<(), WriteError> {
     let attempts = attempts + 1;
-    let wait = u64::try_from(pause(attempts, rand::random()).as_millis()).unwrap_or(u64::MAX).max(hint_ms);
+    let own = u64::try_from(pause(attempts, rand::random()).as_millis()).unwrap_or(RETRY_WAIT_MS_MAX);
+    let wait = own.max(hint_ms).min(RETRY_WAIT_MS_MAX);
     let next_retry_ms = Some(clock::wall_ms() + wait);
     tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
     Ok(())

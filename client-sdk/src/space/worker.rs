@@ -43,6 +43,8 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
         match inbound {
             None => return,
             Some(Inbound::Online(conn)) => {
+                // What an earlier connection claimed of the node's log is not known of this one.
+                space.node_seq.send_replace(Seq::ZERO);
                 space.note_trouble(|t| (t.refused, t.rewound) = (None, None));
                 space.push_wanted.notify_one();
                 // One at a time: a newer connection makes an older comparison worthless.
@@ -68,8 +70,7 @@ impl SpaceInner {
         let (id, ring, shared) = (self.id, self.ring(), self.shared.clone());
         let job = move |tx: &mut WriteTx<'_>| project::place_misplaced(tx, &shared, id, &ring);
         match self.shared.store.write(job).await {
-            Ok(placed) if placed.value > 0 => self.touch(),
-            Ok(_) => {}
+            Ok(placed) => self.tell_objects(placed.value),
             Err(error) => tracing::warn!(space = %self.id.short(), error = %error, "misplaced trees stay so"),
         }
     }
@@ -94,6 +95,8 @@ impl SpaceInner {
             ApplyError::Fault(text) => self.note_trouble(|t| t.faulted = Some(text.clone())),
             // Entries that do not continue the log are asked for again; a store that failed says so itself.
             ApplyError::Gap { .. } | ApplyError::Read(_) | ApplyError::Write(_) => self.touch(),
+            // A new session gets full records.
+            ApplyError::UnknownOwn { .. } => self.shared.redial(),
         }
     }
 
@@ -141,19 +144,19 @@ impl SpaceInner {
             return Err(bad(text));
         }
         self.saw_node_seq(receipt.body().seq);
-        // Answers cross on the wire: an older one proves what it says and replaces nothing.
-        let is_newest = before.is_none_or(|before| before.body().seq <= receipt.body().seq);
-        self.keep_receipt(&receipt, is_newest).await;
+        self.keep_receipt(&receipt).await;
         Ok(receipt)
     }
 
-    async fn keep_receipt(&self, receipt: &SignedReceipt, is_newest: bool) {
+    async fn keep_receipt(&self, receipt: &SignedReceipt) {
         let (space, seq, text) = (self.id, receipt.body().seq, receipt.to_text());
         let cursor = self.cursor();
         let durable = receipt.body().durable;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             let mut state = tx.node_state(space)?;
-            if is_newest {
+            // Answers cross on the wire: an older one proves what it says and replaces nothing.
+            let kept = state.receipt.as_deref().and_then(|b| SignedReceipt::from_text(std::str::from_utf8(b).ok()?).ok());
+            if kept.is_none_or(|kept| kept.body().seq <= seq) {
                 state.receipt = Some(text.into_bytes());
                 tx.put_node_state(space, &state)?;
             }

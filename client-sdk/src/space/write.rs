@@ -124,8 +124,9 @@ impl SpaceInner {
     }
 
     pub(super) async fn set_refused_aside(&self, write: WriteId) -> Result<(), WriteError> {
+        let space = self.id;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
-            if let Some(WriteState::Refused(_)) = tx.write_state(write)? {
+            if let Some(WriteState::Refused(_)) = tx.write_state(space, write)? {
                 tx.set_write_state(write, &WriteState::Dismissed)?;
             }
             Ok(())
@@ -135,7 +136,7 @@ impl SpaceInner {
         Ok(())
     }
 
-    /// Makes a pending write and those after it in its tree anew, on the present ACL and epoch.
+    /// Makes a pending write, and those of ours that build on it, anew on the present ACL and epoch.
     pub(super) fn rebuild_in(
         &self,
         tx: &mut WriteTx<'_>,
@@ -271,8 +272,7 @@ impl<'a> Maker<'a> {
             nonce: encrypted.nonce,
             payload: PayloadClaim::of(&encrypted.ciphertext),
         };
-        Ok(Verified::sign(&change, self.shared.account.signing_key(), Some(encrypted.ciphertext))
-            .expect("a change made here has the form that is checked here"))
+        Ok(Verified::sign(&change, self.shared.account.signing_key(), Some(encrypted.ciphertext))?)
     }
 
     fn rebuild_suffix(&self, tx: &mut WriteTx<'_>, from: &PendingWrite, reparent: Reparent) -> Result<(), WriteError> {
@@ -288,6 +288,10 @@ impl<'a> Maker<'a> {
         let mut renamed = BTreeMap::new();
         for write in pending.iter().filter(|w| w.id >= from.id) {
             let old = verified::<TreeChange>(write.record.clone())?;
+            // What does not build on it may be on its way through the log already, under the id it has.
+            if write.id != from.id && !old.body().parents.iter().any(|p| renamed.contains_key(p)) {
+                continue;
+            }
             let parents = match reparent {
                 Reparent::OntoHeads if write.id == from.id => {
                     parents_of(tree, &logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default())
@@ -460,6 +464,9 @@ fn named_parents(
             return Err(WriteError::UnknownParent(id));
         }
         parents.insert(id);
+    }
+    if parents.len() > limits::PARENTS_MAX {
+        return Err(WriteError::TooManyParents { actual: parents.len(), max: limits::PARENTS_MAX });
     }
     if parents.is_empty() {
         parents.insert(TreeChange::root_as_parent(tree));

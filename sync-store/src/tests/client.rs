@@ -63,18 +63,18 @@ async fn a_local_write_goes_its_way() {
     assert_eq!(ids(store.read(|tx| tx.refused(space))), [3]);
     assert_eq!(ids(store.read(|tx| tx.pending_of_tree(space, tree_a))), [0; 0]);
     assert!(store.read(|tx| tx.pending_by_change(space, change_c)).unwrap().is_some());
-    assert_eq!(store.read(|tx| tx.write_state(d)).unwrap(), Some(retry));
+    assert_eq!(store.read(|tx| tx.write_state(space, d)).unwrap(), Some(retry));
 
     assert_eq!(store.write(move |tx| tx.settle_durable(space, Seq(5))).await.unwrap().value, 1);
-    assert_eq!(store.read(|tx| tx.write_state(a)).unwrap(), Some(WriteState::Durable { seq: Seq(4) }));
+    assert_eq!(store.read(|tx| tx.write_state(space, a)).unwrap(), Some(WriteState::Durable { seq: Seq(4) }));
     assert_eq!(ids(store.read(|tx| tx.outbox(space))), [2, 4]);
     assert_eq!(store.read(|tx| tx.pending_by_change(space, change_a)).unwrap(), None);
     set(&store, c, WriteState::Dismissed).await.unwrap();
-    assert_eq!(store.read(|tx| tx.write_state(c)).unwrap(), Some(WriteState::Dismissed));
+    assert_eq!(store.read(|tx| tx.write_state(space, c)).unwrap(), Some(WriteState::Dismissed));
     assert!(matches!(set(&store, c, PENDING).await, Err(WriteError::Job(StoreError::WriteSettled { id })) if id == c));
     let unknown = set(&store, WriteId(99), PENDING).await;
     assert!(matches!(unknown, Err(WriteError::Job(StoreError::UnknownWrite { id: WriteId(99) }))));
-    assert_eq!(store.read(|tx| tx.write_state(WriteId(99))).unwrap(), None);
+    assert_eq!(store.read(|tx| tx.write_state(space, WriteId(99))).unwrap(), None);
     assert_eq!(put(&store, space, 9).await.0, WriteId(5), "a number is never given twice");
 }
 
