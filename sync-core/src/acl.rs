@@ -118,6 +118,7 @@ pub enum RequestStatus {
     Declined {
         at: Seq,
     },
+    /// By the requester, or by becoming a member another way.
     Cancelled {
         at: Seq,
     },
@@ -511,6 +512,10 @@ impl AclState {
             return Err(AclReject::LimitReached { what: "members", max: limits::MEMBERS_MAX });
         }
         self.removed.remove(&account);
+        // Nothing of a request outlives the membership that came another way.
+        if let Some((request, _)) = self.pending_request(&account) {
+            self.settle(&request, RequestStatus::Cancelled { at });
+        }
         let (profile_ct, profile_epoch) = profile;
         let member = Member { role, role_since: at, joined: at, profile_ct, profile_epoch };
         self.members.insert(account, member);

@@ -1,6 +1,6 @@
 //! What an ACL record does to the state, where the verdict alone does not show it.
 
-use sync_core::acl::{AclReject, AclState, InviteStatus};
+use sync_core::acl::{AclReject, AclState, InviteStatus, RequestStatus};
 use sync_core::ids::{Epoch, Seq};
 use sync_core::log::{Reject, Submission};
 use sync_core::record::{AclContent, AclRecord, InviteMode, Role, Verified};
@@ -83,4 +83,40 @@ fn a_rotation_seals_to_no_invite_that_died_in_the_same_record() {
     let acl = space.log.acl_state();
     let status = [50, 51, 52].map(|n| acl.invites[&invite_id(n)].status);
     assert_eq!(status, [InviteStatus::Dead, InviteStatus::Dead, InviteStatus::Live]);
+}
+
+/// Else it would be in the way of asking again after the membership, or let an admin accept the removed.
+#[test]
+fn a_pending_request_ends_when_its_account_becomes_a_member_another_way() {
+    for author in [OWNER, STRANGER] {
+        let mut space = Space::peopled();
+        let mut approval = Space::invite(50, InviteMode::Approval, Role::Writer);
+        approval.max_uses = Some(2);
+        space.act(ADMIN, AclContent::CreateInvite(approval));
+        space.act(ADMIN, AclContent::CreateInvite(Space::invite(51, InviteMode::Open, Role::Writer)));
+        let request = space.act(STRANGER, space.request(50, STRANGER, Role::Writer));
+        let other = space.act(7, space.request(50, 7, Role::Writer));
+        assert_eq!(space.log.acl_state().invites[&invite_id(50)].uses, 2);
+
+        let content = if author == OWNER {
+            AclContent::AddMembers { members: vec![(account(STRANGER), Role::Reader, seal(STRANGER))] }
+        } else {
+            space.join(51, STRANGER, Role::Writer)
+        };
+        let entry = space.act(author, content);
+        let acl = space.log.acl_state();
+        let at = acl.records[&entry];
+        assert_eq!(acl.requests[&request].status, RequestStatus::Cancelled { at });
+        assert_eq!(acl.requests[&other].status, RequestStatus::Pending, "somebody else's");
+        assert_eq!(acl.invites[&invite_id(50)].uses, 1, "the use is given back");
+
+        let rotation = space.rotation(&[STRANGER]);
+        space.act(OWNER, AclContent::RemoveMembers { accounts: vec![account(STRANGER)], rotation });
+        let accept =
+            AclContent::AcceptJoin { request, role: Role::Reader, seals: vec![seal(STRANGER)], frontier: Vec::new() };
+        let late = space.acl(ADMIN, accept);
+        assert!(matches!(space.take(&late), Err(Reject::Acl(AclReject::RequestUnknown { .. }))));
+        space.act(ADMIN, AclContent::CreateInvite(Space::invite(52, InviteMode::Approval, Role::Writer)));
+        space.act(STRANGER, space.request(52, STRANGER, Role::Writer));
+    }
 }

@@ -631,7 +631,7 @@ fn request_rows() -> Vec<Row> {
             s.act(ADMIN, AclContent::DeclineJoin { request });
             s.acl(STRANGER, s.request(50, STRANGER, Role::Writer))
         }),
-        row("accepted after it was added", "AlreadyMember", Code::AlreadyMember, move |s| {
+        row("accepted after it was added", "RequestUnknown", Code::RequestUnknown, move |s| {
             let request = requested(s);
             s.act(OWNER, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Reader, seal(STRANGER))] });
             s.acl(ADMIN, accept(request, Role::Writer, Vec::new()))
