@@ -28,8 +28,9 @@ use crate::seal::{Recipient, SealError, open_keys, seal_keys};
 /// Why keys that stand in the ACL for us were not taken, or not as they stand there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// A seal to us does not open or holds other keys than the log publishes for the epoch, or the `chain_ct` of the rotation
-    /// to this epoch does not hold the keys of the one before. The record's author is at fault; an Admin may reseal.
+    /// A seal to us does not open or holds other keys than the log publishes for the epoch, or the record that begins the epoch
+    /// publishes another profile key than theirs, or the `chain_ct` of the rotation to this epoch does not hold the keys of the
+    /// one before. The record's author is at fault; an Admin may reseal.
     #[error("the keys given to us for epoch {epoch} are not those of the space")]
     BadSeal { epoch: Epoch },
     /// The seal gives another name key than an earlier one. The other keys were taken, the first name key stays; a `Reseal`
@@ -88,7 +89,7 @@ impl KeyRing {
     /// [`KeyError::BadSeal`] of epoch 0.
     pub fn absorb_root(&mut self, root: &AclRoot) -> Result<(), KeyError> {
         self.published.insert(Epoch(0), (root.key_id, root.history_id));
-        self.take_all(None, Epoch(0), &root.seals, &|_| None)
+        self.take_new(None, Epoch(0), &root.profile_key, &root.seals, &|_| None)
     }
 
     /// Derives the keys of epoch 0 of our own derived space: its root has no seals.
@@ -98,7 +99,7 @@ impl KeyRing {
     pub fn absorb_derived_root(&mut self, root: &AclRoot, label: &[u8]) -> Result<(), KeyError> {
         let keys = SpaceKeys::derived(&self.account, label);
         let ids = (root.key_id, root.history_id);
-        if root.owner != self.account.id() || !are_of(&keys, &ids) {
+        if root.owner != self.account.id() || !are_of(&keys, &ids) || keys.profile_public() != root.profile_key {
             return Err(KeyError::BadSeal { epoch: Epoch(0) });
         }
         self.published.insert(Epoch(0), ids);
@@ -211,12 +212,26 @@ impl KeyRing {
         rotation: &Rotation,
         published: &dyn Fn(Epoch) -> Option<Published>,
     ) -> Result<(), KeyError> {
-        let Rotation { epoch, key_id, history_id, seals, invite_seals, chain_nonce, chain_ct, .. } = rotation;
+        let Rotation { epoch, key_id, history_id, profile_key, seals, invite_seals, chain_nonce, chain_ct } = rotation;
         self.published.insert(*epoch, (*key_id, *history_id));
         self.chains.insert(*epoch, Chain { nonce: chain_nonce.clone(), ciphertext: chain_ct.clone() });
-        self.take_all(Some(space), *epoch, seals.iter().chain(invite_seals), published)
+        self.take_new(Some(space), *epoch, profile_key, seals.iter().chain(invite_seals), published)
     }
 
+    /// Keys of an epoch that begins here. Profiles will be sealed to the profile key that the record publishes beside them:
+    /// were it another than theirs, its author alone could read what joiners mean for the members.
+    fn take_new<'a>(
+        &mut self,
+        space: Option<SpaceId>,
+        epoch: Epoch,
+        profile_key: &[u8; 32],
+        seals: impl IntoIterator<Item = &'a Seal>,
+        published: &dyn Fn(Epoch) -> Option<Published>,
+    ) -> Result<(), KeyError> {
+        self.take_if(space, epoch, seals, published, |keys| keys.profile_public() == *profile_key)
+    }
+
+    /// Keys of an epoch that began earlier: its ids say enough, and a wrong profile key is the fault of who began it.
     fn take_all<'a>(
         &mut self,
         space: Option<SpaceId>,
@@ -224,9 +239,21 @@ impl KeyRing {
         seals: impl IntoIterator<Item = &'a Seal>,
         published: &dyn Fn(Epoch) -> Option<Published>,
     ) -> Result<(), KeyError> {
+        self.take_if(space, epoch, seals, published, |_| true)
+    }
+
+    fn take_if<'a>(
+        &mut self,
+        space: Option<SpaceId>,
+        epoch: Epoch,
+        seals: impl IntoIterator<Item = &'a Seal>,
+        published: &dyn Fn(Epoch) -> Option<Published>,
+        right: impl Fn(&SpaceKeys) -> bool,
+    ) -> Result<(), KeyError> {
         let mut verdict = Ok(());
         for seal in seals {
             let result = match self.open(space, epoch, seal, published) {
+                Ok(Some(keys)) if !right(&keys) => Err(KeyError::BadSeal { epoch }),
                 Ok(Some(keys)) => {
                     let held = self.hold(epoch, keys);
                     held.and(space.map_or(Ok(()), |space| self.follow_chain(space, epoch, published)))

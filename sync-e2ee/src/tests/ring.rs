@@ -327,6 +327,8 @@ fn a_derived_space_needs_no_seals() {
     let bad = Err(KeyError::BadSeal { epoch: Epoch(0) });
     assert_eq!(KeyRing::new(alice()).absorb_derived_root(&root, b"other"), bad);
     assert_eq!(KeyRing::new(someone(1)).absorb_derived_root(&root, b"account"), bad);
+    let root = AclRoot { profile_key: fixed_keys().profile_public(), ..root };
+    assert_eq!(KeyRing::new(alice()).absorb_derived_root(&root, b"account"), bad);
 }
 
 #[test]
@@ -353,6 +355,39 @@ fn wrong_keys_in_a_seal_are_found_out_and_resealed() {
         assert_eq!(errors, [KeyError::BadSeal { epoch: Epoch(0) }]);
         world.check_ring(&ring, &[0]);
     }
+}
+
+#[test]
+fn a_profile_key_that_is_not_of_the_epoch_is_found_out_where_the_epoch_begins() {
+    let lie = fixed_keys().profile_public();
+    let mut world = World::new();
+    let truth = std::mem::replace(&mut world.root.profile_key, lie);
+    let (ring, errors) = world.ring_of(&alice());
+    assert_eq!(errors, [KeyError::BadSeal { epoch: Epoch(0) }]);
+    world.check_ring(&ring, &[]);
+    world.root.profile_key = truth;
+
+    let (bob, secret) = (someone(1), InviteSecret::generate(&mut rng(3)));
+    world.add(&bob, Role::Guest, WithoutHistory);
+    let mut rotation = world.make_rotation(&[(&alice(), WithHistory), (&bob, WithoutHistory)]);
+    rotation.profile_key = lie;
+    rotation.invite_seals = vec![world.seal(Recipient::Invite(secret.id()), WithHistory)];
+    world.push_at(vec![AclContent::RotateKey { rotation }], Epoch(0));
+    for account in [alice(), bob.clone()] {
+        let (ring, errors) = world.ring_of(&account);
+        assert_eq!(errors, [KeyError::BadSeal { epoch: Epoch(1) }]);
+        world.check_ring(&ring, &[0]);
+    }
+    let mut ring = KeyRing::new(someone(2));
+    ring.hold_invite(secret);
+    assert_eq!(world.absorb_into(&mut ring), [KeyError::BadSeal { epoch: Epoch(1) }]);
+    world.check_ring(&ring, &[]);
+
+    // The read key itself is the one of the epoch: a reseal gives it, and nothing that was written is lost.
+    let seal = world.seal(Recipient::Account(bob.id()), WithoutHistory);
+    world.push(vec![AclContent::Reseal { account: bob.id(), epoch: Epoch(1), seal }]);
+    let (ring, _) = world.ring_of(&bob);
+    world.check_ring(&ring, &[0, 1]);
 }
 
 #[test]
