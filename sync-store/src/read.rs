@@ -553,7 +553,7 @@ fn fold_acl(space: SpaceId, rows: Vec<(Seq, RawRecord)>) -> std::result::Result<
     let mut acl = AclState::found(space, &root);
     for (at, record) in rows {
         let record = verify_as::<AclRecord>(record).map_err(|e| format!("entry {at}: {e}"))?;
-        acl = acl.apply(&record, at).map_err(|e| format!("entry {at}: {e}"))?;
+        acl = acl.fold_in(&record, at).map_err(|e| format!("entry {at}: {e}"))?;
     }
     Ok(acl)
 }
