@@ -1,7 +1,8 @@
 //! The life of a pending write: overlaid on reads, rebuilt when the space moved on, refused with a reason.
 
 use client_sdk::{
-    Client, InviteOptions, NodeAddress, NotSyncedCode, ObjectType, ReasonCode, Space, Who, WriteRule, WriteState,
+    Client, InviteOptions, NewTree, NodeAddress, NotSyncedCode, ObjectType, ParentRef, ReasonCode, Space, TreeWrite, Who,
+    WriteError, WriteRule, WriteState,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, config};
@@ -93,4 +94,29 @@ async fn a_refused_write_is_named_and_can_be_dismissed() -> Outcome {
     space.await_synced().await?;
     assert_eq!(space.write_state(late)?, Some(WriteState::Dismissed));
     Ok(())
+}
+
+/// A history of one's own with more branches than a change can join: refused by name, and the client works on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_with_too_many_parents_is_refused_by_name() -> Outcome {
+    let node = NodeProcess::start();
+    let client = TestClient::create("Ada", node.address()).await;
+    let space = client.create_space("Code").await?;
+    let write = |parents| TreeWrite { parents: Some(parents), payload: bytes_of("commit") };
+    let branches: Vec<_> = (0..33).map(|_| write(Vec::new())).collect();
+    let tree = NewTree { data_type: "test/1".to_owned(), write_rule: WriteRule::WRITERS };
+    let written = space.create_tree(tree, branches).await?;
+    let join = |n: usize| written.changes[..n].iter().map(|c| ParentRef::Change(*c)).collect::<Vec<_>>();
+    let refused = space.append(written.tree, "test/1".to_owned(), vec![write(join(33))]).await;
+    assert!(matches!(refused, Err(WriteError::TooManyParents { actual: 33, max: 32 })), "{refused:?}");
+    let joined = space.append(written.tree, "test/1".to_owned(), vec![write(join(32))]).await?;
+    space.await_durable(joined.writes[0]).await?;
+    let changes = space.tree(written.tree)?.ok_or("the tree")?.changes()?;
+    assert_eq!(changes.len(), 34);
+    assert_eq!(space.tree(written.tree)?.ok_or("the tree")?.snapshot()?.heads.len(), 2);
+    Ok(())
+}
+
+fn bytes_of(text: &'static str) -> bytes::Bytes {
+    bytes::Bytes::from_static(text.as_bytes())
 }
