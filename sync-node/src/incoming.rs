@@ -27,6 +27,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may stand before somebody has proved an identity on it: the HTTP/2 preface and the handshake.
 const UNPROVEN_MAX: Duration = limits::HANDSHAKE_TIMEOUT.saturating_mul(2);
 
+/// Sessions of one connection.
+const SESSIONS_PER_CONNECTION_MAX: usize = 16;
+
 /// How connections are protected.
 #[derive(Clone)]
 pub(crate) enum Protection {
@@ -54,9 +57,55 @@ struct LinkInner {
     binding: Binding,
     /// Somebody proved an identity on this connection.
     proven: AtomicBool,
+    sessions: Arc<Semaphore>,
+    subscriptions: Arc<Semaphore>,
+}
+
+/// See [`Link::session_room`].
+pub(crate) enum SessionRoom {
+    /// Of this connection's share.
+    Counted(OwnedSemaphorePermit),
+    /// Behind a proxy a connection is nobody's in particular.
+    Uncounted,
+}
+
+impl SessionRoom {
+    pub(crate) fn into_permit(self) -> Option<OwnedSemaphorePermit> {
+        match self {
+            Self::Counted(permit) => Some(permit),
+            Self::Uncounted => None,
+        }
+    }
 }
 
 impl Link {
+    fn new(number: u64, binding: Binding) -> Self {
+        Self(Arc::new(LinkInner {
+            number,
+            binding,
+            proven: AtomicBool::new(false),
+            sessions: Arc::new(Semaphore::new(SESSIONS_PER_CONNECTION_MAX)),
+            subscriptions: Arc::new(Semaphore::new(limits::SUBSCRIPTIONS_MAX)),
+        }))
+    }
+
+    /// Room for one more session on this connection; `None` if there is none.
+    pub(crate) fn session_room(&self) -> Option<SessionRoom> {
+        match self.0.binding {
+            Binding::ThisConnection => Arc::clone(&self.0.sessions).try_acquire_owned().ok().map(SessionRoom::Counted),
+            Binding::AnyConnection => Some(SessionRoom::Uncounted),
+        }
+    }
+
+    /// Room for the subscriptions of a session that is opened here: shared by the sessions of one connection, or its own
+    /// where a proxy puts many clients on one connection.
+    pub(crate) fn subscriptions(&self) -> Arc<Semaphore> {
+        match self.0.binding {
+            Binding::ThisConnection => Arc::clone(&self.0.subscriptions),
+            Binding::AnyConnection => Arc::new(Semaphore::new(limits::SUBSCRIPTIONS_MAX)),
+        }
+    }
+
     pub(crate) fn number(&self) -> u64 {
         self.0.number
     }
@@ -186,7 +235,7 @@ async fn protect(protection: Protection, socket: TcpStream) -> Result<(Stream, B
 
 impl Connection {
     fn new(stream: Stream, number: u64, binding: Binding, room: OwnedSemaphorePermit, tasks: Tasks) -> Self {
-        let link = Link(Arc::new(LinkInner { number, binding, proven: AtomicBool::new(false) }));
+        let link = Link::new(number, binding);
         let end = async move {
             let patience = match binding {
                 Binding::ThisConnection => tokio::time::sleep(UNPROVEN_MAX),
@@ -269,5 +318,43 @@ impl AsyncWrite for Connection {
             Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn takes_all(rooms: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        let all = u32::try_from(limits::SUBSCRIPTIONS_MAX).unwrap();
+        Arc::clone(rooms).try_acquire_many_owned(all).unwrap()
+    }
+
+    #[test]
+    fn the_sessions_of_a_connection_share_its_room_for_subscriptions() {
+        let link = Link::new(1, Binding::ThisConnection);
+        let (one, two) = (link.subscriptions(), link.clone().subscriptions());
+        let taken = takes_all(&one);
+        assert!(two.try_acquire().is_err());
+        drop(taken);
+        assert!(two.try_acquire().is_ok());
+    }
+
+    #[test]
+    fn behind_a_proxy_each_session_has_its_own_room() {
+        let link = Link::new(1, Binding::AnyConnection);
+        let _taken = takes_all(&link.subscriptions());
+        assert!(link.subscriptions().try_acquire().is_ok());
+        let rooms: Vec<_> = (0..100).map(|_| link.session_room()).collect();
+        assert!(rooms.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn a_connection_has_room_for_so_many_sessions_and_gets_it_back() {
+        let link = Link::new(1, Binding::ThisConnection);
+        let rooms: Vec<_> = (0..SESSIONS_PER_CONNECTION_MAX).map(|_| link.session_room().unwrap()).collect();
+        assert!(link.session_room().is_none());
+        drop(rooms);
+        assert!(link.session_room().is_some());
     }
 }

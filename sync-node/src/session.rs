@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE32_NOPAD;
 use sync_core::code::Code;
@@ -15,15 +15,18 @@ use sync_core::record::{DeviceList, Verified};
 use sync_core::session::Nonces;
 use sync_proto::TOKEN_KEY;
 use sync_proto::status::Failure;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
 use crate::incoming::{Binding, Link, LinkWatch};
 
 /// Handshakes that wait for their proof, on all connections.
-const HANDSHAKES_MAX: usize = 16_384;
+const HANDSHAKES_MAX: usize = 4096;
 /// Handshakes that wait for their proof, on one connection.
 const HANDSHAKES_PER_CONNECTION_MAX: usize = 16;
+/// Between two searches of a full table for sessions that are over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Ids of pushed records that a session remembers, to send them back as ids.
 const PUSHED_IDS_MAX: usize = 65_536;
 
@@ -39,6 +42,8 @@ struct SessionInner {
     nonces: Nonces,
     pushed: Mutex<RecentIds>,
     revoked: CancellationToken,
+    /// Room for subscriptions.
+    subscriptions: Arc<Semaphore>,
 }
 
 impl Session {
@@ -65,6 +70,11 @@ impl Session {
 
     pub(crate) fn has_pushed(&self, id: &EntryId) -> bool {
         lock(&self.0.pushed).known.contains(id)
+    }
+
+    /// Room for one more subscription, if there is any: see [`Link::subscriptions`].
+    pub(crate) fn subscription_room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.subscriptions).try_acquire_owned().ok()
     }
 
     /// Resolves when the device lost its place on the account's device list.
@@ -126,13 +136,24 @@ struct Entry {
     /// Absent where a session may be used on any connection.
     bound_to: Option<(u64, LinkWatch)>,
     used: Instant,
+    /// Its connection's room for one session.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Entry {
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.session.0) > 1
+    }
+
+    /// It opens nothing any more.
     fn is_over(&self, now: Instant) -> bool {
-        let in_use = Arc::strong_count(&self.session.0) > 1;
-        let idle = !in_use && now.duration_since(self.used) > limits::SESSION_IDLE_MAX;
+        let idle = !self.is_in_use() && now.duration_since(self.used) > limits::SESSION_IDLE_MAX;
         idle || self.session.0.revoked.is_cancelled() || self.bound_to.as_ref().is_some_and(|(_, link)| link.is_gone())
+    }
+
+    /// What is in use stays, whatever else: revocation must find it here.
+    fn may_go(&self, now: Instant) -> bool {
+        self.is_over(now) && !self.is_in_use()
     }
 }
 
@@ -146,6 +167,8 @@ pub(crate) struct Sessions {
 struct Tables {
     handshakes: HashMap<HandshakeId, Handshake>,
     sessions: HashMap<[u8; 32], Entry>,
+    /// When the sessions were last searched for those that are over.
+    swept: Option<Instant>,
 }
 
 impl Sessions {
@@ -153,10 +176,8 @@ impl Sessions {
     pub(crate) fn begin(&self, id: HandshakeId, candidate: Candidate, link: &Link) -> Result<(), Failure> {
         let now = Instant::now();
         let mut tables = lock(&self.tables);
-        if tables.handshakes.len() >= HANDSHAKES_MAX {
-            tables.handshakes.retain(|_, h| now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT);
-        }
-        if tables.handshakes.len() >= HANDSHAKES_MAX || tables.has_many_of(link, now) {
+        tables.handshakes.retain(|_, h| now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT);
+        if tables.handshakes.len() >= HANDSHAKES_MAX || tables.has_many_of(link) {
             return Err(Failure::new(Code::Overloaded, "too many handshakes are waiting for their proof")
                 .retry_after(millis(limits::RETRY_FIRST)));
         }
@@ -179,7 +200,11 @@ impl Sessions {
     }
 
     /// Makes a candidate that proved itself a session. The caller has checked the proof.
-    pub(crate) fn admit(&self, token: [u8; 32], proven: Candidate, link: &Link) -> Token {
+    ///
+    /// # Errors
+    /// `OVERLOADED` if the connection, or the node, has as many sessions as it may have.
+    pub(crate) fn admit(&self, token: [u8; 32], proven: Candidate, link: &Link) -> Result<Token, Failure> {
+        let room = link.session_room().ok_or_else(|| full("this connection has as many sessions as it may have"))?;
         let Candidate { account, device, nonces, device_list: _ } = proven;
         let session = Session(Arc::new(SessionInner {
             account,
@@ -187,6 +212,7 @@ impl Sessions {
             nonces,
             pushed: Mutex::default(),
             revoked: CancellationToken::new(),
+            subscriptions: link.subscriptions(),
         }));
         let bound_to = match link.binding() {
             Binding::ThisConnection => Some((link.number(), link.watch())),
@@ -194,10 +220,11 @@ impl Sessions {
         };
         let mut tables = lock(&self.tables);
         if tables.sessions.len() >= limits::SESSIONS_MAX {
-            tables.make_room();
+            tables.make_room()?;
         }
-        tables.sessions.insert(hashed(&token), Entry { session, bound_to, used: Instant::now() });
-        Token(token)
+        let entry = Entry { session, bound_to, used: Instant::now(), _room: room.into_permit() };
+        tables.sessions.insert(hashed(&token), entry);
+        Ok(Token(token))
     }
 
     /// Takes a session back whose token nobody was given.
@@ -215,8 +242,11 @@ impl Sessions {
         if entry.session.0.revoked.is_cancelled() {
             return Err(revoked());
         }
-        if entry.is_over(now) {
+        if entry.may_go(now) {
             tables.sessions.remove(&key);
+            return Err(expired());
+        }
+        if entry.is_over(now) {
             return Err(expired());
         }
         if entry.bound_to.as_ref().is_some_and(|(number, _)| *number != link.number()) {
@@ -239,28 +269,32 @@ impl Sessions {
 
 impl Tables {
     /// Where a connection is one client's, it gets its share and no more.
-    fn has_many_of(&self, link: &Link, now: Instant) -> bool {
-        let waits =
-            |h: &&Handshake| h.link == link.number() && now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT;
+    fn has_many_of(&self, link: &Link) -> bool {
+        let is_its = |h: &&Handshake| h.link == link.number();
         match link.binding() {
-            Binding::ThisConnection => self.handshakes.values().filter(waits).count() >= HANDSHAKES_PER_CONNECTION_MAX,
+            Binding::ThisConnection => self.handshakes.values().filter(is_its).count() >= HANDSHAKES_PER_CONNECTION_MAX,
             Binding::AnyConnection => false,
         }
     }
 
-    /// Drops what is over; if that is not enough, the quarter that was used longest ago. Their clients open new sessions.
-    fn make_room(&mut self) {
+    /// Drops what is over. A session that is not over makes room for nobody.
+    fn make_room(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
-        self.sessions.retain(|_, entry| !entry.is_over(now));
-        if self.sessions.len() < limits::SESSIONS_MAX {
-            return;
+        if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
+            self.swept = Some(now);
+            self.sessions.retain(|_, entry| !entry.may_go(now));
         }
-        let mut by_use: Vec<_> = self.sessions.iter().map(|(key, entry)| (entry.used, *key)).collect();
-        by_use.sort_unstable();
-        for (_, key) in by_use.iter().take(limits::SESSIONS_MAX / 4) {
-            self.sessions.remove(key);
+        if self.sessions.len() < limits::SESSIONS_MAX {
+            Ok(())
+        } else {
+            Err(full("the node has all the sessions it can"))
         }
     }
+}
+
+/// What a client is told that proved itself and finds no room.
+fn full(why: &str) -> Failure {
+    Failure::new(Code::Overloaded, why).retry_after(millis(limits::RETRY_MAX))
 }
 
 /// What a call with a token that opens nothing is told.

@@ -1,9 +1,11 @@
 //! OpenSession and ProveSession.
 
 use bytes::Bytes;
+use prost::Message as _;
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, DeviceId};
 use sync_core::limits;
+use sync_core::pb::SignedRecord;
 use sync_core::record::{DeviceCertificate, DeviceList, Verified};
 use sync_core::session::{Nonces, sign_challenge, verify_proof};
 use sync_proto::status::Failure;
@@ -19,16 +21,21 @@ use crate::session::{Candidate, millis};
 
 /// The protocol versions that this node speaks.
 const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// A longer Hello is refused: two small records and a few names are far shorter.
+const HELLO_BYTES_MAX: usize = 128 << 10;
 /// Optional parts of the protocol that this node has. None yet: everything in version 1 is always there.
 const FEATURES: [&str; 0] = [];
 
 pub(super) fn open(state: &State, link: &Link, hello: Hello) -> Result<Challenge, CallError> {
+    if hello.encoded_len() > HELLO_BYTES_MAX {
+        return Err(CallError::new(Code::TooLarge, format!("a Hello is longer than {HELLO_BYTES_MAX} bytes")));
+    }
     check_versions(required("versions", hello.versions)?)?;
     let account: AccountId = id(&hello.account)?;
     let device: DeviceId = id(&hello.device)?;
     let client = array("client_nonce", &hello.client_nonce)?;
     let certificate: Verified<DeviceCertificate> = read_verified("certificate", hello.certificate)?;
-    let device_list: Verified<DeviceList> = read_verified("device_list", hello.device_list)?;
+    let device_list: Verified<DeviceList> = read_verified("device_list", hello.device_list.map(copied))?;
     check_papers(account, device, &certificate, &device_list)?;
 
     let (mut server, mut handshake) = ([0; 32], [0; 32]);
@@ -58,7 +65,7 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
     let mut token = [0; 32];
     fill_random(&mut token)?;
     // The session is in the table before the list is looked at: a newer list that comes in between ends it.
-    let token = state.sessions.admit(token, candidate, link);
+    let token = state.sessions.admit(token, candidate, link)?;
     match state.gate.keep_device_list(device, device_list).await {
         Ok(Some(counts)) => state.sessions.revoke_unlisted(counts.body()),
         Ok(None) => {}
@@ -71,6 +78,17 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
     link.note_proven();
     let expires_in_ms = millis(limits::SESSION_IDLE_MAX);
     Ok(SessionToken { token: Bytes::copy_from_slice(token.as_bytes()), expires_in_ms })
+}
+
+/// What is kept must not keep the whole message: its parts are slices of one buffer.
+fn copied(record: SignedRecord) -> SignedRecord {
+    let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+    SignedRecord {
+        body: copy(&record.body),
+        signature: copy(&record.signature),
+        payload: record.payload.as_ref().map(copy),
+        ..record
+    }
 }
 
 fn check_versions(theirs: VersionRange) -> Result<(), Failure> {

@@ -75,6 +75,7 @@ pub(super) async fn acl_read(
     let mut cursor = Seq(request.from_seq);
     answers.send(AclReadResponse { header: Some(header.into()), ..AclReadResponse::default() }).await?;
     loop {
+        let place = answers.reserve().await?;
         let durable_seq = marks.borrow_and_update().durable_seq;
         // Every page asks anew whether the caller may read: an invite can be revoked while somebody reads by it.
         let read = state.gate.as_acl_reader(&session, space, ticket.clone(), move |v| v.page(cursor, durable_seq));
@@ -84,7 +85,7 @@ pub(super) async fn acl_read(
         let is_all = page.is_all;
         let at_end = cursor >= durable_seq || !progress;
         let complete = at_end || is_all == IsAll::Yes;
-        answers.send(page_to_wire(page, complete.then_some(cursor))).await?;
+        place.send(page_to_wire(page, complete.then_some(cursor)));
         match (is_all, at_end, at_the_end) {
             (IsAll::Yes, ..) | (IsAll::No, true, AtTheEnd::Stop) => return Ok(()),
             (IsAll::No, true, AtTheEnd::Follow) => {

@@ -83,11 +83,11 @@ impl Subscriptions {
         // The earlier one is over before the new one's first frame.
         self.end(&space).await;
         self.running.retain(|_, running| !running.task.is_finished());
-        if self.running.len() >= limits::SUBSCRIPTIONS_MAX {
+        let Some(room) = self.session.subscription_room() else {
             let max = limits::SUBSCRIPTIONS_MAX;
-            let failure = Failure::new(Code::LimitReached, format!("a stream carries at most {max} subscriptions"));
+            let failure = Failure::new(Code::LimitReached, format!("a connection carries at most {max} subscriptions"));
             return send(&self.answers, refused(space, &failure)).await;
-        }
+        };
         let stop = CancellationToken::new();
         let tail = Tail {
             state: Arc::clone(&self.state),
@@ -100,7 +100,7 @@ impl Subscriptions {
         let (task_stop, node_stop) = (stop.clone(), self.state.tasks.clone());
         let span = debug_span!("subscription", space = %space.short(), cursor = subscribe.cursor);
         let work = async move {
-            let _counted = metrics::Subscribed::begin();
+            let _counted = (metrics::Subscribed::begin(), room);
             let run = node_stop.unless_stopped(tail.run(subscribe));
             // Both ends mean that nobody waits for this subscription's frames any more.
             let _ = task_stop.run_until_cancelled(run).await;
@@ -206,12 +206,15 @@ impl Tail {
     async fn catch_up(&mut self, mark: Watermarks) -> Result<IsAll, CallError> {
         while self.cursor < mark.durable_seq {
             let cursor = self.cursor;
+            // A page is read when there is a place for it: what waits for a slow reader is not in memory.
+            let answers = self.answers.clone();
+            let place = answers.reserve().await?;
             let read = move |view: &crate::gate::TailView<'_, '_>| view.page(cursor, mark.durable_seq);
             let page = self.state.gate.as_subscriber(&self.session, self.space, cursor, read).await?;
             let is_all = page.is_all;
             let Some(last) = page.rows.last() else { return Ok(is_all) };
             self.cursor = last.position.seq;
-            self.send_page(page, mark.durable_seq).await?;
+            place.send(self.page_to_wire(page, mark.durable_seq));
             if is_all == IsAll::Yes {
                 return Ok(IsAll::Yes);
             }
@@ -219,13 +222,13 @@ impl Tail {
         Ok(IsAll::No)
     }
 
-    async fn send_page(&mut self, page: TailPage, durable_seq: Seq) -> Result<(), CallError> {
+    fn page_to_wire(&mut self, page: TailPage, durable_seq: Seq) -> HeadUpdatesResponse {
         metrics::entries_sent(page.rows.len());
         let heads = page.heads.iter().map(Into::into).collect();
         let entries = page.rows.into_iter().map(|row| self.entry(row)).collect();
         let update = HeadUpdate { space: self.space.to_bytes(), entries, heads, durable_seq: durable_seq.0 };
         self.durable_sent = durable_seq;
-        send(&self.answers, Frame::Update(update)).await
+        HeadUpdatesResponse { message: Some(Frame::Update(update)) }
     }
 
     /// What this very session pushed comes back as its id alone.

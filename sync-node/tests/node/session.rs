@@ -41,6 +41,7 @@ async fn papers_that_do_not_fit_are_refused() {
     assert_eq!(refused(|h| h.certificate = None).await, Code::Malformed);
     assert_eq!(refused(|h| h.client_nonce = Bytes::from_static(&[1; 31])).await, Code::Malformed);
     assert_eq!(refused(|h| h.account = Bytes::from_static(&[0; 32])).await, Code::BadKey);
+    assert_eq!(refused(|h| h.features = vec!["x".repeat(129 << 10)]).await, Code::TooLarge);
     let mut forged: sync_core::pb::SignedRecord = Person::new(1).certificate().raw().clone().into();
     forged.signature = Bytes::from_static(&[7; 64]);
     assert_eq!(refused(|h| h.certificate = Some(forged)).await, Code::BadSignature);

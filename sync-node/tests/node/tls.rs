@@ -128,3 +128,17 @@ async fn a_session_is_bound_to_its_connection() {
     let error = dial(&node).await.space_pull(stolen).await.unwrap_err();
     assert_eq!(code(&error), sync_core::code::Code::SessionExpired);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_carries_so_many_sessions_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(NodeConfig::on_loopback(dir.path())).await.unwrap();
+    let alice = Person::new(1);
+    let client = dial(&node).await;
+    for _ in 0..16 {
+        Caller::over(client.clone(), &alice, alice.hello()).await.unwrap();
+    }
+    let refused = Caller::over(client, &alice, alice.hello()).await.err().unwrap();
+    assert_eq!(code(&refused), sync_core::code::Code::Overloaded);
+    Caller::over(dial(&node).await, &alice, alice.hello()).await.unwrap();
+}
