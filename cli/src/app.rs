@@ -4,7 +4,9 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use client_sdk::{Client, ClientConfig, NotSyncedCode, Reason, ReasonCode, Space, SpaceId, SpaceInfo, TreeId, Unlock, WriteId};
+use client_sdk::{
+    Client, ClientConfig, NotSyncedCode, Reason, ReasonCode, Space, SpaceId, SpaceInfo, TreeId, Unlock, WriteId,
+};
 use etcetera::BaseStrategy as _;
 use serde_json::{Value, json};
 
@@ -307,13 +309,15 @@ fn choose(spaces: &[SpaceInfo], typed: Option<&str>) -> Result<SpaceId, CliError
     };
     match (found.as_slice(), typed) {
         ([one], _) => Ok(one.id),
-        ([], None) => {
-            Err(CliError::NotFound("there is no space yet: headwater space create NAME, or headwater join TOKEN".to_owned()))
-        }
+        ([], None) => Err(CliError::NotFound(
+            "there is no space yet: headwater space create NAME, or headwater join TOKEN".to_owned(),
+        )),
         ([], Some(typed)) => Err(CliError::NotFound(format!("there is no space {typed:?} here: headwater space list"))),
-        (several, None) => {
-            Err(CliError::Usage(format!("there are {} spaces; choose one with --space: {}", several.len(), names(several))))
-        }
+        (several, None) => Err(CliError::Usage(format!(
+            "there are {} spaces; choose one with --space: {}",
+            several.len(),
+            names(several)
+        ))),
         (several, Some(typed)) => {
             Err(CliError::Usage(format!("{typed:?} could be {} spaces; use the id: {}", several.len(), names(several))))
         }

@@ -136,14 +136,17 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  headwater demo --records 500")]
     Demo(Demo),
     /// Prints a completion script for a shell
-    #[command(after_help = "Example:\n  headwater completions bash > ~/.local/share/bash-completion/completions/headwater")]
+    #[command(
+        after_help = "Example:\n  headwater completions bash > ~/.local/share/bash-completion/completions/headwater"
+    )]
     Completions { shell: clap_complete::Shell },
     /// Prints what the exit codes mean
     #[command(long_about = exit::HELP)]
     ExitCodes,
 }
 
-const PUT_HELP: &str = "A value in field=value is JSON where it is JSON (true, 12, \"12\", [1]) and text where it is not.
+const PUT_HELP: &str =
+    "A value in field=value is JSON where it is JSON (true, 12, \"12\", [1]) and text where it is not.
 
 Examples:
   headwater put item milk title=Milk done=false

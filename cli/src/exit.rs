@@ -4,9 +4,7 @@
 
 use std::process::ExitCode;
 
-use client_sdk::{
-    AclError, CallError, Code, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError,
-};
+use client_sdk::{AclError, CallError, Code, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};
 
 /// The exit codes, for people.
 pub(crate) const HELP: &str = "Exit codes:

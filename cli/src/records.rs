@@ -153,7 +153,9 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotARecord { found } => write!(f, "it is {found}, not an object"),
-            Self::NoIdField => write!(f, "it has none of the fields {}; name one with --id-field", ID_FIELDS.join(", ")),
+            Self::NoIdField => {
+                write!(f, "it has none of the fields {}; name one with --id-field", ID_FIELDS.join(", "))
+            }
             Self::Missing { field } => write!(f, "it has no field {field:?}"),
             Self::Unusable { field, found } => write!(f, "its field {field:?} is {found}, not text or an integer"),
             Self::Length { what, bytes } => {
@@ -287,7 +289,13 @@ fn section_rows(file: &Path, section: Section, how: &RecordArgs) -> Vec<Row> {
         let Value::Object(fields) = value else {
             let found = kind(&value);
             let problem = Problem::NotARecord { found };
-            return Row { file: file.to_owned(), place, object_type: Ok(String::new()), id: Err(problem), fields: Map::new() };
+            return Row {
+                file: file.to_owned(),
+                place,
+                object_type: Ok(String::new()),
+                id: Err(problem),
+                fields: Map::new(),
+            };
         };
         let id = match (&how.id_field, key, &id_field) {
             (None, Some(key), _) => Ok(key),
@@ -355,9 +363,7 @@ fn check_row(
     canonical_json(&whole).map_err(Problem::Canonical)?;
     let Value::Object(fields) = whole else { unreachable!("it was made an object above") };
     match seen.entry((object_type.clone(), id.clone())) {
-        btree_map::Entry::Occupied(first) => {
-            Err(Problem::Duplicate { object_type, id, first: first.get().clone() })
-        }
+        btree_map::Entry::Occupied(first) => Err(Problem::Duplicate { object_type, id, first: first.get().clone() }),
         btree_map::Entry::Vacant(free) => {
             free.insert(place);
             Ok(Record { object_type, id, fields })
@@ -528,12 +534,30 @@ mod tests {
     fn bad_records_are_named() {
         let deep = (0..70).fold(json!(1), |inner, _| json!([inner]));
         for (value, expected) in [
-            (json!([{ "x": 1 }]), "NO_ID_FIELD nothing was written: dir/things.json, record 0: it has none of the fields"),
-            (json!([{ "id": "a" }, { "x": 1 }]), "FIELD_MISSING nothing was written: dir/things.json, record 1: it has no field \"id\""),
-            (json!([{ "id": "a" }, { "id": [] }]), "FIELD_UNUSABLE nothing was written: dir/things.json, record 1: its field \"id\" is an array"),
-            (json!([{ "id": "a" }, { "id": "a" }]), "DUPLICATE_ID nothing was written: dir/things.json, record 1: things \"a\" stands in dir/things.json, record 0 already"),
-            (json!({ "s": [{ "id": "a" }, 3] }), "NOT_AN_OBJECT nothing was written: dir/things.json, record 1 of \"s\": it is a number"),
-            (json!([{ "id": "a".repeat(257) }]), "BAD_NAME nothing was written: dir/things.json, record 0: its id is 257 bytes"),
+            (
+                json!([{ "x": 1 }]),
+                "NO_ID_FIELD nothing was written: dir/things.json, record 0: it has none of the fields",
+            ),
+            (
+                json!([{ "id": "a" }, { "x": 1 }]),
+                "FIELD_MISSING nothing was written: dir/things.json, record 1: it has no field \"id\"",
+            ),
+            (
+                json!([{ "id": "a" }, { "id": [] }]),
+                "FIELD_UNUSABLE nothing was written: dir/things.json, record 1: its field \"id\" is an array",
+            ),
+            (
+                json!([{ "id": "a" }, { "id": "a" }]),
+                "DUPLICATE_ID nothing was written: dir/things.json, record 1: things \"a\" stands in dir/things.json, record 0 already",
+            ),
+            (
+                json!({ "s": [{ "id": "a" }, 3] }),
+                "NOT_AN_OBJECT nothing was written: dir/things.json, record 1 of \"s\": it is a number",
+            ),
+            (
+                json!([{ "id": "a".repeat(257) }]),
+                "BAD_NAME nothing was written: dir/things.json, record 0: its id is 257 bytes",
+            ),
             (json!([{ "id": "a", "n": 9_007_199_254_740_993_u64 }]), "INEXACT_NUMBER"),
             (json!([{ "id": "a", "deep": deep }]), "INEXACT_NUMBER"),
         ] {
@@ -592,9 +616,18 @@ mod tests {
         assert_eq!(difference(&here, &types(json!([{ "id": "a", "n": 1.0 }, { "id": "b" }]))), None);
         for (found, text) in [
             (json!([{ "id": "a", "n": 1 }]), "t \"b\" is in the files and not in the space"),
-            (json!([{ "id": "a", "n": 1 }, { "id": "b" }, { "id": "c" }]), "t \"c\" is in the space and not in the files"),
-            (json!([{ "id": "a", "n": 2 }, { "id": "b" }]), "t \"a\": field \"n\" is 1 in the files and 2 in the space"),
-            (json!([{ "id": "a", "n": 1 }, { "id": "b", "x": 1 }]), "t \"b\": field \"x\" is nothing in the files and 1 in the space"),
+            (
+                json!([{ "id": "a", "n": 1 }, { "id": "b" }, { "id": "c" }]),
+                "t \"c\" is in the space and not in the files",
+            ),
+            (
+                json!([{ "id": "a", "n": 2 }, { "id": "b" }]),
+                "t \"a\": field \"n\" is 1 in the files and 2 in the space",
+            ),
+            (
+                json!([{ "id": "a", "n": 1 }, { "id": "b", "x": 1 }]),
+                "t \"b\": field \"x\" is nothing in the files and 1 in the space",
+            ),
         ] {
             assert_eq!(difference(&here, &types(found)), Some(text.to_owned()));
         }

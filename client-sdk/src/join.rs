@@ -23,7 +23,7 @@ use tonic::Streaming;
 use crate::client::{Client, Shared};
 use crate::clock;
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, JoinError, OpenError, ReadError, from_store_write};
+use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::members::{keys_for, sign_record};
 use crate::space::{Space, SpaceInner, absorb};
 use crate::synced::Readability;
@@ -275,8 +275,7 @@ impl Shared {
             match appended {
                 Ok(()) => {}
                 // Somebody else's record came first: look again and make a new one.
-                Err(JoinError::Acl(crate::error::AclError::Call(CallError::Refused(f))))
-                    if f.code == Code::AclConflict => {}
+                Err(JoinError::Acl(AclError::Call(CallError::Refused(f)))) if f.code == Code::AclConflict => {}
                 Err(error) => {
                     // Nothing of a join that failed for good stays behind.
                     if !is_transient(&error) {
@@ -286,14 +285,14 @@ impl Shared {
                 }
             }
         }
-        Err(crate::error::AclError::Contended { attempts: ATTEMPTS_MAX }.into())
+        Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
     async fn append_join(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<(), JoinError> {
         let contents = vec![self.join_content(acl, invited)?];
         let record = sign_record(self, &acl.state, contents)?;
         // What the rules refuse here, they refuse everywhere.
-        acl.state.apply(&record, Seq(u64::MAX)).map_err(|e| crate::error::AclError::from(Reject::Acl(e)))?;
+        acl.state.apply(&record, Seq(u64::MAX)).map_err(|e| AclError::from(Reject::Acl(e)))?;
         let request = v1::AclAppendRequest {
             space: invited.space.to_bytes(),
             record: Some(record.into_raw().into()),
@@ -306,7 +305,7 @@ impl Shared {
     fn join_content(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<AclContent, JoinError> {
         let secret = InviteSecret::from_bytes(invited.invite_secret);
         let (state, account) = (&acl.state, self.account.id());
-        let invite = state.live_invite(&secret.id()).map_err(|e| crate::error::AclError::from(Reject::Acl(e)))?;
+        let invite = state.live_invite(&secret.id()).map_err(|e| AclError::from(Reject::Acl(e)))?;
         let role = invite.content.role;
         let claim = JoinClaim {
             invite: secret.id(),
@@ -322,8 +321,8 @@ impl Shared {
                 let keys = ring.keys(state.epoch).ok_or(ReadError::NoKeys)?;
                 let to = Recipient::Account(account);
                 let keys = keys_for(state, role, keys);
-                let seal = seal_keys(Some(invited.space), state.epoch, to, &keys, &mut rand::rng())
-                    .map_err(crate::error::AclError::from)?;
+                let seal =
+                    seal_keys(Some(invited.space), state.epoch, to, &keys, &mut rand::rng()).map_err(AclError::from)?;
                 Ok(AclContent::JoinByInvite { claim, seals: vec![seal] })
             }
         }
@@ -335,7 +334,7 @@ impl Shared {
         };
         let profile = serde_json::json!({ "name": name }).to_string();
         let sealed = seal_profile(state.space, state.epoch, &epoch.profile_key, profile.as_bytes(), &mut rand::rng());
-        Ok(sealed.map_err(crate::error::AclError::from)?)
+        Ok(sealed.map_err(AclError::from)?)
     }
 
     /// Waits for the acceptance of a request, or joins if that has not happened yet.
@@ -492,7 +491,7 @@ fn standing(state: &AclState, shared: &Shared) -> Standing {
 }
 
 fn is_transient(error: &JoinError) -> bool {
-    let JoinError::Acl(crate::error::AclError::Call(call)) = error else { return false };
+    let JoinError::Acl(AclError::Call(call)) = error else { return false };
     match call {
         CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) => true,
         CallError::Refused(failure) => matches!(

@@ -225,11 +225,7 @@ impl Objects {
     /// [`Event::Lagged`] and lists again.
     #[must_use]
     pub fn watch(&self, object_type: impl Into<String>) -> ObjectWatch {
-        ObjectWatch {
-            events: self.space.feed(),
-            object_type: object_type.into(),
-            objects: self.clone(),
-        }
+        ObjectWatch { events: self.space.feed(), object_type: object_type.into(), objects: self.clone() }
     }
 }
 

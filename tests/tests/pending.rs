@@ -1,8 +1,8 @@
 //! The life of a pending write: overlaid on reads, rebuilt when the space moved on, refused with a reason.
 
 use client_sdk::{
-    Client, InviteOptions, NewTree, NodeAddress, NotSyncedCode, ObjectType, ParentRef, ReasonCode, Space, TreeWrite, Who,
-    WriteError, WriteRule, WriteState,
+    Client, InviteOptions, NewTree, NodeAddress, NotSyncedCode, ObjectType, ParentRef, ReasonCode, Space, TreeWrite,
+    Who, WriteError, WriteRule, WriteState,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, config};

@@ -64,9 +64,7 @@ fn run(command: &str, dir: &std::path::Path, path: &str) -> String {
 fn matches(expected: &[String], printed: &[&str]) -> bool {
     match (expected, printed) {
         ([], []) => true,
-        ([any, rest @ ..], _) if any == "…" => {
-            (0..=printed.len()).any(|skipped| matches(rest, &printed[skipped..]))
-        }
+        ([any, rest @ ..], _) if any == "…" => (0..=printed.len()).any(|skipped| matches(rest, &printed[skipped..])),
         ([line, rest @ ..], [first, others @ ..]) => line_matches(line, first) && matches(rest, others),
         ([], _) | (_, []) => false,
     }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use client_sdk::{ChangeId, Client, LoggedChange, NewTree, ParentRef, Space, TreeId, TreeWrite, TreeWritten, WriteRule};
+use client_sdk::{
+    ChangeId, Client, LoggedChange, NewTree, ParentRef, Space, TreeId, TreeWrite, TreeWritten, WriteRule,
+};
 use serde_json::json;
 
 use crate::app::App;
@@ -172,9 +174,11 @@ fn compare(commits: &[Commit], changes: &[LoggedChange], heads: &BTreeSet<Change
         Check::new("tips that are the same commits", tips.len(), both),
         Check::new("commits with their parents", commits.len(), same(&|commit, c| told.parents(c) == commit.parents)),
         Check::new("commits behind all their parents", commits.len(), same(&|_, c| told.stands_behind_parents(c))),
-        Check::new("authors, times and messages", commits.len(), same(&|commit, c| {
-            told.content.get(&c.id) == Some(&commit.content)
-        })),
+        Check::new(
+            "authors, times and messages",
+            commits.len(),
+            same(&|commit, c| told.content.get(&c.id) == Some(&commit.content)),
+        ),
     ]
 }
 
@@ -265,7 +269,8 @@ mod tests {
         rebuilt[3].parents = vec![id(3)];
         assert_eq!(different(&commits, &rebuilt, &[4]), ["commits with their parents"]);
         let mut other = good;
-        other[1] = change(2, &[1], &Commit { content: Content { message: "x".into(), ..b.content.clone() }, ..b.clone() });
+        other[1] =
+            change(2, &[1], &Commit { content: Content { message: "x".into(), ..b.content.clone() }, ..b.clone() });
         assert_eq!(different(&commits, &other, &[4]), ["authors, times and messages"]);
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use client_sdk::{
-    Client, InviteMode, InviteOptions, JoinError, JoinRequest, NotSyncedCode, Reason, RequestStatus, Role, Space, SpaceId,
-    token_from_text,
+    Client, InviteMode, InviteOptions, JoinError, JoinRequest, NotSyncedCode, Reason, RequestStatus, Role, Space,
+    SpaceId, token_from_text,
 };
 use serde_json::{Value, json};
 
@@ -142,7 +142,8 @@ pub(crate) fn show(app: &App, typed: &str) -> Result<Answer, CliError> {
 
 pub(crate) async fn join(app: &App, args: Join) -> Result<Answer, CliError> {
     let token = text::read_token(&args.token)?;
-    let roles: BTreeMap<SpaceId, Role> = token_from_text(&token)?.body().spaces.iter().map(|s| (s.space, s.role)).collect();
+    let roles: BTreeMap<SpaceId, Role> =
+        token_from_text(&token)?.body().spaces.iter().map(|s| (s.space, s.role)).collect();
     let mut config = app.config()?;
     if let Some(name) = args.name {
         config = config.name(name);

@@ -219,7 +219,9 @@ impl Watcher<'_> {
             match event {
                 Event::Object { object_type, id, .. } => self.changed(&object_type, &id)?,
                 Event::Lagged { missed } => {
-                    self.app.out.note(format!("{missed} changes were too fast for this reader; here is everything again"));
+                    self.app
+                        .out
+                        .note(format!("{missed} changes were too fast for this reader; here is everything again"));
                     self.say_all("current")?;
                 }
                 Event::Tree { .. } | Event::Acl { .. } | Event::JoinRequested { .. } | Event::WriteRefused { .. } => {}

@@ -64,7 +64,8 @@ pub(crate) fn verify(
         "the node held the space up to entry {} {durability}; whoever has the same entries computes the same chain",
         body.seq
     );
-    let limits = "that the authority is yours, and what the node did later; compare the authority with your node's address";
+    let limits =
+        "that the authority is yours, and what the node did later; compare the authority with your node's address";
     let mut rows = vec![("proves", proves.clone()), ("does not", limits.to_owned())];
     rows.extend(facts(&receipt));
     let mut json = facts_json(&receipt);

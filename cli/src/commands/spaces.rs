@@ -123,12 +123,7 @@ pub(crate) async fn members(app: &App) -> Result<Answer, CliError> {
         app.refresh(space).await?;
         let members = space.members()?;
         let row = |m: &client_sdk::MemberInfo| {
-            vec![
-                m.account.to_string(),
-                m.role.to_string(),
-                m.name.clone().unwrap_or_default(),
-                m.joined.to_string(),
-            ]
+            vec![m.account.to_string(), m.role.to_string(), m.name.clone().unwrap_or_default(), m.joined.to_string()]
         };
         let said = table(&["account", "role", "name", "since entry"], members.iter().map(row));
         let json: Vec<_> = members

@@ -107,7 +107,14 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
         ("space", status.space.clone()),
         ("state", state_text(paint, status.state)),
         ("log", format!("{} here, {} at the node, {} on its disk", status.seq, status.node_seq, status.durable_seq)),
-        ("holds", format!("{}, {}", text::count(usize_of(status.trees), "tree"), text::count(usize_of(status.changes), "change"))),
+        (
+            "holds",
+            format!(
+                "{}, {}",
+                text::count(usize_of(status.trees), "tree"),
+                text::count(usize_of(status.changes), "change")
+            ),
+        ),
         ("waiting", text::count(status.pending, "write")),
         ("freshness", fresh),
         ("compared", confirmed),
@@ -204,7 +211,9 @@ pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
         }
         for join in client.joins()? {
             texts.push(format!("joining {}: {}", join.space, stage(&join)));
-            json.push(json!({ "space": join.space.to_string(), "synced": false, "code": "JOINING", "stage": join.stage }));
+            json.push(
+                json!({ "space": join.space.to_string(), "synced": false, "code": "JOINING", "stage": join.stage }),
+            );
         }
         Ok(Answer::new(texts.join("\n"), json!({ "spaces": json })))
     })
@@ -231,7 +240,10 @@ fn reasons_text(paint: Paint, reasons: &[Reason]) -> String {
 fn reason_text(paint: Paint, reason: &Reason) -> String {
     let mut text = format!("  {} {}: {}", paint.yellow(reason.code.name()), reason.scope, reason.detail);
     if reason.attempts > 0 {
-        text.push_str(&format!("\n    tried {}", text::count(reason.attempts.try_into().unwrap_or(usize::MAX), "time")));
+        text.push_str(&format!(
+            "\n    tried {}",
+            text::count(reason.attempts.try_into().unwrap_or(usize::MAX), "time")
+        ));
         if let Some(ms) = reason.next_retry_ms {
             text.push_str(&format!(", again in {}", text::duration(ms)));
         }

@@ -53,7 +53,13 @@ pub(crate) async fn list(app: &App, which: Which, limit: usize) -> Result<Answer
         let table = table(
             &["tree", "what", "changes", "heads", "pending"],
             rows.iter().map(|r| {
-                vec![r.id.to_string(), r.what.clone(), r.changes.to_string(), r.heads.to_string(), r.pending.to_string()]
+                vec![
+                    r.id.to_string(),
+                    r.what.clone(),
+                    r.changes.to_string(),
+                    r.heads.to_string(),
+                    r.pending.to_string(),
+                ]
             }),
         );
         let json: Vec<_> = rows

@@ -155,7 +155,8 @@ impl SpaceInner {
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             let mut state = tx.node_state(space)?;
             // Answers cross on the wire: an older one proves what it says and replaces nothing.
-            let kept = state.receipt.as_deref().and_then(|b| SignedReceipt::from_text(std::str::from_utf8(b).ok()?).ok());
+            let kept =
+                state.receipt.as_deref().and_then(|b| SignedReceipt::from_text(std::str::from_utf8(b).ok()?).ok());
             if kept.is_none_or(|kept| kept.body().seq <= seq) {
                 state.receipt = Some(text.into_bytes());
                 tx.put_node_state(space, &state)?;

@@ -19,7 +19,10 @@ use timeline::Timeline;
 
 pub(crate) async fn demo(app: &App, args: Demo) -> Result<Answer, CliError> {
     let binary = node_binary(args.node_binary)?;
-    let dir = tempfile::Builder::new().prefix("headwater-demo-").tempdir().map_err(CliError::file("a temporary directory"))?;
+    let dir = tempfile::Builder::new()
+        .prefix("headwater-demo-")
+        .tempdir()
+        .map_err(CliError::file("a temporary directory"))?;
     let records = world::records(args.records)?;
     let timeline = Timeline::new(app.out);
     let told = Box::pin(Story::new(timeline, dir.path(), &binary, records).tell()).await;

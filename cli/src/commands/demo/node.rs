@@ -55,7 +55,8 @@ impl NodeProcess {
 
 async fn spawn(binary: &Path, dir: &Path, listen: &str) -> Result<(Child, NodeAddress), CliError> {
     let log_file = dir.with_extension("log");
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file).map_err(CliError::file(&log_file))?;
+    let log =
+        std::fs::OpenOptions::new().create(true).append(true).open(&log_file).map_err(CliError::file(&log_file))?;
     let mut child = Command::new(binary)
         .arg("--data")
         .arg(dir)

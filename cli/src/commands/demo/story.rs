@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use client_sdk::{
-    Client, ClientConfig, InviteOptions, JoinError, NodeAddress, Object, SignedReceipt, Space, SpaceId, SyncState, Unlock,
+    Client, ClientConfig, InviteOptions, JoinError, NodeAddress, Object, SignedReceipt, Space, SpaceId, SyncState,
+    Unlock,
 };
 use serde_json::json;
 
@@ -97,7 +98,8 @@ impl<'a> Story<'a> {
             let _spinner = self.timeline.out.spinner("pushing");
             atlas.await_synced_within(DEADLINE).await?
         };
-        self.timeline.say(Actor::Node, format!("has entry {} on its disk, and signs for it", synced.receipt.body().seq))?;
+        self.timeline
+            .say(Actor::Node, format!("has entry {} on its disk, and signs for it", synced.receipt.body().seq))?;
         Ok(atlas)
     }
 
@@ -162,11 +164,13 @@ impl<'a> Story<'a> {
         let note = json!({ "text": "written while the node was dead" });
         atlas.objects().put("note", "offline", note).await?;
         let pending = atlas.status()?.pending;
-        self.timeline.say(Actor::Admin, format!("is offline and writes on: {} kept here", text::count(pending, "write")))?;
+        self.timeline
+            .say(Actor::Admin, format!("is offline and writes on: {} kept here", text::count(pending, "write")))?;
         node.restart().await?;
         self.timeline.say(Actor::Node, format!("is back as process {}, with the same data and address", node.pid()))?;
         // A small download can be over before the signal arrives; then the story says no more than that.
-        let when = if here < end { "in the middle of the member's first download" } else { "right after it took the join" };
+        let when =
+            if here < end { "in the middle of the member's first download" } else { "right after it took the join" };
         self.timeline.proven(format!("a node that was killed {when} (at {here} of {end} entries) lost nothing"));
         Ok(())
     }
@@ -195,7 +199,8 @@ impl<'a> Story<'a> {
         if !a.durable || !b.durable {
             return Err(CliError::Different("a receipt does not speak of the disk".to_owned()));
         }
-        self.timeline.say(Actor::Anyone, "verifies both receipts offline, from their text: one log, one chain, one ACL")?;
+        self.timeline
+            .say(Actor::Anyone, "verifies both receipts offline, from their text: one log, one chain, one ACL")?;
         self.timeline.proven(format!("both sides and the node agree on {} entries, by two signed receipts", a.seq));
         let everything = RecordArgs { object_type: None, type_field: None, id_field: None, prefix: None };
         let (left, right) = (data::exported(atlas, &everything)?, data::exported(copy, &everything)?);
@@ -225,7 +230,8 @@ impl<'a> Story<'a> {
             let _spinner = self.timeline.out.spinner("comparing with the node");
             space.await_synced_within(DEADLINE).await?
         };
-        self.timeline.say(actor, format!("is synced up to {}: the node has signed for it", synced.receipt.body().seq))?;
+        self.timeline
+            .say(actor, format!("is synced up to {}: the node has signed for it", synced.receipt.body().seq))?;
         Ok(synced.receipt.to_text())
     }
 
@@ -243,7 +249,8 @@ impl<'a> Story<'a> {
             Actor::Anyone,
             format!("searches the node's {bytes} bytes on disk for {} plaintexts: none is there", facts.needles.len()),
         )?;
-        self.timeline.proven(format!("none of {} plaintexts is in the node's {bytes} bytes on disk", facts.needles.len()));
+        self.timeline
+            .proven(format!("none of {} plaintexts is in the node's {bytes} bytes on disk", facts.needles.len()));
         Ok(())
     }
 }
