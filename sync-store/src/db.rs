@@ -183,6 +183,8 @@ pub(crate) fn integer(what: &'static str, value: u64) -> Result<i64, StoreError>
 /// Bits of a log key that hold the position.
 const SEQ_BITS: u32 = 40;
 const SEQ_MASK: i64 = (1 << SEQ_BITS) - 1;
+/// The last position that a log can have.
+const SEQ_LAST: Seq = Seq(SEQ_MASK.unsigned_abs());
 
 /// The log key of an entry: appends to one space go to one end of one tree, and a space's log is one range.
 pub(crate) fn log_key(space_no: i64, seq: Seq) -> Result<i64, StoreError> {
@@ -191,6 +193,16 @@ pub(crate) fn log_key(space_no: i64, seq: Seq) -> Result<i64, StoreError> {
         return Err(StoreError::OutOfRange { what: "log position", value: seq.unsigned_abs() });
     }
     Ok(space_no << SEQ_BITS | seq)
+}
+
+/// The log key of an entry that is asked for; `None` where no log reaches.
+pub(crate) fn log_key_asked(space_no: i64, seq: Seq) -> Result<Option<i64>, StoreError> {
+    if seq > SEQ_LAST { Ok(None) } else { log_key(space_no, seq).map(Some) }
+}
+
+/// The log key after which entries are asked for: beyond the end there are none.
+pub(crate) fn log_key_after(space_no: i64, seq: Seq) -> Result<i64, StoreError> {
+    log_key(space_no, seq.min(SEQ_LAST))
 }
 
 /// The greatest key that an entry of this space can have.

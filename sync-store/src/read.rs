@@ -18,7 +18,9 @@ use sync_core::record::{AclRecord, AclRoot, RawRecord, verify_as};
 use sync_core::tree::{Height, heads_hash};
 
 use crate::cache::{AclCache, Head, Live, Staging};
-use crate::db::{Db, blob, hash, integer, log_key, log_key_last, misfit, number, seq, seq_of_key};
+use crate::db::{
+    Db, blob, hash, integer, log_key, log_key_after, log_key_asked, log_key_last, misfit, number, seq, seq_of_key,
+};
 use crate::error::StoreError;
 use crate::rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow, entry_kind, kind_of_code, tree_named};
 use crate::trees::{TreeRow, read_tree, tree_columns};
@@ -225,7 +227,7 @@ impl<'c> ReadTx<'c> {
         let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
         let mut found: Vec<LogRow> = Vec::new();
         let mut bytes = 0;
-        self.db.each(SQL, [log_key(space_no, after)?, log_key_last(space_no)], |row| {
+        self.db.each(SQL, [log_key_after(space_no, after)?, log_key_last(space_no)], |row| {
             let entry = read_entry(row)?;
             let size = entry.record.wire_bytes();
             let parted = found.last().is_some_and(|last| last.kind == EntryKind::Root);
@@ -246,7 +248,7 @@ impl<'c> ReadTx<'c> {
     /// If the store fails.
     pub fn entry_ids(&self, space: SpaceId, after: Seq, max: usize) -> Result<Vec<(Seq, EntryKind, EntryId)>> {
         let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
-        let range = (log_key(space_no, after)?, log_key_last(space_no), limit(max));
+        let range = (log_key_after(space_no, after)?, log_key_last(space_no), limit(max));
         self.db.all("SELECT key, kind, id FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3", range, |row| {
             let kind = kind_of_code(row.get(1)?).and_then(entry_kind).map_err(|e| misfit(1, e))?;
             Ok((seq_of_key(row.get(0)?), kind, EntryId::from_hash(hash(row, 2)?)))
@@ -283,7 +285,8 @@ impl<'c> ReadTx<'c> {
         if seq == Seq::ZERO {
             return Ok(Some(Position::start(&space)));
         }
-        self.db.one("SELECT chain FROM log WHERE key = ?1", [log_key(space_no, seq)?], |row| {
+        let Some(key) = log_key_asked(space_no, seq)? else { return Ok(None) };
+        self.db.one("SELECT chain FROM log WHERE key = ?1", [key], |row| {
             Ok(Position { seq, chain: Chain::from_hash(hash(row, 0)?) })
         })
     }
@@ -295,7 +298,8 @@ impl<'c> ReadTx<'c> {
     pub fn entry_at(&self, space: SpaceId, seq: Seq) -> Result<Option<LogRow>> {
         const SQL: &str = concat!("SELECT ", entry_columns!(), " FROM log WHERE key = ?1");
         let Some(space_no) = self.log_no(&space)? else { return Ok(None) };
-        self.db.one(SQL, [log_key(space_no, seq)?], read_entry)
+        let Some(key) = log_key_asked(space_no, seq)? else { return Ok(None) };
+        self.db.one(SQL, [key], read_entry)
     }
 
     // ---- trees ------------------------------------------------------------------------------------------------------

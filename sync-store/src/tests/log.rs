@@ -124,6 +124,12 @@ async fn pages_of_entries_keep_a_root_and_its_change_together() {
     assert_eq!(seqs(3, 1, usize::MAX), [4]);
     assert_eq!(seqs(2, 100, 1), [3, 4]);
     assert_eq!(seqs(8, 100, usize::MAX), [0; 0]);
+    assert_eq!(seqs(u64::MAX, 100, usize::MAX), [0; 0]);
+    let far = Seq(1 << 40);
+    let nothing =
+        store.read(|tx| Ok::<_, StoreError>((tx.position_at(space, far)?, tx.entry_at(space, far)?))).unwrap();
+    assert_eq!(nothing, (None, None));
+    assert!(store.read(|tx| tx.entry_ids(space, far, 10)).unwrap().is_empty());
 }
 
 #[tokio::test]
