@@ -4,11 +4,11 @@
 //! |---|---|
 //! | member | everything |
 //! | account with a pending request, holder of a live invite | the ACL log |
-//! | account whose request was decided, account that was removed | the ACL log, up to that |
+//! | account whose request was decided (whatever became of the invite), account that was removed | the ACL log, up to that |
 //! | everybody else | nothing |
 
 use bytes::Bytes;
-use sync_core::acl::{AclReject, AclState, RequestStatus};
+use sync_core::acl::{AclReject, AclState, Request, RequestStatus};
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, InviteId, Seq};
 use sync_core::log::{Refusal, Reject};
@@ -68,15 +68,25 @@ pub(crate) fn acl_access(
     ticket: Option<&InviteTicket>,
 ) -> Result<AclAccess, CallError> {
     let account = session.account();
-    if acl.members.contains_key(&account) || acl.pending_request(&account).is_some() {
-        return Ok(AclAccess::Whole);
-    }
-    if let Some(ticket) = ticket {
-        check_ticket(acl, session, ticket)?;
+    if acl.members.contains_key(&account) || has_pending_request(acl, &account) {
         return Ok(AclAccess::Whole);
     }
     let removed = acl.removed.get(&account).copied();
-    removed.max(last_decision(acl, &account)).map(AclAccess::UpTo).ok_or_else(|| CallError::forbidden(&acl.space))
+    let decision = last_decision(acl, &account);
+    match ticket.map(|ticket| check_ticket(acl, session, ticket)) {
+        Some(Ok(())) => Ok(AclAccess::Whole),
+        // The decision can be read although the invite did not outlive it. One from before a removal was read as a member.
+        Some(Err(why)) => decision.filter(|at| Some(*at) > removed).map(AclAccess::UpTo).ok_or(why),
+        None => removed.max(decision).map(AclAccess::UpTo).ok_or_else(|| CallError::forbidden(&acl.space)),
+    }
+}
+
+/// A removal ends what was asked before it.
+fn has_pending_request(acl: &AclState, account: &AccountId) -> bool {
+    let removed = acl.removed.get(account).copied();
+    let counts =
+        |r: &Request| r.claim.account == *account && r.status == RequestStatus::Pending && Some(r.at) > removed;
+    acl.requests.values().any(counts)
 }
 
 /// Where the last of an account's requests was decided.
