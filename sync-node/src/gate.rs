@@ -185,9 +185,10 @@ impl Gate {
                 "an account founds spaces of its own, and no others",
             ));
         }
+        let session = session.clone();
         let mut history = [0; 16];
         fill_random(&mut history)?;
-        let (row, disk) = self.write(move |tx| found(tx, &genesis, HistoryId(history), max)).await?;
+        let (row, disk) = self.write(move |tx| found(tx, &session, &genesis, HistoryId(history), max)).await?;
         self.durable(disk).await?;
         row.ok_or_else(|| CallError::space_unknown(&space))
     }
@@ -658,12 +659,15 @@ fn admit_and_decide<V: log::View>(
 
 fn found(
     tx: &mut WriteTx<'_>,
+    session: &Session,
     genesis: &Genesis,
     history: HistoryId,
     spaces_max: u64,
 ) -> Result<Option<SpaceRow>, CallError> {
     let space = genesis.space();
     if let Some(acl) = tx.acl(space)? {
+        // Its founder may have left it since.
+        require_member(&acl, session)?;
         return same_beginning(tx, genesis, &acl).map(Some);
     }
     let key = format!("spaces-founded/{}", genesis.acl().owner);

@@ -165,7 +165,7 @@ async fn chunks_hold_the_end_of_one_tree_and_the_beginning_of_the_next() {
     let (one, changes) = stage.write(1, &[text.as_str(); 4]).await;
     let (two, _) = stage.write(2, &[text.as_str(); 2]).await;
     let unknown = TreeId::from_hash([5; 32]);
-    let chunks = fetch(&mut stage, &[(one, &changes[..2]), (unknown, &[]), (two, &[])]).await;
+    let chunks = fetch(&mut stage, &[(one, &changes[1..2]), (unknown, &[]), (two, &[])]).await;
     let seqs: Vec<Vec<u64>> = chunks.iter().map(|c| c.entries.iter().map(|e| e.seq).collect()).collect();
     assert_eq!(seqs, [vec![6, 7, 8, 9], vec![10]]);
     assert_eq!(chunks[0].unknown_trees, [unknown.to_bytes()]);

@@ -3,7 +3,7 @@
 use crate::common::{Caller, Person, Space, Stage, code, invite_id, key};
 use sync_core::code::Code;
 use sync_core::ids::AuthorityId;
-use sync_core::record::{AclContent, Role};
+use sync_core::record::{AclContent, JoinClaim, Role};
 use sync_node::{Node, NodeConfig};
 use sync_proto::v1::{
     AclReadEntry, AclReadRequest, CertifyRequest, FetchRequest, HeadSyncOpen, HeadSyncRequest, HeadUpdatesRequest,
@@ -39,6 +39,53 @@ async fn founding_a_space_twice_is_founding_it_once() {
     assert_eq!((first.seq, first.durable_seq), (2, 2));
     assert_eq!(second.seq, 4);
     assert_eq!(first.history, second.history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_who_is_no_member_any_more_founds_nothing_again() {
+    let mut stage = Stage::new().await;
+    let (alice, bob) = (stage.alice.person.clone(), Person::new(2));
+    stage.add(&bob, Role::Admin).await;
+    let beginning = stage.space.clone();
+    let handed = stage.space.acl(&alice, AclContent::TransferOwnership { account: bob.account() });
+    stage.alice.append(stage.space.id, &handed).await.unwrap();
+    let left = stage.space.acl(&alice, AclContent::Leave);
+    stage.alice.append(stage.space.id, &left).await.unwrap();
+    assert_eq!(code(&stage.alice.push_space(&beginning).await.unwrap_err()), Code::Forbidden);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_readable_although_the_invite_did_not_outlive_it() {
+    let mut stage = Stage::new().await;
+    let (alice, bob) = (stage.alice.person.clone(), Person::new(2));
+    let invite = key(41);
+    let created = stage.space.invite(&alice, &invite, None);
+    stage.alice.append(stage.space.id, &created).await.unwrap();
+    let proof = sync_core::acl::sign_join_proof(&invite, stage.space.id, bob.account(), Role::Writer);
+    let (invite_id, account, role) = (invite_id(&invite), bob.account(), Role::Writer);
+    let claim = JoinClaim { invite: invite_id, account, role, proof, profile_ct: bytes::Bytes::new() };
+    let asked = stage.space.acl(&bob, AclContent::RequestJoin { claim });
+    let mut bob = Caller::connect(&stage.node, &bob).await;
+    bob.append(stage.space.id, &asked).await.unwrap();
+    let declined = stage.space.acl(&alice, AclContent::DeclineJoin { request: asked.id().into() });
+    let revoked = stage.space.acl(&alice, AclContent::RevokeInvite { invite: invite_id, rotation: None });
+    stage.alice.append(stage.space.id, &declined).await.unwrap();
+    stage.alice.append(stage.space.id, &revoked).await.unwrap();
+    let ticket = bob.invite_proof(&invite, stage.space.id);
+    let entries = acl_read(&mut bob, &stage.space, Some(ticket)).await.unwrap();
+    assert_eq!(entries.last().unwrap().seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_beyond_every_log_is_beyond_the_end() {
+    let mut stage = Stage::new().await;
+    let space = stage.space.id.to_bytes();
+    let request = AclReadRequest { space, from_seq: u64::MAX, follow: false, invite_proof: None };
+    let request = stage.alice.request(request);
+    let mut answers = stage.alice.client.acl_read(request).await.unwrap().into_inner();
+    while let Some(answer) = answers.message().await.unwrap() {
+        assert!(answer.entries.is_empty());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
