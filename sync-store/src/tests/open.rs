@@ -193,3 +193,15 @@ fn files_are_private() {
     }
     drop(store);
 }
+
+#[tokio::test]
+async fn every_opening_commits_something_and_so_syncs_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        drop(Store::open(dir.path(), StoreKind::Node).unwrap());
+        let file = rusqlite::Connection::open(dir.path().join(crate::DATABASE_FILE)).unwrap();
+        file.query_row("SELECT count FROM barrier", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let first = opened();
+    assert!(opened() > first);
+}
