@@ -13,6 +13,7 @@ use sync_core::log::{Decision, EntryKind, Position};
 use sync_core::reconcile::SetDigest;
 
 use crate::rows::SpaceCounts;
+use crate::store::Marks;
 
 /// Spaces whose log end the storage thread keeps, and whose ACL readers share.
 const SPACES_MAX: usize = 1024;
@@ -145,6 +146,7 @@ impl Batch {
 pub(crate) struct Staging<'c> {
     pub(crate) committed: &'c mut Recent<Live>,
     pub(crate) batch: &'c Batch,
+    pub(crate) marks: &'c Marks,
     pub(crate) job: JobEffects,
 }
 

@@ -158,6 +158,20 @@ impl<'c> ReadTx<'c> {
         Ok(self.head_row(space)?.as_ref().map(get))
     }
 
+    /// The committed end of a log. Of one that is new in this transaction nothing is.
+    pub(crate) fn committed_end(&self, space: &SpaceId) -> Result<Seq> {
+        if let Some(staging) = &self.staging {
+            let mut staging = staging.borrow_mut();
+            if let Some(live) = staging.committed.get(space) {
+                return Ok(live.head.position.seq);
+            }
+            if staging.get(space).is_some() {
+                return Ok(Seq::ZERO);
+            }
+        }
+        Ok(self.head_row(space)?.map_or(Seq::ZERO, |head| head.position.seq))
+    }
+
     fn head_row(&self, space: &SpaceId) -> Result<Option<Head>> {
         const SQL: &str = concat!(
             "SELECT ",

@@ -346,16 +346,22 @@ impl Shared {
 }
 
 /// The watermarks that somebody watches, and which spaces have commits that are not durable.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Marks(Mutex<MarksInner>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct MarksInner {
     watched: HashMap<SpaceId, watch::Sender<Watermarks>>,
     /// Sweep senders without receivers when there are more than this.
     sweep_at: usize,
     /// What is durable of spaces with commits since the last barrier. A space that is not here is durable to its end.
     lagging: BTreeMap<SpaceId, Seq>,
+}
+
+impl MarksInner {
+    fn durable(&self, space: &SpaceId, seq: Seq) -> Seq {
+        self.lagging.get(space).map_or(seq, |durable| seq.min(*durable))
+    }
 }
 
 impl Marks {
@@ -399,10 +405,15 @@ impl Marks {
         marks.watched.entry(space).or_default().subscribe()
     }
 
+    /// What is durable of a log that is committed up to `seq`.
+    pub(crate) fn durable(&self, space: &SpaceId, seq: Seq) -> Seq {
+        self.lock().durable(space, seq)
+    }
+
     /// What a reader found. Marks only rise, so a late reader does no harm.
     fn raise(&self, space: &SpaceId, seq: Seq) {
         let marks = self.lock();
-        let durable_seq = marks.lagging.get(space).map_or(seq, |durable| seq.min(*durable));
+        let durable_seq = marks.durable(space, seq);
         if let Some(sender) = marks.watched.get(space) {
             sender.send_if_modified(|mark| {
                 let seq_rose = raise(&mut mark.seq, seq);

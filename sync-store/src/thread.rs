@@ -69,9 +69,31 @@ struct OwedBarrier {
 
 /// What was done about the write-ahead log.
 struct Wal {
-    /// Pages at which it is checkpointed although there is work.
-    checkpoint_at: u32,
+    /// Pages by which it may grow before it is checkpointed although there is work.
+    step: u32,
+    /// Its pages at the last checkpoint, if it was not begun anew since.
+    copied: u32,
     state: WalState,
+}
+
+impl Wal {
+    const fn new(step: u32) -> Self {
+        Self { step, copied: 0, state: WalState::Copied }
+    }
+
+    /// Whether a log of so many pages is checkpointed at once. If a reader keeps it from being begun anew it goes on growing:
+    /// not every commit should pay for that.
+    fn is_due(&mut self, pages: u32) -> bool {
+        if pages < self.copied {
+            self.copied = 0;
+        }
+        pages >= self.copied.saturating_add(self.step)
+    }
+
+    const fn copied(&mut self, pages: u32) {
+        self.copied = pages;
+        self.state = WalState::Copied;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,7 +128,7 @@ impl Storage {
                 Ok(())
             }))
             .map_err(StoreError::of_sqlite)?;
-        let wal = Wal { checkpoint_at: writer.tuning.checkpoint_pages, state: WalState::Copied };
+        let wal = Wal::new(writer.tuning.checkpoint_pages);
         let (spaces, commit) = (Recent::default(), CommitNo::default());
         Ok(Self { session: writer, lock, shared, queue, spaces, commit, owed: None, wal_pages, wal })
     }
@@ -139,7 +161,7 @@ impl Storage {
             if self.barrier_due() {
                 self.barrier()?;
             }
-            if self.wal_pages.load(Ordering::Relaxed) >= self.wal.checkpoint_at {
+            if self.wal.is_due(self.wal_pages.load(Ordering::Relaxed)) {
                 self.checkpoint()?;
             }
         }
@@ -255,7 +277,8 @@ impl Storage {
 
     fn run_job(&mut self, current: &mut InBatch, batch: &mut Batch) -> Result<()> {
         self.run_sql("SAVEPOINT job")?;
-        let staging = Staging { committed: &mut self.spaces, batch, job: Default::default() };
+        let staging =
+            Staging { committed: &mut self.spaces, batch, marks: &self.shared.marks, job: Default::default() };
         let mut tx = WriteTx::new(Db::new(&self.session), &self.shared.acls, staging);
         let ran = catch_unwind(AssertUnwindSafe(|| current.job.run(&mut tx)));
         let mut ran = ran.map_err(|panic| panicked(panic.as_ref()))?;
@@ -349,12 +372,9 @@ impl Storage {
 
     fn checkpoint(&mut self) -> Result<()> {
         let done = checkpoint(&self.session.conn, CheckpointMode::PASSIVE).map_err(StoreError::of_sqlite)?;
-        self.wal.state = WalState::Copied;
-        let step = self.session.tuning.checkpoint_pages;
-        // If a reader keeps the log from being reused it goes on growing: not every commit should pay for that.
-        self.wal.checkpoint_at = match done {
-            Checkpointed::Done | Checkpointed::NotNow => self.wal_pages.load(Ordering::Relaxed) + step,
-        };
+        match done {
+            Checkpointed::Done | Checkpointed::NotNow => self.wal.copied(self.wal_pages.load(Ordering::Relaxed)),
+        }
         Ok(())
     }
 
@@ -382,4 +402,25 @@ fn panicked(panic: &(dyn Any + Send)) -> StoreError {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "(no message)".into());
     StoreError::Panicked { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_was_begun_anew_is_measured_from_its_beginning() {
+        let mut wal = Wal::new(10);
+        assert!(!wal.is_due(9));
+        assert!(wal.is_due(10));
+        wal.copied(10);
+        // A reader keeps it.
+        assert!(!wal.is_due(19));
+        assert!(wal.is_due(20));
+        wal.copied(20);
+        // Begun anew.
+        assert!(!wal.is_due(1));
+        assert!(!wal.is_due(9));
+        assert!(wal.is_due(10));
+    }
 }

@@ -103,6 +103,15 @@ impl<'c> WriteTx<'c> {
         Ok(Creation::Created)
     }
 
+    /// What is durable of a log now: never what this transaction appends.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn durable_seq(&mut self, space: SpaceId) -> Result<Seq> {
+        let committed = self.read.committed_end(&space)?;
+        Ok(self.read.staging_mut().marks.durable(&space, committed))
+    }
+
     /// Gives a space a new history, after a recognised restore.
     ///
     /// # Errors

@@ -338,3 +338,19 @@ async fn a_known_record_is_answered_with_the_commit_that_holds_it() {
     assert_eq!(again.commit, first.commit);
     assert!(again.committed.is_empty());
 }
+
+#[tokio::test]
+async fn a_job_sees_what_is_durable_and_not_what_it_appends() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let space = found(&store, 1).await;
+    let acl_now = acl(&store, space);
+    let last = append(&store, space, begin(&acl_now, 1)).await;
+    store.durable(last.commit).await.unwrap();
+    let submission = begin(&acl_now, 2);
+    let job = move |tx: &mut WriteTx<'_>| {
+        append_in(tx, space, &submission)?;
+        tx.durable_seq(space)
+    };
+    assert_eq!(store.write(job).await.unwrap().value, Seq(4));
+}
