@@ -131,11 +131,12 @@ impl Gate {
     }
 
     /// The watermarks of a space. They say how long its log is and nothing else; a caller gets them after a view.
-    pub(crate) fn watch(&self, space: SpaceId) -> watch::Receiver<Watermarks> {
+    pub(crate) async fn watch(&self, space: SpaceId) -> Result<watch::Receiver<Watermarks>, CallError> {
         if let Some(receiver) = self.marks_at_hand().get(&space) {
-            return receiver.clone();
+            return Ok(receiver.clone());
         }
-        let receiver = self.store.watch(space);
+        let store = self.store.clone();
+        let receiver = blocking(move || Ok(store.watch(space))).await?;
         // What is no space is not kept: its id may be anybody's invention.
         if receiver.borrow().seq > Seq::ZERO {
             let mut known = self.marks_at_hand();
@@ -144,7 +145,7 @@ impl Gate {
             }
             known.insert(space, receiver.clone());
         }
-        receiver
+        Ok(receiver)
     }
 
     fn marks_at_hand(&self) -> MutexGuard<'_, HashMap<SpaceId, watch::Receiver<Watermarks>>> {
@@ -162,13 +163,7 @@ impl Gate {
         read: impl FnOnce(&ReadTx<'_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
         let store = self.store.clone();
-        let span = tracing::Span::current();
-        // Reading blocks on the disk; a thread for that is at hand.
-        let reading = tokio::task::spawn_blocking(move || span.in_scope(|| store.read(read)));
-        reading.await.unwrap_or_else(|error| {
-            error!(%error, "a read panicked");
-            Err(CallError::new(Code::StoreFailed, "the node failed to read"))
-        })
+        blocking(move || store.read(read)).await
     }
 
     // ---- writing ----------------------------------------------------------------------------------------------------
@@ -202,13 +197,14 @@ impl Gate {
         record: Submission,
     ) -> Result<Taken, CallError> {
         note(space);
-        let (session, admission) = (session.clone(), self.admission(space));
+        let (session, authority) = (session.clone(), self.authority);
         let append = move |tx: &mut WriteTx<'_>| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             let is_member = require_member(&acl, &session);
             if record.author() != session.account() {
                 is_member?;
             }
+            let admission = admission(tx, space, authority)?;
             let verdict = submit(tx, space, &record, &admission)?.map_err(CallError::from);
             // A joiner is told why; who could not read the ACL anyway is not told where it stands.
             match acl_access(&acl, &session, ticket.as_ref()) {
@@ -233,10 +229,11 @@ impl Gate {
         submissions: Vec<Result<Submission, Failure>>,
     ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
         note(space);
-        let (session, admission) = (session.clone(), self.admission(space));
+        let (session, authority) = (session.clone(), self.authority);
         self.write(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             require_member(&acl, &session)?;
+            let admission = admission(tx, space, authority)?;
             let mut verdicts = Vec::with_capacity(submissions.len());
             for submission in submissions {
                 verdicts.push(match submission {
@@ -284,11 +281,6 @@ impl Gate {
     /// Waits until a write is on the disk.
     pub(crate) async fn durable(&self, disk: AwaitDisk) -> Result<(), CallError> {
         Ok(self.store.durable(disk.0).await?)
-    }
-
-    fn admission(&self, space: SpaceId) -> Admission {
-        let durable_seq = self.watch(space).borrow().durable_seq;
-        Admission { authority: self.authority, now_ms: clock::now_ms(), durable_seq }
     }
 
     async fn write<T: Send + 'static>(
@@ -570,6 +562,27 @@ fn note(space: SpaceId) {
 }
 
 // ---- helpers --------------------------------------------------------------------------------------------------------
+
+/// The node's own conditions at this moment.
+fn admission(
+    tx: &mut WriteTx<'_>,
+    space: SpaceId,
+    authority: sync_core::ids::AuthorityId,
+) -> Result<Admission, StoreError> {
+    Ok(Admission { authority, now_ms: clock::now_ms(), durable_seq: tx.durable_seq(space)? })
+}
+
+/// Reading blocks on the disk; a thread for that is at hand.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, CallError> + Send + 'static,
+) -> Result<T, CallError> {
+    let span = Span::current();
+    let reading = tokio::task::spawn_blocking(move || span.in_scope(read));
+    reading.await.unwrap_or_else(|error| {
+        error!(%error, "a read panicked");
+        Err(CallError::new(Code::StoreFailed, "the node failed to read"))
+    })
+}
 
 fn row(tx: &ReadTx<'_>, space: SpaceId) -> Result<SpaceRow, CallError> {
     tx.space(space)?.ok_or_else(|| CallError::space_unknown(&space))

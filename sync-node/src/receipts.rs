@@ -83,7 +83,7 @@ impl Receipts {
     pub(crate) async fn heartbeat(&self, gate: &Gate, space: SpaceId) -> Result<Arc<Verified<Receipt>>, CallError> {
         let slot = self.slot(space);
         let mut last = slot.lock().await;
-        let now = gate.watch(space).borrow().seq;
+        let now = gate.watch(space).await?.borrow().seq;
         if let Some(known) = last.as_ref().filter(|known| known.body().seq == now) {
             return Ok(Arc::clone(known));
         }
@@ -104,7 +104,7 @@ impl Receipts {
 
 /// Waits until the log up to `seq` is on the disk.
 pub(crate) async fn wait_durable(gate: &Gate, space: SpaceId, seq: Seq) -> Result<(), CallError> {
-    let mut marks = gate.watch(space);
+    let mut marks = gate.watch(space).await?;
     match marks.wait_for(|marks| marks.durable_seq >= seq).await {
         Ok(_) => Ok(()),
         Err(_closed) => Err(CallError::shutting_down()),

@@ -27,7 +27,7 @@ pub(super) async fn space_push(
     let root: Verified<AclRoot> = read_verified("acl_root", request.acl_root)?;
     let set_home: Verified<AclRecord> = read_verified("set_home", request.set_home)?;
     let row = state.gate.found_space(session, genesis(header, &root, &set_home)?).await?;
-    Ok(position_to_wire(state, row.space, row.position, row.history))
+    position_to_wire(state, row.space, row.position, row.history).await
 }
 
 pub(super) async fn space_pull(
@@ -39,19 +39,24 @@ pub(super) async fn space_pull(
     let ticket = InviteTicket::read(request.invite_proof.as_ref())?;
     let read = state.gate.as_acl_reader(session, space, ticket, |view| Ok((view.row()?, view.position()?)));
     let (row, position) = read.await?;
-    let position = position_to_wire(state, space, position, row.history);
+    let position = position_to_wire(state, space, position, row.history).await?;
     Ok(SpacePullResponse { header: Some(row.header.into()), position: Some(position) })
 }
 
-fn position_to_wire(state: &State, space: SpaceId, position: Position, history: HistoryId) -> SpacePosition {
-    let durable_seq = state.gate.watch(space).borrow().durable_seq.min(position.seq);
-    SpacePosition {
+async fn position_to_wire(
+    state: &State,
+    space: SpaceId,
+    position: Position,
+    history: HistoryId,
+) -> Result<SpacePosition, CallError> {
+    let durable_seq = state.gate.watch(space).await?.borrow().durable_seq.min(position.seq);
+    Ok(SpacePosition {
         space: space.to_bytes(),
         seq: position.seq.0,
         durable_seq: durable_seq.0,
         chain: position.chain.to_bytes(),
         history: Bytes::copy_from_slice(&history.0),
-    }
+    })
 }
 
 /// What a reader wants when the log has been sent.
@@ -71,7 +76,7 @@ pub(super) async fn acl_read(
     let ticket = InviteTicket::read(request.invite_proof.as_ref())?;
     let at_the_end = if request.follow { AtTheEnd::Follow } else { AtTheEnd::Stop };
     let header = state.gate.as_acl_reader(&session, space, ticket.clone(), |view| Ok(view.row()?.header)).await?;
-    let mut marks = state.gate.watch(space);
+    let mut marks = state.gate.watch(space).await?;
     let mut cursor = Seq(request.from_seq);
     answers.send(AclReadResponse { header: Some(header.into()), ..AclReadResponse::default() }).await?;
     loop {

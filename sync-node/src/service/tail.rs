@@ -154,7 +154,7 @@ impl Tail {
             Meeting::AtTheCursor => {}
             Meeting::Rewound(rewound) => return Ok(End::Rewound(rewound)),
         }
-        let mut marks = self.state.gate.watch(self.space);
+        let mut marks = self.state.gate.watch(self.space).await?;
         let mut beats = heartbeats();
         let mut beat = None;
         loop {
