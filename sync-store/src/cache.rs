@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::acl::AclState;
-use sync_core::ids::{AclId, SpaceId};
-use sync_core::log::{Decision, EntryKind, Position};
+use sync_core::ids::{AclId, SpaceId, TreeId};
+use sync_core::log::{Committed, Decision, EntryKind, Position};
 use sync_core::reconcile::SetDigest;
 
 use crate::rows::SpaceCounts;
@@ -126,18 +126,38 @@ pub(crate) struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct JobEffects {
     pub(crate) spaces: BTreeMap<SpaceId, Live>,
-    pub(crate) decisions: Vec<(SpaceId, Decision)>,
+    pub(crate) effects: Effects,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
 }
 
+/// The effects of a job's decisions, told after the commit. Of several that touch one tree (or none) only the last: the
+/// records are in the file already, and the heads of a tree once for each change would fill the memory.
+#[derive(Debug, Default)]
+pub(crate) struct Effects(BTreeMap<(SpaceId, Option<TreeId>), Committed>);
+
+impl Effects {
+    pub(crate) fn add(&mut self, space: SpaceId, decision: Decision) {
+        let tree = decision.tree().map(|update| update.tree);
+        // Nobody sees it before the commit.
+        self.0.insert((space, tree), decision.after_commit());
+    }
+
+    /// In log order within each space.
+    pub(crate) fn into_committed(self) -> Vec<(SpaceId, Committed)> {
+        let mut committed: Vec<_> = self.0.into_iter().map(|((space, _), effects)| (space, effects)).collect();
+        committed.sort_unstable_by_key(|(space, effects)| (*space, effects.position().seq));
+        committed
+    }
+}
+
 impl Batch {
-    /// The job succeeded: the rest of the transaction sees what it did. Returns its decisions.
-    pub(crate) fn absorb(&mut self, effects: JobEffects) -> Vec<(SpaceId, Decision)> {
+    /// The job succeeded: the rest of the transaction sees what it did. Returns what its caller is told after the commit.
+    pub(crate) fn absorb(&mut self, effects: JobEffects) -> Effects {
         self.spaces.extend(effects.spaces);
         self.spaces_created += effects.spaces_created;
         self.bytes += effects.bytes;
-        effects.decisions
+        effects.effects
     }
 }
 

@@ -75,7 +75,8 @@ pub struct Written<T> {
     pub value: T,
     /// The commit that holds the write, or, if it wrote nothing, the last one before its answer: what it read is in there.
     pub commit: CommitNo,
-    /// The effects of the decisions it appended, in order.
+    /// The effects of the decisions it appended, in log order within each space; of several that touch one tree, or that
+    /// touch none, those of the last.
     pub committed: Vec<(SpaceId, Committed)>,
 }
 

@@ -25,11 +25,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::wal::CheckpointMode;
-use sync_core::ids::SpaceId;
 use sync_core::limits;
-use sync_core::log::Decision;
 
-use crate::cache::{Batch, Live, Recent, Staging};
+use crate::cache::{Batch, Effects, Live, Recent, Staging};
 use crate::db::{Db, Session};
 use crate::error::{Severity, StoreError};
 use crate::job::{Job, Message, Ran, Verdict};
@@ -106,7 +104,7 @@ enum WalState {
 /// A job of the present transaction.
 struct InBatch {
     job: Box<dyn Job>,
-    decisions: Vec<(SpaceId, Decision)>,
+    effects: Effects,
 }
 
 /// What a transaction did to the file.
@@ -213,7 +211,7 @@ impl Storage {
     // ---- one transaction --------------------------------------------------------------------------------------------
 
     fn transact(&mut self, first: Box<dyn Job>) -> Result<()> {
-        let mut jobs = vec![InBatch { job: first, decisions: Vec::new() }];
+        let mut jobs = vec![InBatch { job: first, effects: Effects::default() }];
         let mut batch = Batch::default();
         match self.try_transact(&mut jobs, &mut batch) {
             Ok(wrote) => {
@@ -248,7 +246,7 @@ impl Storage {
                 break;
             }
             match self.next_queued() {
-                Some(job) => jobs.push(InBatch { job, decisions: Vec::new() }),
+                Some(job) => jobs.push(InBatch { job, effects: Effects::default() }),
                 None => break,
             }
         }
@@ -296,7 +294,7 @@ impl Storage {
         match ran {
             Ran::Keep => {
                 self.run_sql("RELEASE job")?;
-                current.decisions = batch.absorb(effects);
+                current.effects = batch.absorb(effects);
             }
             Ran::RollBack => {
                 self.run_sql("ROLLBACK TO job")?;
@@ -332,9 +330,8 @@ impl Storage {
     }
 
     fn answer(&self, jobs: Vec<InBatch>) {
-        for InBatch { job, decisions } in jobs {
-            let committed = decisions.into_iter().map(|(space, decision)| (space, decision.after_commit())).collect();
-            job.answer(Verdict::Committed { commit: self.commit, committed });
+        for InBatch { job, effects } in jobs {
+            job.answer(Verdict::Committed { commit: self.commit, committed: effects.into_committed() });
         }
     }
 

@@ -139,7 +139,7 @@ impl<'c> WriteTx<'c> {
         let position = live.head.position;
         let job = &mut self.read.staging_mut().job;
         job.spaces.insert(space, live);
-        job.decisions.push((space, decision));
+        job.effects.add(space, decision);
         Ok(position)
     }
 

@@ -244,3 +244,25 @@ async fn a_broken_tree_row_is_rebuilt_from_the_log() {
     append(&store, space, purge(&acl_now, tree)).await;
     assert_eq!(store.write(move |tx| tx.rebuild_tree(space, tree)).await.unwrap().value, Rebuilt::Unchanged);
 }
+
+#[tokio::test]
+async fn of_many_changes_to_one_tree_the_last_heads_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let space = found(&store, 1).await;
+    let acl_now = acl(&store, space);
+    let (one, two) = (begin(&acl_now, 1), begin(&acl_now, 2));
+    let (first_tree, second_tree) = (tree_of(&one), tree_of(&two));
+    let job = move |tx: &mut crate::WriteTx<'_>| {
+        world::append_in(tx, space, &one)?;
+        world::append_in(tx, space, &two)?;
+        let heads: Vec<ChangeId> = tx.tree(space, first_tree)?.unwrap().heads.into_iter().collect();
+        world::append_in(tx, space, &extend(&acl_now, first_tree, &heads, 9))
+    };
+    let written = store.write::<_, StoreError, _>(job).await.unwrap();
+    let told: Vec<_> =
+        written.committed.iter().map(|(_, c)| (c.position().seq, c.touched().unwrap().clone())).collect();
+    let [(Seq(6), of_second), (Seq(7), of_first)] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(of_second.heads, heads(&store, space, second_tree));
+    assert_eq!(of_first.heads, heads(&store, space, first_tree));
+}
