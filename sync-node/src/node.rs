@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -122,6 +123,7 @@ impl Node {
             receipts: Receipts::new(Arc::clone(&identity)),
             identity,
             tasks: tasks.clone(),
+            verifying: tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
         });
         let server = build_server(&config, state).await?;
         let connections = accept(listener, protection, config.max_connections, &tasks);

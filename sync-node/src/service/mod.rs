@@ -20,7 +20,7 @@ use sync_proto::v1::{
     Proof, PushRequest, PushResponse, SessionToken, SpacePosition, SpacePullRequest, SpacePullResponse,
     SpacePushRequest,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::field::Empty;
@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) gate: Gate,
     pub(crate) receipts: Receipts,
     pub(crate) tasks: Tasks,
+    /// Pushed messages that are verified beside each other: more would only hold memory, and the threads that read.
+    pub(crate) verifying: Semaphore,
 }
 
 /// The `Sync` service of one node.

@@ -69,25 +69,30 @@ pub(super) async fn push(
         }
         Ok(())
     };
-    tokio::try_join!(read(requests, verified), storing).map(|((), ())| ())
+    tokio::try_join!(read(&state, requests, verified), storing).map(|((), ())| ())
 }
 
-async fn read(mut requests: Streaming<PushRequest>, verified: mpsc::Sender<Batch>) -> Result<(), CallError> {
+async fn read(
+    state: &State,
+    mut requests: Streaming<PushRequest>,
+    verified: mpsc::Sender<Batch>,
+) -> Result<(), CallError> {
     while let Some(request) = next(&mut requests).await? {
         request.check()?;
-        if verified.send(verify_request(request).await?).await.is_err() {
+        if verified.send(verify_request(state, request).await?).await.is_err() {
             break;
         }
     }
     Ok(())
 }
 
-async fn verify_request(request: PushRequest) -> Result<Batch, CallError> {
+async fn verify_request(state: &State, request: PushRequest) -> Result<Batch, CallError> {
     let mut seed = [0; 32];
     gate::fill_random(&mut seed)?;
     if request.items.len() <= VERIFY_INLINE_MAX {
         return Ok(verify_items(request, seed));
     }
+    let _turn = state.verifying.acquire().await.map_err(|_closed| CallError::shutting_down())?;
     tokio::task::spawn_blocking(move || verify_items(request, seed)).await.map_err(|failed| {
         error!(error = %failed, "verification panicked");
         CallError::new(sync_core::code::Code::StoreFailed, "the node failed to verify")
