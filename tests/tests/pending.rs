@@ -117,6 +117,27 @@ async fn a_change_with_too_many_parents_is_refused_by_name() -> Outcome {
     Ok(())
 }
 
+/// One more branch than a tree may have: the last write is made anew on top of others, and lands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_finds_the_heads_full_is_rebuilt_on_top_of_some() -> Outcome {
+    let node = NodeProcess::start();
+    let client = TestClient::create("Ada", node.address()).await;
+    let space = client.create_space("Code").await?;
+    let branch = || TreeWrite { parents: Some(Vec::new()), payload: bytes_of("commit") };
+    let tree = NewTree { data_type: "test/1".to_owned(), write_rule: WriteRule::WRITERS };
+    let written = space.create_tree(tree, (0..1025).map(|_| branch()).collect()).await?;
+    let last = *written.writes.last().ok_or("a write")?;
+    space.await_durable_within(last, PATIENCE).await?;
+    space.await_synced().await?;
+    let tree = space.tree(written.tree)?.ok_or("the tree")?;
+    let changes = tree.changes()?;
+    assert_eq!(changes.len(), 1025, "nothing was lost");
+    let joined = changes.iter().filter(|c| c.parents.len() == 32).count();
+    assert_eq!(joined, 1, "the last one joins 32 branches");
+    assert_eq!(tree.snapshot()?.heads.len(), 1024 - 32 + 1);
+    Ok(())
+}
+
 fn bytes_of(text: &'static str) -> bytes::Bytes {
     bytes::Bytes::from_static(text.as_bytes())
 }
