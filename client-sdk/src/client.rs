@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     /// shell must never wait for a space that waits for the shell.
     commands: mpsc::UnboundedSender<Command>,
     spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
+    /// Joins that an earlier process began and that go on in the background.
+    pub(crate) resuming: Mutex<BTreeMap<SpaceId, CancellationToken>>,
     tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -187,6 +189,7 @@ impl Client {
             fresh: fresh_rx,
             commands,
             spaces: Mutex::new(BTreeMap::new()),
+            resuming: Mutex::new(BTreeMap::new()),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         });

@@ -1,7 +1,7 @@
 //! Joining: from a token to a space that is ready. Every step is durable and idempotent; joining again goes on where it
 //! stopped.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, KeyRing, Recipient, seal_keys, seal_profile};
 use sync_proto::v1::{self, acl_read_entry::Entry};
 use sync_store::{Registration, WriteTx};
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use crate::client::{Client, Shared};
@@ -82,6 +83,8 @@ impl Client {
         self.shared.check_token(token.body())?;
         let mut failed = None;
         for space in &token.body().spaces {
+            // From here on this call speaks for the join; what it asks anew must not get the answer to what was asked before.
+            self.shared.stop_resuming(space.space);
             if let Err(error) = self.shared.join_space(&token, space).await {
                 let source = Box::new(error);
                 failed.get_or_insert(JoinError::Space { space: space.space, source });
@@ -128,15 +131,16 @@ impl Client {
             let Ok(token) = token_from_text(&row.token) else { continue };
             let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { continue };
             let shared = self.shared.clone();
+            let stopped = shared.start_resuming(space);
             self.shared.spawn(async move {
-                let joined = tokio::select! {
-                    () = shared.cancel.cancelled() => return,
-                    joined = shared.follow_join(&token, &invited) => joined,
+                let work = async {
+                    if let Err(error) = shared.follow_join(&token, &invited).await {
+                        tracing::info!(space = %space.short(), error = %error, "a join did not finish");
+                        shared.note_join_failed(&token, space, &error).await;
+                    }
                 };
-                if let Err(error) = joined {
-                    tracing::info!(space = %space.short(), error = %error, "a join did not finish");
-                    shared.note_join_failed(&token, space, &error).await;
-                }
+                // Nothing remains of work that was stopped: what matters of it is in the node's log.
+                let _ = stopped.run_until_cancelled(work).await;
             });
         }
         Ok(())
@@ -178,6 +182,19 @@ impl Joining {
 }
 
 impl Shared {
+    /// What ends the background work on a join: the client's end, or a call that takes the join over.
+    fn start_resuming(&self, space: SpaceId) -> CancellationToken {
+        let stop = self.cancel.child_token();
+        self.resuming.lock().unwrap_or_else(PoisonError::into_inner).insert(space, stop.clone());
+        stop
+    }
+
+    fn stop_resuming(&self, space: SpaceId) {
+        if let Some(stop) = self.resuming.lock().unwrap_or_else(PoisonError::into_inner).remove(&space) {
+            stop.cancel();
+        }
+    }
+
     fn check_token(&self, token: &InviteToken) -> Result<(), JoinError> {
         let (expected, actual) = (token.authority, self.address.authority);
         if expected != actual {
@@ -208,10 +225,8 @@ impl Shared {
         token: &Verified<InviteToken>,
         stage: JoinStage,
     ) -> Result<(), JoinError> {
-        let key = format!("{JOIN_PREFIX}{space}");
-        let row = JoinRow { token: token_to_text(token), stage };
-        let bytes = serde_json::to_vec(&row).expect("a join row is always JSON");
-        let sealed = self.local.seal_row(key.as_bytes(), &bytes, &mut rand::rng());
+        let key = join_key(space);
+        let sealed = self.seal_join(&key, token, stage);
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_put(&key, &sealed)?) };
         let written = self.store.write(job).await.map_err(read_from_write)?;
         self.store.durable(written.commit).await?;
@@ -225,20 +240,31 @@ impl Shared {
         Ok(matches!(stage, Some(JoinStage::Requested | JoinStage::Declined)))
     }
 
-    /// After a join in the background failed for good: a decline is kept until somebody is told.
+    /// After a join in the background failed for good: a decline is kept until somebody is told. If somebody was told in the
+    /// meantime, there is nothing to keep.
     async fn note_join_failed(&self, token: &Verified<InviteToken>, space: SpaceId, error: &JoinError) {
-        let noted = if matches!(error, JoinError::Declined) {
-            self.keep_join(space, token, JoinStage::Declined).await
-        } else {
-            self.forget_join(space).await
+        let key = join_key(space);
+        let declined = matches!(error, JoinError::Declined).then(|| self.seal_join(&key, token, JoinStage::Declined));
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            match (tx.kv(&key)?, declined) {
+                (None, _) => Ok(()),
+                (Some(_), Some(row)) => Ok(tx.kv_put(&key, &row)?),
+                (Some(_), None) => Ok(tx.kv_delete(&key)?),
+            }
         };
-        if let Err(error) = noted {
+        if let Err(error) = self.store.write(job).await {
             tracing::warn!(space = %space.short(), error = %error, "the end of a join could not be noted");
         }
     }
 
+    fn seal_join(&self, key: &str, token: &Verified<InviteToken>, stage: JoinStage) -> Vec<u8> {
+        let row = JoinRow { token: token_to_text(token), stage };
+        let bytes = serde_json::to_vec(&row).expect("a join row is always JSON");
+        self.local.seal_row(key.as_bytes(), &bytes, &mut rand::rng())
+    }
+
     async fn forget_join(&self, space: SpaceId) -> Result<(), JoinError> {
-        let key = format!("{JOIN_PREFIX}{space}");
+        let key = join_key(space);
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_delete(&key)?) };
         self.store.write(job).await.map_err(read_from_write)?;
         Ok(())
@@ -378,7 +404,7 @@ impl Shared {
         invited: &InvitedSpace,
         waiting: &std::sync::Mutex<String>,
     ) -> Result<Space, JoinError> {
-        let say = |text: String| *waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text;
+        let say = |text: String| *waiting.lock().unwrap_or_else(PoisonError::into_inner) = text;
         say(match invited.mode {
             InviteMode::Open => "the node to take the join".to_owned(),
             InviteMode::Approval => "an admin to accept the request".to_owned(),
@@ -488,6 +514,10 @@ fn standing(state: &AclState, shared: &Shared) -> Standing {
         Some(RequestStatus::Declined { .. }) => Standing::Declined,
         Some(RequestStatus::Cancelled { .. }) => Standing::Cancelled,
     }
+}
+
+fn join_key(space: SpaceId) -> String {
+    format!("{JOIN_PREFIX}{space}")
 }
 
 fn is_transient(error: &JoinError) -> bool {
