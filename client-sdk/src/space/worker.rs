@@ -10,6 +10,7 @@ use sync_proto::status::Failure;
 use sync_proto::v1;
 use sync_store::{Registration, WriteTx};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyError, Arrived};
 use super::{SpaceInner, headsync, project};
@@ -34,7 +35,7 @@ pub(crate) enum Inbound {
 
 pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inbound>) {
     space.place_misplaced().await;
-    let mut headsync_task = None;
+    let mut comparison = CancellationToken::new();
     loop {
         let inbound = tokio::select! {
             () = space.shared.cancel.cancelled() => return,
@@ -48,12 +49,9 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 space.note_trouble(|t| (t.refused, t.rewound) = (None, None));
                 space.push_wanted.notify_one();
                 // One at a time: a newer connection makes an older comparison worthless.
-                let next = tokio_util::sync::CancellationToken::new();
-                if let Some(previous) = headsync_task.replace(next.clone()) {
-                    let previous: tokio_util::sync::CancellationToken = previous;
-                    previous.cancel();
-                }
-                space.shared.spawn(headsync::run(space.clone(), conn, next));
+                comparison.cancel();
+                comparison = CancellationToken::new();
+                space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
             }
             Some(Inbound::Entries { entries, durable }) => space.entries_arrived(entries, durable).await,
             Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
