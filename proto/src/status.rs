@@ -8,6 +8,7 @@ use sync_core::acl::AclReject;
 use sync_core::code::Code;
 use sync_core::ids::{AclId, Seq};
 use sync_core::log::{Refusal, Reject};
+use sync_core::pb::SignedRecord;
 use sync_core::record::VerifyError;
 
 use crate::WireError;
@@ -28,6 +29,8 @@ pub struct Failure {
     pub retry_after_ms: u64,
     /// With [`Code::AclConflict`]: the head to rebase onto.
     pub acl_head: Option<AclId>,
+    /// With [`Code::DeviceRevoked`], after a proof: the device list that counts.
+    pub device_list: Option<Box<SignedRecord>>,
 }
 
 impl Failure {
@@ -41,6 +44,7 @@ impl Failure {
             subject: Bytes::new(),
             retry_after_ms: 0,
             acl_head: None,
+            device_list: None,
         }
     }
 
@@ -82,6 +86,7 @@ impl TryFrom<ErrorDetail> for Failure {
             subject: detail.subject,
             retry_after_ms: detail.retry_after_ms,
             acl_head: AclId::try_from(detail.acl_head.as_ref()).ok(),
+            device_list: detail.device_list.map(Box::new),
         })
     }
 }
@@ -95,6 +100,7 @@ impl From<&Failure> for ErrorDetail {
             subject: failure.subject.clone(),
             retry_after_ms: failure.retry_after_ms,
             acl_head: failure.acl_head.map_or_else(Bytes::new, |head| head.to_bytes()),
+            device_list: failure.device_list.as_deref().cloned(),
         }
     }
 }

@@ -266,7 +266,8 @@ impl Gate {
                 Some(_) | None => (offered, true),
             };
             if !is_listed(&counts) {
-                return Err(revoked().into());
+                let device_list = Some(Box::new(counts.raw().clone().into()));
+                return Err(Failure { device_list, ..revoked() }.into());
             }
             if is_news {
                 tx.kv_put(&key, &counts.raw().to_vec())?;

@@ -66,18 +66,21 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
     fill_random(&mut token)?;
     // The session is in the table before the list is looked at: a newer list that comes in between ends it.
     let token = state.sessions.admit(token, candidate, link)?;
-    match state.gate.keep_device_list(device, device_list).await {
-        Ok(Some(counts)) => state.sessions.revoke_unlisted(counts.body()),
-        Ok(None) => {}
+    let counts = match state.gate.keep_device_list(device, device_list).await {
+        Ok(counts) => counts,
         Err(error) => {
             state.sessions.discard(&token);
             return Err(error);
         }
+    };
+    if let Some(counts) = &counts {
+        state.sessions.revoke_unlisted(counts.body());
     }
     metrics::session_opened();
     link.note_proven();
     let expires_in_ms = millis(limits::SESSION_IDLE_MAX);
-    Ok(SessionToken { token: Bytes::copy_from_slice(token.as_bytes()), expires_in_ms })
+    let device_list = counts.map(|list| list.into_raw().into());
+    Ok(SessionToken { token: Bytes::copy_from_slice(token.as_bytes()), expires_in_ms, device_list })
 }
 
 /// What is kept must not keep the whole message: its parts are slices of one buffer.
