@@ -6,27 +6,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sync_core::acl::{AclState, RequestStatus, sign_join_proof, sign_read_proof};
+use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
 use sync_core::code::Code;
-use sync_core::ids::{EntryId, HistoryId, Seq, SpaceId, TreeId};
+use sync_core::ids::{Seq, SpaceId, TreeId};
 use sync_core::limits;
-use sync_core::log::{Genesis, Position, Reject, genesis};
-use sync_core::record::{
-    AclContent, AclRecord, InviteMode, InviteToken, InvitedSpace, JoinClaim, RawRecord, Role, Verified, verify_as,
-};
+use sync_core::log::Reject;
+use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
 use sync_core::token::{token_from_text, token_to_text};
-use sync_e2ee::{InviteSecret, KeyRing, Recipient, seal_keys, seal_profile};
-use sync_proto::v1::{self, acl_read_entry::Entry};
-use sync_store::{Registration, WriteTx};
+use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
+use sync_proto::v1::{self};
+use sync_store::WriteTx;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
 
+use crate::acl_read::{AclRead, Follow, Standing, standing};
 use crate::client::{Client, Shared};
 use crate::clock;
-use crate::connect::{Conn, failure};
 use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::members::{keys_for, sign_record};
-use crate::space::{Space, SpaceInner, absorb};
+use crate::space::{Space, SpaceInner};
 use crate::synced::Readability;
 
 const JOIN_PREFIX: &str = "join/";
@@ -282,7 +279,7 @@ impl Shared {
         self.link(sync_core::session::Input::Wake);
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
-            let mut acl = self.read_acl(invited, Follow::No).await?;
+            let mut acl = self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await?;
             match standing(&acl.state, self) {
                 Standing::Member => {
                     self.keep_join(invited.space, token, JoinStage::Joined).await?;
@@ -329,7 +326,7 @@ impl Shared {
     }
 
     fn join_content(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<AclContent, JoinError> {
-        let secret = InviteSecret::from_bytes(invited.invite_secret);
+        let secret = secret_of(invited);
         let (state, account) = (&acl.state, self.account.id());
         let invite = state.live_invite(&secret.id()).map_err(|e| AclError::from(Reject::Acl(e)))?;
         let role = invite.content.role;
@@ -374,7 +371,7 @@ impl Shared {
                 return Ok(self.open_space(invited.space)?);
             }
             let followed = async {
-                let acl = self.read_acl(invited, Follow::UntilDecided).await?;
+                let acl = self.read_acl(invited.space, Some(&secret_of(invited)), Follow::UntilDecided).await?;
                 match standing(&acl.state, self) {
                     Standing::Member => {
                         self.keep_join(invited.space, token, JoinStage::Joined).await?;
@@ -435,22 +432,6 @@ impl Shared {
     fn has_space(&self, space: SpaceId) -> Result<bool, ReadError> {
         Ok(self.store.read(|tx| tx.space(space))?.is_some())
     }
-
-    /// Keeps the beginning of a log that we are a member of, and opens it: the rest comes by its tail.
-    async fn adopt(self: &Arc<Self>, acl: &AclRead) -> Result<(), JoinError> {
-        let genesis = acl.genesis.clone();
-        let space = genesis.space();
-        let history = acl.history;
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
-            tx.create_space(&genesis, history)?;
-            let mut state = tx.node_state(space)?;
-            state.registration = Registration::Registered;
-            Ok(tx.put_node_state(space, &state)?)
-        };
-        self.store.write(job).await.map_err(read_from_write)?;
-        self.open_space(space)?;
-        Ok(())
-    }
 }
 
 impl SpaceInner {
@@ -493,27 +474,8 @@ impl SpaceInner {
     }
 }
 
-/// How this account stands in an ACL.
-enum Standing {
-    Member,
-    Pending,
-    Declined,
-    Cancelled,
-    Stranger,
-}
-
-fn standing(state: &AclState, shared: &Shared) -> Standing {
-    let account = shared.account.id();
-    if state.members.contains_key(&account) {
-        return Standing::Member;
-    }
-    let latest = state.requests.values().filter(|r| r.claim.account == account).max_by_key(|r| r.at);
-    match latest.map(|r| &r.status) {
-        None | Some(RequestStatus::Accepted { .. }) => Standing::Stranger,
-        Some(RequestStatus::Pending) => Standing::Pending,
-        Some(RequestStatus::Declined { .. }) => Standing::Declined,
-        Some(RequestStatus::Cancelled { .. }) => Standing::Cancelled,
-    }
+fn secret_of(invited: &InvitedSpace) -> InviteSecret {
+    InviteSecret::from_bytes(invited.invite_secret)
 }
 
 fn join_key(space: SpaceId) -> String {
@@ -540,147 +502,4 @@ fn is_transient(error: &JoinError) -> bool {
 
 fn read_from_write(error: sync_store::WriteError<ReadError>) -> JoinError {
     from_store_write(error).into()
-}
-
-// ---- reading an ACL from outside ------------------------------------------------------------------------------------
-
-/// An ACL log read from the node and checked from the space id down.
-struct AclRead {
-    genesis: Genesis,
-    history: HistoryId,
-    state: AclState,
-    position: Position,
-    records: Vec<RawRecord>,
-}
-
-/// When a read of the ACL ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Follow {
-    No,
-    /// When our request was decided.
-    UntilDecided,
-}
-
-impl AclRead {
-    /// The keys that an open invite gives.
-    fn open_with(&self, secret: &InviteSecret, shared: &Shared) -> Result<KeyRing, JoinError> {
-        let mut ring = KeyRing::new(shared.account.clone());
-        ring.hold_invite(secret.clone());
-        let mut epoch = sync_core::ids::Epoch(0);
-        for record in &self.records {
-            // A seal to somebody else that is wrong is not our affair; a missing key shows when it is needed.
-            let _ = absorb(&mut ring, record.clone(), &mut epoch, &self.state);
-        }
-        Ok(ring)
-    }
-
-    fn take(&mut self, entry: v1::AclReadEntry) -> Result<(), JoinError> {
-        let bad = |text: String| JoinError::NodeFault(text);
-        let next = match entry.entry.ok_or_else(|| bad("an empty entry".to_owned()))? {
-            Entry::Id(id) => self.position.after(&EntryId::try_from(id.as_ref()).map_err(|e| bad(e.to_string()))?),
-            Entry::Acl(record) => {
-                let raw = RawRecord::try_from(record).map_err(|e| bad(e.to_string()))?;
-                let record: Verified<AclRecord> = verify_as(raw).map_err(|e| bad(e.to_string()))?;
-                let next = self.position.after(&record.id());
-                self.state = self.state.apply(&record, next.seq).map_err(|e| bad(e.to_string()))?;
-                self.records.push(record.into_raw());
-                next
-            }
-        };
-        if next.seq != Seq(entry.seq) {
-            return Err(bad(format!("entry {} where {} belongs", entry.seq, next.seq)));
-        }
-        self.position = next;
-        Ok(())
-    }
-}
-
-impl Shared {
-    /// Reads the ACL of a space as the holder of an invite (or as a member, or with a request), checking every step.
-    async fn read_acl(&self, invited: &InvitedSpace, follow: Follow) -> Result<AclRead, JoinError> {
-        let opening = async {
-            let conn = self.conn().await?;
-            let stream = self.open_acl_read(&conn, invited, follow).await?;
-            Ok::<_, CallError>((conn, stream))
-        };
-        let opened = tokio::time::timeout(limits::UNARY_TIMEOUT, opening).await;
-        let (_conn, mut stream) = opened.map_err(|_| self.timed_out())??;
-        let mut read: Option<AclRead> = None;
-        let mut header = None;
-        let mut first = None;
-        loop {
-            let message = match follow {
-                Follow::No => tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message())
-                    .await
-                    .map_err(|_| CallError::TimedOut)?,
-                Follow::UntilDecided => stream.message().await,
-            };
-            let message = message.map_err(|s| CallError::from(failure(&s)))?;
-            let Some(message) = message else {
-                return read.ok_or_else(|| JoinError::NodeFault("the ACL ended before it began".to_owned()));
-            };
-            header = header.or(message.header);
-            for entry in message.entries {
-                match (&mut read, &first) {
-                    (Some(read), _) => read.take(entry)?,
-                    (None, None) => first = Some(entry),
-                    (None, Some(first)) => read = Some(begin(invited.space, header.as_ref(), first, &entry)?),
-                }
-            }
-            let Some(read_so_far) = &read else { continue };
-            let complete = message.complete_to_seq != 0 && read_so_far.position.seq.0 >= message.complete_to_seq;
-            let decided = !matches!(standing(&read_so_far.state, self), Standing::Pending);
-            match follow {
-                Follow::No if complete => break,
-                Follow::UntilDecided if complete && decided => break,
-                Follow::No | Follow::UntilDecided => {}
-            }
-        }
-        read.ok_or_else(|| JoinError::NodeFault("an ACL without a beginning".to_owned()))
-    }
-
-    async fn open_acl_read(
-        &self,
-        conn: &Conn,
-        invited: &InvitedSpace,
-        follow: Follow,
-    ) -> Result<Streaming<v1::AclReadResponse>, CallError> {
-        let secret = InviteSecret::from_bytes(invited.invite_secret);
-        let signature = sign_read_proof(secret.signing_key(), &conn.nonces(), invited.space, self.account.id());
-        let proof = v1::InviteProof { invite: secret.id().to_bytes(), signature: signature.to_vec().into() };
-        let request = v1::AclReadRequest {
-            space: invited.space.to_bytes(),
-            from_seq: 0,
-            follow: follow == Follow::UntilDecided,
-            invite_proof: Some(proof),
-        };
-        Ok(conn.rpc().acl_read(request).await.map_err(|s| CallError::from(failure(&s)))?.into_inner())
-    }
-}
-
-/// The first two entries, against the space id that the token names.
-fn begin(
-    space: SpaceId,
-    header: Option<&sync_core::pb::SignedRecord>,
-    first: &v1::AclReadEntry,
-    second: &v1::AclReadEntry,
-) -> Result<AclRead, JoinError> {
-    let bad = |text: String| JoinError::NodeFault(text);
-    let raw = |entry: &v1::AclReadEntry| match &entry.entry {
-        Some(Entry::Acl(record)) => RawRecord::try_from(record.clone()).map_err(|e| bad(e.to_string())),
-        Some(Entry::Id(_)) | None => Err(bad("the log does not begin with ACL records".to_owned())),
-    };
-    let header = header.ok_or_else(|| bad("no header".to_owned()))?.clone();
-    let header = RawRecord::try_from(header).map_err(|e| bad(e.to_string()))?;
-    let header = verify_as(header).map_err(|e| bad(e.to_string()))?;
-    let (first, second) = (raw(first)?, raw(second)?);
-    let root = verify_as(first.clone()).map_err(|e| bad(e.to_string()))?;
-    let set_home = verify_as(second.clone()).map_err(|e| bad(e.to_string()))?;
-    let genesis = genesis(header, &root, &set_home).map_err(|e| bad(e.to_string()))?;
-    if genesis.space() != space {
-        return Err(bad(format!("this is {}, not the space of the invite", genesis.space())));
-    }
-    let state = genesis.acl().clone();
-    let position = genesis.entries()[1].position;
-    Ok(AclRead { genesis, history: HistoryId([0; 16]), state, position, records: vec![first, second] })
 }

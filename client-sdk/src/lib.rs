@@ -36,6 +36,7 @@
 //! No way to rebuild or invalidate a live tree, no way to start or stop sync by hand, no rules of its own: those are in
 //! `sync-core`, and the same on every replica.
 
+mod acl_read;
 mod client;
 mod clock;
 mod connect;
