@@ -155,6 +155,7 @@ pub(crate) fn of_acl(error: &AclError) -> Exit {
         AclError::Seal(_) | AclError::Record(_) => Exit::Internal,
         AclError::NoRequest { .. } | AclError::NothingToPromise { .. } => Exit::NotFound,
         AclError::NotDurable(error) => of_not_synced(error),
+        AclError::Write(error) => of_write(error),
     }
 }
 

@@ -199,6 +199,19 @@ impl From<RpcError> for CallError {
 }
 
 impl CallError {
+    /// True if the same call may succeed a moment later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Offline { .. } | Self::TimedOut | Self::Broken(_) => true,
+            Self::Refused(failure) => matches!(
+                failure.code,
+                Code::SessionExpired | Code::Overloaded | Code::ShuttingDown | Code::StoreFailed | Code::StoreFull
+            ),
+            Self::BadAnswer(_) => false,
+        }
+    }
+
     /// The stable name.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -235,6 +248,14 @@ pub enum AclError {
     NotDurable(#[source] Box<NotSynced>),
     #[error("the record cannot be made")]
     Record(#[from] sync_core::record::VerifyError),
+    #[error("what the new member is meant to see could not be written")]
+    Write(#[source] Box<WriteError>),
+}
+
+impl From<WriteError> for AclError {
+    fn from(error: WriteError) -> Self {
+        Self::Write(Box::new(error))
+    }
 }
 
 impl From<StoreError> for AclError {
@@ -257,6 +278,7 @@ impl AclError {
             Self::NothingToPromise { .. } => "BAD_FRONTIER",
             Self::NotDurable(_) => "NOT_DURABLE",
             Self::Record(_) => "MALFORMED",
+            Self::Write(error) => error.code(),
         }
     }
 }

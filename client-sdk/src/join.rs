@@ -14,15 +14,14 @@ use sync_core::log::Reject;
 use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
-use sync_proto::v1::{self};
 use sync_store::WriteTx;
 use tokio_util::sync::CancellationToken;
 
-use crate::acl_read::{AclRead, Follow, Standing, standing};
+use crate::acl::read::{AclRead, Follow, Standing, standing};
+use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
 use crate::clock;
 use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
-use crate::members::{keys_for, sign_record};
 use crate::space::{Space, SpaceInner};
 use crate::synced::Readability;
 
@@ -316,12 +315,7 @@ impl Shared {
         let record = sign_record(self, &acl.state, contents)?;
         // What the rules refuse here, they refuse everywhere.
         acl.state.apply(&record, Seq(u64::MAX)).map_err(|e| AclError::from(Reject::Acl(e)))?;
-        let request = v1::AclAppendRequest {
-            space: invited.space.to_bytes(),
-            record: Some(record.into_raw().into()),
-            invite_proof: None,
-        };
-        self.acl_append(request).await?;
+        self.append_once(invited.space, &record).await?;
         Ok(())
     }
 
@@ -343,7 +337,7 @@ impl Shared {
                 let ring = acl.open_with(&secret, self)?;
                 let keys = ring.keys(state.epoch).ok_or(ReadError::NoKeys)?;
                 let to = Recipient::Account(account);
-                let keys = keys_for(state, role, keys);
+                let keys = keys_for(state.options.history, role, keys);
                 let seal =
                     seal_keys(Some(invited.space), state.epoch, to, &keys, &mut rand::rng()).map_err(AclError::from)?;
                 Ok(AclContent::JoinByInvite { claim, seals: vec![seal] })
@@ -484,20 +478,8 @@ fn join_key(space: SpaceId) -> String {
 
 fn is_transient(error: &JoinError) -> bool {
     let JoinError::Acl(AclError::Call(call)) = error else { return false };
-    match call {
-        CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) => true,
-        CallError::Refused(failure) => matches!(
-            failure.code,
-            Code::SessionExpired
-                | Code::Overloaded
-                | Code::ShuttingDown
-                | Code::StoreFailed
-                | Code::StoreFull
-                | Code::AclConflict
-                | Code::RequiresMissing
-        ),
-        CallError::BadAnswer(_) => false,
-    }
+    let passes = |f: &sync_proto::status::Failure| matches!(f.code, Code::AclConflict | Code::RequiresMissing);
+    call.is_transient() || matches!(call, CallError::Refused(failure) if passes(failure))
 }
 
 fn read_from_write(error: sync_store::WriteError<ReadError>) -> JoinError {

@@ -36,7 +36,7 @@
 //! No way to rebuild or invalidate a live tree, no way to start or stop sync by hand, no rules of its own: those are in
 //! `sync-core`, and the same on every replica.
 
-mod acl_read;
+mod acl;
 mod client;
 mod clock;
 mod connect;
@@ -45,7 +45,6 @@ mod events;
 mod home;
 mod join;
 mod link;
-mod members;
 pub mod object;
 mod objects;
 mod space;
@@ -53,12 +52,12 @@ mod status;
 mod synced;
 mod types;
 
+pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, JoinRequest, Preparation};
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};
 pub use events::{Event, Events};
 pub use home::Unlock;
 pub use join::{JoinInfo, JoinStage, Joining};
-pub use members::{Invite, InviteInfo, InviteOptions, JoinRequest};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
 pub use space::{LoggedChange, MemberInfo, NewTree, ParentRef, Space, Tree, TreeSnapshot, TreeWrite, TreeWritten};
@@ -72,7 +71,7 @@ pub use sync_core::ids::{
     AccountId, AclId, AuthorityId, Chain, ChangeId, DeviceId, IdError, InviteId, NodeId, Seq, SpaceId, TreeId,
 };
 pub use sync_core::receipt::{ReceiptError, SignedReceipt};
-pub use sync_core::record::{InviteMode, InviteToken, Role, Who, WriteRule};
+pub use sync_core::record::{HistoryMode, InviteMode, InviteToken, Role, SpaceOptions, Who, WriteRule};
 pub use sync_core::token::{AddressError, NodeAddress, TokenError, token_from_text};
 pub use sync_e2ee::{Mnemonic, MnemonicError};
 pub use sync_store::{OpenError as StoreOpenError, Registration, WriteId, WriteState};

@@ -85,6 +85,14 @@ impl Update {
         self.with(Op::RemoveFromSet { field: field.into(), value: element.into() })
     }
 
+    pub(crate) fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    pub(crate) fn into_ops(self) -> Vec<Op> {
+        self.ops
+    }
+
     fn with(mut self, op: Op) -> Self {
         self.ops.push(op);
         self

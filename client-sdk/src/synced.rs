@@ -103,6 +103,11 @@ impl Space {
 }
 
 impl SpaceInner {
+    /// [`Space::await_durable`].
+    pub(crate) async fn durable_within(&self, write: WriteId) -> Result<SignedReceipt, NotSynced> {
+        self.within(DEADLINE, self.durable(&[write])).await
+    }
+
     async fn within<T>(
         &self,
         deadline: Duration,

@@ -68,6 +68,8 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A unary call.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an act on an ACL is made again while other admins are faster.
+pub const ACL_INTENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a session token lives unused.
 pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(3600);
 /// The first pause before a failed item is tried again.

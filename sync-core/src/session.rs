@@ -85,7 +85,9 @@ pub fn verify_proof(
 pub struct Moment(pub Duration);
 
 impl Moment {
-    fn plus(self, pause: Duration) -> Self {
+    /// The moment `pause` later.
+    #[must_use]
+    pub fn plus(self, pause: Duration) -> Self {
         Self(self.0 + pause)
     }
 }

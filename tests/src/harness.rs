@@ -213,7 +213,7 @@ pub async fn accept(
     promised: &[TreeId],
 ) -> Outcome<Space> {
     let request = request_of(space, member).await?;
-    space.approve(request, Some(role), promised).await?;
+    space.approve(request, Some(role), |w| Ok(w.promise_trees(promised))).await?;
     Ok(joining.ready(PATIENCE).await?.remove(0))
 }
 

@@ -714,7 +714,7 @@ async fn an_invite_that_does_not_admit_says_why() -> Outcome {
     let revoked = space.invite(InviteOptions::approval()).await?;
     let mut patched = admin.patched(node.address()).await;
     let pen = pen(&mut patched, &space).await;
-    let revoke = pen.acl(AclContent::RevokeInvite { invite: revoked.id, rotation: None });
+    let revoke = pen.acl(AclContent::RevokeInvite { invite: revoked.id(), rotation: None });
     patched.append(space.id(), pen.signed(&revoke, None)).await?;
     space.await_synced().await?;
 

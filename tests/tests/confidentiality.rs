@@ -96,7 +96,11 @@ async fn story() -> Result<Story, Box<dyn std::error::Error>> {
     let (third, _) = Client::create(third.node(address.clone()).name(nasturtium)).await?;
     let joining = third.join(&approval).await?;
     space.await_synced().await?;
-    space.approve(space.request_of(third.account())?, None, &[objects.tree_id(packet_type, packet)?]).await?;
+    space
+        .approve(space.request_of(third.account())?, None, |w| {
+            Ok(w.promise_trees(&[objects.tree_id(packet_type, packet)?]))
+        })
+        .await?;
     joining.ready(PATIENCE).await?;
     third.close().await;
 

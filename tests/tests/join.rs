@@ -40,7 +40,7 @@ async fn s56_declined_then_asked_again() -> Outcome {
 
     let joining = member.join(&token).await?;
     assert_eq!(member.joins()?[0].stage, JoinStage::Requested);
-    space.approve(pending(&space).await, None, &[]).await?;
+    space.approve_as(pending(&space).await, None).await?;
     joining.ready(PATIENCE).await?;
     assert!(member.joins()?.is_empty());
     Ok(())
@@ -56,7 +56,7 @@ async fn a_join_goes_on_in_the_next_process() -> Outcome {
     let token = space.invite(InviteOptions::approval()).await?.token;
     member.join(&token).await?;
     let member = member.reopen().await;
-    space.approve(pending(&space).await, None, &[]).await?;
+    space.approve_as(pending(&space).await, None).await?;
     let joined = member.join(&token).await?.ready(PATIENCE).await?.remove(0);
     joined.await_synced().await?;
     assert_eq!(space.requests()?.len(), 1);

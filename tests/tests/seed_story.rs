@@ -92,7 +92,7 @@ async fn s02_ready_waits_for_what_the_token_names() -> Outcome {
     let joining = member.join(&invite.token).await?;
     assert_eq!(member.joins()?[0].stage, JoinStage::Requested);
     let request = request_of(&space, &member).await?;
-    space.approve(request, None, &[]).await?;
+    space.approve_as(request, None).await?;
     let not_ready = joining.ready(A_MOMENT).await;
     assert!(matches!(&not_ready, Err(JoinError::NotReady { .. })), "{not_ready:?}");
     let joined = member.space(space.id())?;
@@ -119,12 +119,12 @@ async fn s02_ready_waits_for_what_the_acceptance_promises() -> Outcome {
     let invite = space.invite(InviteOptions::approval()).await?;
     let joining = member.join(&invite.token).await?;
     let request = request_of(&space, &member).await?;
-    let nothing = space.approve(request, None, &[tree]).await;
+    let nothing = space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await;
     assert!(matches!(nothing, Err(AclError::NothingToPromise { tree: named }) if named == tree), "{nothing:?}");
 
     space.objects().put("profile", &member.own(), json!({ "name": "Member" })).await?;
     relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
-    space.approve(request, None, &[tree]).await?;
+    space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await?;
     let not_ready = joining.ready(A_MOMENT).await;
     assert!(matches!(&not_ready, Err(JoinError::NotReady { .. })), "{not_ready:?}");
     relay.heal();
@@ -332,7 +332,7 @@ async fn s26_node_killed_between_request_and_approval() -> Outcome {
     node.restart();
     admin.connected(PATIENCE).await?;
     let request = request_of(&space, &member).await?;
-    space.approve(request, None, &[tree]).await?;
+    space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await?;
     node.kill();
     node.restart();
     member.reconnect();
@@ -359,11 +359,11 @@ async fn s26_a_join_whose_answer_was_lost() -> Outcome {
         relay.heal();
         let joining = member.join(&invite.token).await?;
         if options == InviteOptions::approval() {
-            space.approve(request_of(&space, &member).await?, None, &[]).await?;
+            space.approve_as(request_of(&space, &member).await?, None).await?;
         }
         let joined = joining.ready(PATIENCE).await?.remove(0);
         joined.await_synced().await?;
-        let uses = joined.acl()?.invites.get(&invite.id).map(|i| i.uses);
+        let uses = joined.acl()?.invites.get(&invite.id()).map(|i| i.uses);
         assert_eq!(uses, Some(1));
     }
     Ok(())

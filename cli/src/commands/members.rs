@@ -27,6 +27,7 @@ pub(crate) async fn invite(app: &App, args: Invite) -> Result<Answer, CliError> 
             max_uses: args.uses,
             must_see: trees(&args.must_see)?,
             requires: trees(&args.requires)?,
+            label: None,
         };
         let spinner = app.out.spinner("pushing what the invite is for");
         let not_pushed = pushed_before(app, space).await?;
@@ -38,7 +39,7 @@ pub(crate) async fn invite(app: &App, args: Invite) -> Result<Answer, CliError> 
         }
         let json = json!({
             "space": space.id().to_string(),
-            "invite": invite.id.to_string(),
+            "invite": invite.id().to_string(),
             "token": invite.token,
             "not_pushed": not_pushed,
         });
@@ -275,7 +276,7 @@ pub(crate) async fn approve(app: &App, args: Approve) -> Result<Answer, CliError
         for request in &requests {
             let promised = promised(app, space, &args.promise, request)?;
             let _spinner = app.out.spinner(format!("accepting {}", request.account.short()));
-            space.approve(request.id, role, &promised).await?;
+            space.approve(request.id, role, |w| Ok(w.promise_trees(&promised))).await?;
         }
         answer_decided(app, space, &requests, "accepted")
     })

@@ -31,7 +31,7 @@ pub(crate) use live::read_object;
 pub use live::{LoggedChange, Tree, TreeSnapshot};
 pub(crate) use project::{open_row, type_tag};
 pub(crate) use worker::Inbound;
-pub(crate) use write::ObjectKey;
+pub(crate) use write::{MakeOps, ObjectKey};
 pub use write::{NewTree, ParentRef, TreeWrite, TreeWritten};
 
 const EVENTS_KEPT: usize = 4096;
@@ -281,7 +281,7 @@ impl Space {
         let info = |(account, member): (&AccountId, &sync_core::acl::Member)| MemberInfo {
             account: *account,
             role: member.role,
-            name: crate::members::open_name(&ring, self.inner.id, member.profile_epoch, &member.profile_ct)
+            name: crate::acl::open_name(&ring, self.inner.id, member.profile_epoch, &member.profile_ct)
                 .or_else(|| self.inner.shared.own_name(account)),
             joined: member.joined,
         };

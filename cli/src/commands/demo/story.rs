@@ -138,11 +138,12 @@ impl<'a> Story<'a> {
         self.timeline.say(Actor::Admin, format!("sees that {} asks", account.short()))?;
         let id = account.to_string();
         let profile = json!({ "name": "Bo", "note": SECRET_NOTE, "welcome": ["привет", "你好", "أهلا"] });
-        atlas.objects().put(PROFILE, &id, profile.clone()).await?;
-        let tree = atlas.objects().tree_id(PROFILE, &id)?;
-        self.timeline.say(Actor::Admin, "writes the member's profile, after the request")?;
-        atlas.approve(request, None, &[tree]).await?;
-        self.timeline.say(Actor::Admin, "accepts, and promises the profile: it is on the node's disk already")?;
+        let write = |w: &mut client_sdk::Preparation| {
+            w.put(PROFILE, &id, profile.clone())?;
+            Ok(())
+        };
+        atlas.approve(request, None, write).await?;
+        self.timeline.say(Actor::Admin, "writes the member's profile, and accepts once it is on the node's disk")?;
         Ok(profile)
     }
 

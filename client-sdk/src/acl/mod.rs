@@ -1,0 +1,237 @@
+//! Acts on who is in a space and what they may do there.
+//!
+//! Every act is an *intent* ([`AclChange`]): from it and the present ACL the contents of one record are made. If another admin
+//! was faster, they are made again on the new ACL; the rules are asked before anything is sent. [`Space::plan`] makes the same
+//! contents and only says what they would do.
+
+mod change;
+mod invites;
+mod plan;
+mod preparation;
+pub(crate) mod read;
+mod requests;
+
+use std::sync::Arc;
+
+use sync_core::acl::{AclState, InviteStatus};
+use sync_core::code::Code;
+use sync_core::ids::{AccountId, AclId, Epoch, Seq, SpaceId};
+use sync_core::limits;
+use sync_core::log::Reject;
+use sync_core::record::{AclContent, AclRecord, HistoryMode, InviteMode, Role, Rotation, Verified};
+use sync_e2ee::{HistoryAccess, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
+use sync_proto::v1::{self, acl_append_response::Outcome};
+
+use crate::clock;
+use crate::connect::failure;
+use crate::error::{AclError, CallError, ReadError};
+use crate::space::SpaceInner;
+
+pub use change::AclChange;
+pub use invites::{Invite, InviteInfo, InviteOptions};
+pub use plan::{AclPlan, Effect};
+pub use preparation::Preparation;
+pub use requests::JoinRequest;
+
+/// Makes the contents of a record for an ACL; none if the intent is fulfilled already.
+pub(crate) type MakeContents<'a> = dyn Fn(&AclState) -> Result<Vec<AclContent>, AclError> + Send + Sync + 'a;
+
+impl SpaceInner {
+    /// Appends an ACL record for an intent, and waits until it is part of our own log.
+    pub(crate) async fn append_acl(self: &Arc<Self>, make: &MakeContents<'_>) -> Result<(), AclError> {
+        let registered = tokio::time::timeout(limits::UNARY_TIMEOUT, self.registered()).await;
+        registered.map_err(|_| self.shared.timed_out())??;
+        let until = clock::now().plus(limits::ACL_INTENT_TIMEOUT);
+        let mut attempts = 0;
+        loop {
+            let acl = self.acl()?;
+            let contents = make(&acl)?;
+            if contents.is_empty() {
+                return Ok(());
+            }
+            let record = sign_record(&self.shared, &acl, contents)?;
+            // What the rules refuse here, they refuse everywhere.
+            acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
+            attempts += 1;
+            match self.shared.offer(self.id, &record).await {
+                Ok(seq) => return Ok(self.reaches(seq).await?),
+                Err(CallError::Refused(refused)) if refused.code == Code::AclConflict => {
+                    self.acl_moves_from(acl.head).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if self.acl()?.records.contains_key(&record.id().into()) {
+                // An answer was lost on the way, and the second offer met the first.
+                return Ok(());
+            }
+            if clock::now() > until {
+                return Err(AclError::Contended { attempts });
+            }
+        }
+    }
+
+    /// Waits until the node has the space, for as long as it takes.
+    pub(crate) async fn registered(&self) -> Result<(), CallError> {
+        let mut moved = self.moved.subscribe();
+        while !self.shared.is_registered(self.id) {
+            moved.changed().await.map_err(|_| self.shared.offline())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until our log holds `seq`.
+    pub(crate) async fn reaches(&self, seq: Seq) -> Result<(), CallError> {
+        let mut watermarks = self.shared.store.watch(self.id);
+        let reached = watermarks.wait_for(|w| w.seq >= seq);
+        let waited = tokio::time::timeout(limits::UNARY_TIMEOUT, reached).await;
+        waited.map_err(|_| CallError::TimedOut)?.map_err(|_| self.shared.offline())?;
+        Ok(())
+    }
+
+    async fn acl_moves_from(&self, head: AclId) -> Result<(), AclError> {
+        let mut watermarks = self.shared.store.watch(self.id);
+        let moves = async {
+            loop {
+                watermarks.borrow_and_update();
+                if self.acl()?.head != head {
+                    return Ok::<_, AclError>(());
+                }
+                watermarks.changed().await.map_err(|_| self.shared.offline())?;
+            }
+        };
+        tokio::time::timeout(limits::UNARY_TIMEOUT, moves).await.map_err(|_| CallError::TimedOut)?
+    }
+
+    /// The keys of the present epoch.
+    fn current_keys(&self, acl: &AclState) -> Result<SpaceKeys, AclError> {
+        let ring = self.shared.store.read(|tx| self.ring_of(tx, acl))?;
+        Ok(ring.keys(acl.epoch).ok_or(ReadError::NoKeys)?.clone())
+    }
+
+    /// New keys for those who hold the present ones by right, without some of them.
+    fn rotation(
+        &self,
+        acl: &AclState,
+        without: &[AccountId],
+        invites: OpenInvites<'_>,
+    ) -> Result<(Rotation, SpaceKeys), AclError> {
+        let keys = self.current_keys(acl)?;
+        let stays = |account: &AccountId| !without.contains(account);
+        let members: Vec<_> = acl
+            .members
+            .iter()
+            .filter(|(account, _)| stays(account))
+            .map(|(account, m)| (*account, access(acl.options.history, m.role)))
+            .collect();
+        let mut rng = rand::rng();
+        let (mut rotation, new_keys) = make_rotation(acl.space, (acl.epoch, &keys), &members, &mut rng)?;
+        let OpenInvites::Reseal { except } = invites else { return Ok((rotation, new_keys)) };
+        for (id, invite) in &acl.invites {
+            let is_open = invite.status == InviteStatus::Live && invite.content.mode == InviteMode::Open;
+            // A leaver may hold the secret of an open invite: the next rotation closes them all.
+            if is_open && !acl.rotation_owed && except != Some(id) {
+                let keys = keys_for(acl.options.history, invite.content.role, &new_keys);
+                let to = Recipient::Invite(*id);
+                rotation.invite_seals.push(seal_keys(Some(acl.space), rotation.epoch, to, &keys, &mut rng)?);
+            }
+        }
+        Ok((rotation, new_keys))
+    }
+}
+
+/// What a rotation does with open invites.
+#[derive(Clone, Copy)]
+enum OpenInvites<'a> {
+    /// Those that live on get the new keys.
+    Reseal { except: Option<&'a sync_core::ids::InviteId> },
+    /// The record closes them.
+    Close,
+}
+
+fn access(history: HistoryMode, role: Role) -> HistoryAccess {
+    match history {
+        HistoryMode::All if role > Role::Guest => HistoryAccess::WithHistory,
+        HistoryMode::All | HistoryMode::SinceJoin => HistoryAccess::WithoutHistory,
+    }
+}
+
+/// The keys that a role is given: the way back to older epochs only where the space lets its members read history.
+pub(crate) fn keys_for(history: HistoryMode, role: Role, keys: &SpaceKeys) -> SpaceKeys {
+    match access(history, role) {
+        HistoryAccess::WithHistory => keys.clone(),
+        HistoryAccess::WithoutHistory => keys.without_history(),
+    }
+}
+
+/// True if a new member of this role is not to read what was written before.
+fn reads_from_now_on(history: HistoryMode, role: Role) -> bool {
+    match access(history, role) {
+        HistoryAccess::WithHistory => false,
+        HistoryAccess::WithoutHistory => true,
+    }
+}
+
+/// The next record of an ACL log.
+pub(crate) fn sign_record(
+    shared: &crate::client::Shared,
+    acl: &AclState,
+    contents: Vec<AclContent>,
+) -> Result<Verified<AclRecord>, AclError> {
+    let record = AclRecord {
+        space: acl.space,
+        prev: acl.head,
+        index: acl.index + 1,
+        author: shared.account.id(),
+        at_ms: clock::wall_ms(),
+        seen: None,
+        contents,
+    };
+    Ok(Verified::sign(&record, shared.account.signing_key(), None)?)
+}
+
+impl crate::client::Shared {
+    /// Offers a record to the node until it says yes or no: a broken connection leaves open what became of it, and the same
+    /// record a second time is answered with where it stands.
+    pub(crate) async fn offer(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+        let offering = async {
+            loop {
+                match self.append_once(space, record).await {
+                    Err(error) if error.is_transient() && !matches!(error, CallError::Offline { .. }) => {
+                        tracing::debug!(space = %space.short(), error = %error, "an ACL record is offered again");
+                        tokio::time::sleep(limits::RETRY_FIRST / 10).await;
+                    }
+                    said => return said,
+                }
+            }
+        };
+        tokio::time::timeout(limits::UNARY_TIMEOUT, offering).await.map_err(|_| self.timed_out())?
+    }
+
+    /// One AclAppend; the position of the record, durable.
+    pub(crate) async fn append_once(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+        let record = Some(record.raw().clone().into());
+        let request = v1::AclAppendRequest { space: space.to_bytes(), record, invite_proof: None };
+        let call = async {
+            let conn = self.conn().await?;
+            conn.rpc().acl_append(request).await.map_err(|s| CallError::from(failure(&s)))
+        };
+        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await;
+        let answer = answer.map_err(|_| self.timed_out())??.into_inner();
+        match answer.outcome {
+            Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => Ok(Seq(seq)),
+            None => Err(CallError::BadAnswer("an append without an outcome".to_owned())),
+        }
+    }
+
+    /// Why a call timed out: no session all the time, or a silent node.
+    pub(crate) fn timed_out(&self) -> CallError {
+        if self.connection.borrow().online().is_some() { CallError::TimedOut } else { self.offline() }
+    }
+}
+
+/// The name in a profile or label that is encrypted to the members of an epoch.
+pub(crate) fn open_name(ring: &KeyRing, space: SpaceId, epoch: Epoch, profile_ct: &[u8]) -> Option<String> {
+    let plain = open_profile(space, epoch, ring.keys(epoch)?, profile_ct).ok()?;
+    let profile: serde_json::Value = serde_json::from_slice(&plain).ok()?;
+    profile.get("name")?.as_str().map(str::to_owned)
+}

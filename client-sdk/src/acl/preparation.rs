@@ -1,0 +1,172 @@
+//! What a new member is meant to find: written and durable before the member is let in.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+use sync_core::ids::{AccountId, TreeId};
+use sync_core::record::TreeHeads;
+use sync_store::WriteId;
+
+use crate::error::{AclError, ReadError, WriteError};
+use crate::object::{self, Existence, ObjectState, Op};
+use crate::objects::Update;
+use crate::space::{MakeOps, ObjectKey, SpaceInner};
+
+/// What [`crate::Space::approve`] writes and promises before it lets somebody in.
+///
+/// Every object that is named here is on the node's disk before the acceptance is appended, the acceptance names its heads,
+/// and the new member is not *ready* before it has them. The other order cannot be written down.
+#[derive(Debug)]
+pub struct Preparation {
+    account: AccountId,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    key: Result<ObjectKey, TreeId>,
+    act: Act,
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Put(Map<String, Value>),
+    Update(Update),
+    /// It is there already.
+    Promise,
+}
+
+impl Preparation {
+    pub(super) const fn new(account: AccountId) -> Self {
+        Self { account, steps: Vec::new() }
+    }
+
+    /// The account that is let in.
+    #[must_use]
+    pub fn account(&self) -> AccountId {
+        self.account
+    }
+
+    /// Writes fields of an object, as [`crate::Objects::put`] does, and promises the object.
+    ///
+    /// # Errors
+    /// [`WriteError`] if these cannot be fields or names of an object.
+    pub fn put(&mut self, object_type: &str, id: &str, fields: Value) -> Result<&mut Self, WriteError> {
+        let Value::Object(fields) = fields else { return Err(WriteError::NotAnObject) };
+        object::check_exact(&Value::Object(fields.clone()))?;
+        let key = ObjectKey::new(object_type, id)?;
+        self.steps.push(Step { key: Ok(key), act: Act::Put(fields) });
+        Ok(self)
+    }
+
+    /// Applies operations to an object that exists, and promises the object.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the operations are not acceptable.
+    pub fn update(&mut self, object_type: &str, id: &str, update: Update) -> Result<&mut Self, WriteError> {
+        object::check(update.ops())?;
+        let key = ObjectKey::new(object_type, id)?;
+        self.steps.push(Step { key: Ok(key), act: Act::Update(update) });
+        Ok(self)
+    }
+
+    /// Promises an object as it is.
+    ///
+    /// # Errors
+    /// [`WriteError::BadName`].
+    pub fn promise(&mut self, object_type: &str, id: &str) -> Result<&mut Self, WriteError> {
+        let key = ObjectKey::new(object_type, id)?;
+        self.steps.push(Step { key: Ok(key), act: Act::Promise });
+        Ok(self)
+    }
+
+    /// Promises trees as they are: the application's own, or objects'.
+    pub fn promise_trees(&mut self, trees: &[TreeId]) {
+        self.steps.extend(trees.iter().map(|tree| Step { key: Err(*tree), act: Act::Promise }));
+    }
+}
+
+/// Whether a new member reads what was written before it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    OfHistory,
+    /// What it is meant to see is written once more, with the keys that it gets.
+    FromNowOn,
+}
+
+impl SpaceInner {
+    /// Makes the writes of a preparation durable at the node; returns the trees that it promises.
+    pub(super) async fn prepare(
+        self: &std::sync::Arc<Self>,
+        preparation: &Preparation,
+        reader: Reader,
+    ) -> Result<Vec<TreeId>, AclError> {
+        let mut promised = BTreeSet::new();
+        let mut writes: Vec<(ObjectKey, Box<MakeOps>)> = Vec::new();
+        for step in &preparation.steps {
+            match &step.key {
+                Ok(key) => {
+                    promised.insert(self.object_tree(key)?);
+                    writes.push((key.clone(), make(key.clone(), step.act.clone(), reader)));
+                    if let (Act::Update(_), Reader::FromNowOn) = (&step.act, reader) {
+                        writes.push((key.clone(), make(key.clone(), Act::Promise, reader)));
+                    }
+                }
+                Err(tree) => drop(promised.insert(*tree)),
+            }
+        }
+        if !writes.is_empty() {
+            self.write_objects(writes).await?;
+        }
+        for write in self.pending_writes(&promised)? {
+            self.durable_within(write).await.map_err(|e| AclError::NotDurable(Box::new(e)))?;
+        }
+        Ok(promised.into_iter().collect())
+    }
+
+    /// Own writes to these trees that are not known to be on the node's disk.
+    fn pending_writes(&self, trees: &BTreeSet<TreeId>) -> Result<Vec<WriteId>, ReadError> {
+        let outbox = self.shared.store.read(|tx| tx.outbox(self.id))?;
+        Ok(outbox.into_iter().filter(|w| trees.contains(&w.tree)).map(|w| w.id).collect())
+    }
+
+    /// Heads of the promised trees, as logged.
+    pub(super) fn frontier(&self, promised: &[TreeId]) -> Result<Vec<TreeHeads>, AclError> {
+        self.shared.store.read(|tx| {
+            let mut frontier = Vec::with_capacity(promised.len());
+            for tree in promised {
+                let state = tx.tree(self.id, *tree)?.ok_or(AclError::NothingToPromise { tree: *tree })?;
+                frontier.push(TreeHeads { tree: *tree, heads: state.heads.into_iter().collect() });
+            }
+            Ok(frontier)
+        })
+    }
+}
+
+fn make(key: ObjectKey, act: Act, reader: Reader) -> Box<MakeOps> {
+    Box::new(move |state: Option<&ObjectState>| ops(state, act, reader, &key))
+}
+
+fn ops(state: Option<&ObjectState>, act: Act, reader: Reader, key: &ObjectKey) -> Result<Vec<Op>, WriteError> {
+    let exists = state.is_some_and(ObjectState::exists);
+    let mut fields = state.map(ObjectState::fields).unwrap_or_default();
+    let mut ops = match (act, reader) {
+        (Act::Update(_) | Act::Promise, _) if !exists => {
+            return Err(WriteError::NoSuchObject { object_type: key.object_type.clone(), id: key.id.clone() });
+        }
+        (Act::Update(update), _) => return Ok(update.into_ops()),
+        (Act::Promise, Reader::OfHistory) => return Ok(Vec::new()),
+        (Act::Put(wanted), Reader::OfHistory) => object::diff(&fields, &wanted),
+        (act @ (Act::Put(_) | Act::Promise), Reader::FromNowOn) => {
+            if let Act::Put(wanted) = act {
+                fields.extend(wanted);
+            }
+            fields.into_iter().map(|(field, value)| Op::Set { field, value }).collect()
+        }
+    };
+    if !exists || reader == Reader::FromNowOn {
+        ops.push(Op::Exists(Existence::Present));
+    }
+    object::check(&ops)?;
+    Ok(ops)
+}
