@@ -152,6 +152,8 @@ pub struct AclState {
     pub members: BTreeMap<AccountId, Member>,
     /// Former members who were removed, and where.
     pub removed: BTreeMap<AccountId, Seq>,
+    /// Former members who left by themselves, and where.
+    pub left: BTreeMap<AccountId, Seq>,
     pub invites: BTreeMap<InviteId, Invite>,
     pub requests: BTreeMap<AclId, Request>,
     /// A member left since the last rotation.
@@ -181,6 +183,7 @@ impl AclState {
             records: BTreeMap::from([(root.id().into(), at)]),
             members: BTreeMap::from([(body.owner, owner)]),
             removed: BTreeMap::new(),
+            left: BTreeMap::new(),
             invites: BTreeMap::new(),
             requests: BTreeMap::new(),
             rotation_owed: false,
@@ -192,6 +195,12 @@ impl AclState {
     #[must_use]
     pub fn role(&self, account: &AccountId) -> Option<Role> {
         self.members.get(account).map(|m| m.role)
+    }
+
+    /// The entry that ended the last membership of an account; `None` for members, and for those who never were.
+    #[must_use]
+    pub fn membership_ended(&self, account: &AccountId) -> Option<Seq> {
+        self.removed.get(account).or_else(|| self.left.get(account)).copied()
     }
 
     /// An invite that may still be used, by anybody who has not used it.
@@ -322,6 +331,7 @@ impl AclState {
                     return Err(AclReject::OwnerCannotLeave);
                 }
                 self.members.remove(&author);
+                self.left.insert(author, at);
                 self.rotation_owed = true;
             }
             AclContent::RotateKey { rotation } => {
@@ -512,6 +522,7 @@ impl AclState {
             return Err(AclReject::LimitReached { what: "members", max: limits::MEMBERS_MAX });
         }
         self.removed.remove(&account);
+        self.left.remove(&account);
         // Nothing of a request outlives the membership that came another way.
         if let Some((request, _)) = self.pending_request(&account) {
             self.settle(&request, RequestStatus::Cancelled { at });

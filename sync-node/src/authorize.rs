@@ -4,15 +4,18 @@
 //! |---|---|
 //! | member | everything |
 //! | account with a pending request, holder of a live invite | the ACL log |
-//! | account whose request was decided (whatever became of the invite), account that was removed | the ACL log, up to that |
+//! | former member (removed, or left) | the log and its ACL, up to and including what ended its membership |
+//! | account whose request was decided, whatever became of the invite | the ACL log, up to that |
 //! | everybody else | nothing |
+//!
+//! A former member gets its part of the log by HeadUpdates alone, where its replica grows: Fetch, HeadSync and Certify speak of
+//! the present, and are for members.
 
 use bytes::Bytes;
-use sync_core::acl::{AclReject, AclState, Request, RequestStatus};
+use sync_core::acl::{self, AclReject, AclState, Request, RequestStatus};
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, InviteId, Seq};
 use sync_core::log::{Refusal, Reject};
-use sync_core::{acl, pb};
 use sync_proto::status::Failure;
 use sync_proto::{WireError, id, v1};
 
@@ -58,6 +61,16 @@ pub(crate) fn require_member(acl: &AclState, session: &Session) -> Result<(), Ca
     if acl.members.contains_key(&session.account()) { Ok(()) } else { Err(CallError::forbidden(&acl.space)) }
 }
 
+/// Where a subscription of the log must end, if it comes after `cursor`: nowhere for a member; for one who no longer is, with
+/// the entry that ended its membership. Until there the log was its own to read.
+///
+/// # Errors
+/// `FORBIDDEN` if there is nothing after `cursor` that the caller may see, ever.
+pub(crate) fn log_access(acl: &AclState, session: &Session, cursor: Seq) -> Result<Option<Seq>, CallError> {
+    let Err(forbidden) = require_member(acl, session) else { return Ok(None) };
+    acl.membership_ended(&session.account()).filter(|ended| *ended > cursor).map(Some).ok_or(forbidden)
+}
+
 /// What of the ACL log a caller may read.
 ///
 /// # Errors
@@ -71,13 +84,13 @@ pub(crate) fn acl_access(
     if acl.members.contains_key(&account) || has_pending_request(acl, &account) {
         return Ok(AclAccess::Whole);
     }
-    let removed = acl.removed.get(&account).copied();
+    let ended = acl.membership_ended(&account);
     let decision = last_decision(acl, &account);
     match ticket.map(|ticket| check_ticket(acl, session, ticket)) {
         Some(Ok(())) => Ok(AclAccess::Whole),
-        // The decision can be read although the invite did not outlive it. One from before a removal was read as a member.
-        Some(Err(why)) => decision.filter(|at| Some(*at) > removed).map(AclAccess::UpTo).ok_or(why),
-        None => removed.max(decision).map(AclAccess::UpTo).ok_or_else(|| CallError::forbidden(&acl.space)),
+        // The decision can be read although the invite did not outlive it. One from before the end was read as a member.
+        Some(Err(why)) => decision.filter(|at| Some(*at) > ended).map(AclAccess::UpTo).ok_or(why),
+        None => ended.max(decision).map(AclAccess::UpTo).ok_or_else(|| CallError::forbidden(&acl.space)),
     }
 }
 
@@ -118,32 +131,7 @@ fn check_ticket(state: &AclState, session: &Session, ticket: &InviteTicket) -> R
     }
 }
 
-/// True if the record, which stands in the log, is the one by which `account` lost its membership.
-pub(crate) fn ends_membership(body: &pb::AclRecord, account: &AccountId) -> bool {
-    use pb::acl_content::Content;
-    let by_author = body.author.as_ref() == account.as_bytes();
-    body.contents.iter().filter_map(|c| c.content.as_ref()).any(|content| match content {
-        Content::Leave(_) => by_author,
-        Content::RemoveMembers(removal) => removal.accounts.iter().any(|a| a.as_ref() == account.as_bytes()),
-        Content::SetHome(_)
-        | Content::CreateInvite(_)
-        | Content::RevokeInvite(_)
-        | Content::JoinByInvite(_)
-        | Content::RequestJoin(_)
-        | Content::CancelJoin(_)
-        | Content::AcceptJoin(_)
-        | Content::DeclineJoin(_)
-        | Content::AddMembers(_)
-        | Content::ChangeRole(_)
-        | Content::RotateKey(_)
-        | Content::Reseal(_)
-        | Content::SetOptions(_)
-        | Content::TransferOwnership(_)
-        | Content::DeleteSpace(_) => false,
-    })
-}
-
-/// What a caller who may not read the ACL is told: what is wrong, not where the log stands.
+/// What a caller who may not read the whole ACL is told: what is wrong, not where the log stands.
 pub(crate) fn without_positions(error: CallError) -> CallError {
     match error {
         CallError::Failed(failure) if failure.code == Code::AclConflict => {

@@ -4,26 +4,25 @@
 //! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
 //! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use prost::Message as _;
 use sync_core::acl::AclState;
 use sync_core::code::Code;
 use sync_core::ids::{AclId, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::log::{
     self, Admission, DecideError, EntryKind, Genesis, Outcome, Position, Refusal, Submission, View as _,
 };
 use sync_core::reconcile::{Element, SetDigest};
 use sync_core::record::{DeviceList, RawRecord, TreeHeads, Verified, verify_as};
 use sync_core::tree::heads_hash;
-use sync_core::{limits, pb};
 use sync_proto::status::Failure;
 use sync_store::{ChangeLink, Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
 use tokio::sync::watch;
 use tracing::{Span, error};
 
-use crate::authorize::{AclAccess, InviteTicket, acl_access, ends_membership, require_member, without_positions};
+use crate::authorize::{AclAccess, InviteTicket, acl_access, log_access, require_member, without_positions};
 use crate::clock;
 use crate::failure::CallError;
 use crate::session::{Session, revoked};
@@ -89,7 +88,7 @@ impl Gate {
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             require_member(&acl, &session)?;
-            read(&MemberView { tx, space, acl })
+            read(&MemberView { tx, space })
         })
         .await
     }
@@ -112,7 +111,7 @@ impl Gate {
         .await
     }
 
-    /// Reads on for a subscription that began as a member's, and may have stopped being one after `cursor`.
+    /// Reads what comes after `cursor` for a subscription: a member's, or of one who stopped being a member after `cursor`.
     pub(crate) async fn as_subscriber<T: Send + 'static>(
         &self,
         session: &Session,
@@ -124,7 +123,7 @@ impl Gate {
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
-            let last = last_for_subscriber(tx, &acl, &session, cursor)?;
+            let last = log_access(&acl, &session, cursor)?;
             read(&TailView { tx, space, last })
         })
         .await
@@ -206,10 +205,10 @@ impl Gate {
             }
             let admission = admission(tx, space, authority)?;
             let verdict = submit(tx, space, &record, &admission)?.map_err(CallError::from);
-            // A joiner is told why; who could not read the ACL anyway is not told where it stands.
+            // A joiner is told why; who may not read the ACL to its end is not told where that is.
             match acl_access(&acl, &session, ticket.as_ref()) {
-                Ok(AclAccess::Whole | AclAccess::UpTo(_)) => verdict,
-                Err(_) => verdict.map_err(without_positions),
+                Ok(AclAccess::Whole) => verdict,
+                Ok(AclAccess::UpTo(_)) | Err(_) => verdict.map_err(without_positions),
             }
         };
         let (taken, disk) = self.write(append).await?;
@@ -299,21 +298,11 @@ impl Gate {
 pub(crate) struct MemberView<'t, 'c> {
     tx: &'t ReadTx<'c>,
     space: SpaceId,
-    acl: Arc<AclState>,
 }
 
 impl MemberView<'_, '_> {
     pub(crate) fn position(&self) -> Result<Position, CallError> {
         Ok(row(self.tx, self.space)?.position)
-    }
-
-    pub(crate) fn history(&self) -> Result<HistoryId, CallError> {
-        Ok(row(self.tx, self.space)?.history)
-    }
-
-    /// The log up to an entry; `None` beyond its end.
-    pub(crate) fn position_at(&self, seq: Seq) -> Result<Option<Position>, CallError> {
-        Ok(self.tx.position_at(self.space, seq)?)
     }
 
     pub(crate) fn standing(&self, trees: &[TreeId]) -> Result<Standing, CallError> {
@@ -364,10 +353,6 @@ impl MemberView<'_, '_> {
             wanted.pop_front();
         }
         Ok(rows)
-    }
-
-    pub(crate) fn acl(&self) -> &AclState {
-        &self.acl
     }
 }
 
@@ -481,7 +466,7 @@ impl AclLine {
 pub(crate) struct TailView<'t, 'c> {
     tx: &'t ReadTx<'c>,
     space: SpaceId,
-    /// The entry that ended the caller's membership.
+    /// The entry that ended the caller's membership: for it, the log ends there.
     last: Option<Seq>,
 }
 
@@ -490,11 +475,32 @@ pub(crate) struct TailPage {
     pub(crate) rows: Vec<LogRow>,
     /// Of the trees that the rows touch and that no later entry touches.
     pub(crate) heads: Vec<TreeHeads>,
+    /// What is durable of the log, as far as this caller may know.
+    pub(crate) durable_seq: Seq,
     /// After these rows, nothing may be shown to this caller any more.
     pub(crate) is_all: IsAll,
 }
 
 impl TailView<'_, '_> {
+    /// The end of the log as this caller may know it.
+    pub(crate) fn position(&self) -> Result<Position, CallError> {
+        let end = row(self.tx, self.space)?.position;
+        match self.last.filter(|last| *last < end.seq) {
+            None => Ok(end),
+            Some(last) => self.tx.position_at(self.space, last)?.ok_or_else(|| CallError::space_unknown(&self.space)),
+        }
+    }
+
+    /// The log up to an entry; `None` beyond its end.
+    pub(crate) fn position_at(&self, seq: Seq) -> Result<Option<Position>, CallError> {
+        let is_hidden = self.last.is_some_and(|last| seq > last);
+        if is_hidden { Ok(None) } else { Ok(self.tx.position_at(self.space, seq)?) }
+    }
+
+    pub(crate) fn history(&self) -> Result<HistoryId, CallError> {
+        Ok(row(self.tx, self.space)?.history)
+    }
+
     /// Entries after `cursor` that are durable: what a power cut could take is shown to nobody.
     pub(crate) fn page(&self, cursor: Seq, durable_seq: Seq) -> Result<TailPage, CallError> {
         let mut rows = self.tx.entries(self.space, cursor, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
@@ -503,9 +509,13 @@ impl TailView<'_, '_> {
         rows.retain(|row| row.position.seq <= end);
         let reached = rows.last().map_or(cursor, |row| row.position.seq);
         let is_all = if self.last.is_some_and(|last| reached >= last) { IsAll::Yes } else { IsAll::No };
-        let heads = self.heads_of_touched(&rows, reached)?;
+        let heads = match self.last {
+            None => self.heads_of_touched(&rows, reached)?,
+            // Which trees were touched since is part of what comes after the end.
+            Some(_) => Vec::new(),
+        };
         rows.iter_mut().for_each(|row| withhold_damage(self.space, row));
-        Ok(TailPage { rows, heads, is_all })
+        Ok(TailPage { rows, heads, durable_seq: end, is_all })
     }
 
     /// Heads are stored as of the end of the log. They are those after `reached` where none of them lies beyond it.
@@ -591,26 +601,6 @@ fn row(tx: &ReadTx<'_>, space: SpaceId) -> Result<SpaceRow, CallError> {
 
 fn end_of(tx: &ReadTx<'_>, space: SpaceId) -> Result<Seq, CallError> {
     Ok(row(tx, space)?.position.seq)
-}
-
-/// `None` for a member. For one who no longer is: the entry that ended it, which must lie after `cursor`.
-fn last_for_subscriber(
-    tx: &ReadTx<'_>,
-    acl: &AclState,
-    session: &Session,
-    cursor: Seq,
-) -> Result<Option<Seq>, CallError> {
-    let Err(forbidden) = require_member(acl, session) else { return Ok(None) };
-    let since: BTreeMap<Seq, AclId> =
-        acl.records.iter().filter(|(_, at)| **at > cursor).map(|(id, at)| (*at, *id)).collect();
-    for at in since.keys() {
-        let Some(entry) = tx.entry_at(acl.space, *at)? else { continue };
-        let body = pb::AclRecord::decode(entry.record.body.clone());
-        if body.is_ok_and(|body| ends_membership(&body, &session.account())) {
-            return Ok(Some(*at));
-        }
-    }
-    Err(forbidden)
 }
 
 fn standing(tx: &ReadTx<'_>, space: SpaceId, trees: &[TreeId]) -> Result<Standing, CallError> {

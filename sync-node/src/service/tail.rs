@@ -174,7 +174,8 @@ impl Tail {
     /// Compares the subscriber's ladder with the node's chain.
     async fn meet(&self, ladder: Vec<Position>) -> Result<Meeting, CallError> {
         let cursor = self.cursor;
-        let meet = move |view: &crate::gate::MemberView<'_, '_>| {
+        let space = self.space;
+        let meet = move |view: &crate::gate::TailView<'_, '_>| {
             let end = view.position()?;
             let holds = |point: &Position| Ok::<_, CallError>(view.position_at(point.seq)? == Some(*point));
             let continues = match ladder.first() {
@@ -192,14 +193,14 @@ impl Tail {
                 }
             }
             Ok(Meeting::Rewound(Rewound {
-                space: view.acl().space.to_bytes(),
+                space: space.to_bytes(),
                 common_seq: common.0,
                 node_seq: end.seq.0,
                 node_chain: end.chain.to_bytes(),
                 history: Bytes::copy_from_slice(&view.history()?.0),
             }))
         };
-        self.state.gate.as_member(&self.session, self.space, meet).await
+        self.state.gate.as_subscriber(&self.session, self.space, cursor, meet).await
     }
 
     /// Sends what lies between the cursor and the durable end of the log.
@@ -214,7 +215,7 @@ impl Tail {
             let is_all = page.is_all;
             let Some(last) = page.rows.last() else { return Ok(is_all) };
             self.cursor = last.position.seq;
-            place.send(self.page_to_wire(page, mark.durable_seq));
+            place.send(self.page_to_wire(page));
             if is_all == IsAll::Yes {
                 return Ok(IsAll::Yes);
             }
@@ -222,7 +223,8 @@ impl Tail {
         Ok(IsAll::No)
     }
 
-    fn page_to_wire(&mut self, page: TailPage, durable_seq: Seq) -> HeadUpdatesResponse {
+    fn page_to_wire(&mut self, page: TailPage) -> HeadUpdatesResponse {
+        let durable_seq = page.durable_seq;
         metrics::entries_sent(page.rows.len());
         let heads = page.heads.iter().map(Into::into).collect();
         let entries = page.rows.into_iter().map(|row| self.entry(row)).collect();

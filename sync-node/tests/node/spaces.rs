@@ -2,7 +2,7 @@
 
 use crate::common::{Caller, Person, Space, Stage, code, invite_id, key};
 use sync_core::code::Code;
-use sync_core::ids::AuthorityId;
+use sync_core::ids::{AuthorityId, Seq};
 use sync_core::record::{AclContent, JoinClaim, Role};
 use sync_node::{Node, NodeConfig};
 use sync_proto::v1::{
@@ -74,6 +74,28 @@ async fn a_decision_is_readable_although_the_invite_did_not_outlive_it() {
     let ticket = bob.invite_proof(&invite, stage.space.id);
     let entries = acl_read(&mut bob, &stage.space, Some(ticket)).await.unwrap();
     assert_eq!(entries.last().unwrap().seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_reads_the_acl_up_to_its_leaving_and_is_not_told_where_the_log_stands() {
+    let mut stage = Stage::new().await;
+    let bob = Person::new(2);
+    stage.add(&bob, Role::Writer).await;
+    let mut on_line = Caller::connect(&stage.node, &bob).await;
+    let left = stage.space.acl(&bob, AclContent::Leave);
+    on_line.append(stage.space.id, &left).await.unwrap();
+    stage.write(1, &["after"]).await;
+    let again = stage.space.clone().acl(&bob, AclContent::Leave);
+    stage.add(&Person::new(3), Role::Reader).await;
+
+    let entries = acl_read(&mut on_line, &stage.space, None).await.unwrap();
+    assert_eq!(entries.last().map(|entry| entry.seq), Some(4));
+    let request = on_line.request(SpacePullRequest { space: stage.space.id.to_bytes(), invite_proof: None });
+    let pulled = on_line.client.space_pull(request).await.unwrap().into_inner().position.unwrap();
+    assert_eq!((pulled.seq, pulled.durable_seq), (4, 4));
+    let conflict = on_line.append(stage.space.id, &again).await.unwrap_err();
+    let failure = sync_proto::status::Failure::from_status(&conflict).unwrap();
+    assert_eq!((failure.code, failure.log_seq, failure.acl_head), (Code::AclConflict, Seq::ZERO, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

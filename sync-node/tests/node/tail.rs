@@ -215,6 +215,67 @@ async fn a_leaver_sees_that_it_left() {
     assert_eq!(entries_then_refusal(&mut tail).await, (vec![4], Code::Forbidden.number()));
 }
 
+/// The replica of a member grows by the tail alone: what came while it was away is how it learns that it is out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_removed_or_left_while_away_reads_on_to_that_entry() {
+    for leaves in [false, true] {
+        let mut stage = Stage::new().await;
+        let (alice, bob) = (Person::new(1), Person::new(2));
+        stage.add(&bob, Role::Writer).await;
+        let mut on_line = Caller::connect(&stage.node, &bob).await;
+        stage.write(1, &["before"]).await;
+        let ending = match leaves {
+            true => stage.space.acl(&bob, AclContent::Leave),
+            false => stage.space.remove(&alice, &bob, &[&alice]),
+        };
+        match leaves {
+            true => on_line.append(stage.space.id, &ending).await.unwrap(),
+            false => stage.alice.append(stage.space.id, &ending).await.unwrap(),
+        }
+        stage.write(2, &["after"]).await;
+
+        let forbidden = Code::Forbidden.number();
+        let mut tail = Tail::of(&mut on_line, stage.space.subscribe(0)).await;
+        assert_eq!(entries_then_refusal(&mut tail).await, ((1..=6).collect(), forbidden));
+        let mut tail = Tail::of(&mut on_line, stage.space.subscribe(5)).await;
+        let update = tail.update().await;
+        assert_eq!((update.entries.len(), update.durable_seq), (1, 6), "how long the log is now, is not its to know");
+        assert_eq!(entries_then_refusal(&mut tail).await, (vec![], forbidden));
+        for cursor in [6, 7, 8, 9] {
+            let mut tail = Tail::of(&mut on_line, stage.space.subscribe(cursor)).await;
+            assert_eq!(entries_then_refusal(&mut tail).await, (vec![], forbidden), "from {cursor}");
+        }
+
+        let ids = [stage.space.root.id(), stage.space.set_home.id()];
+        let second = ids.iter().fold(Position::start(&stage.space.id), |position, id| position.after(id));
+        let ladder = vec![ChainPoint { seq: 4, chain: Bytes::from_static(&[7; 32]) }, ChainPoint::from(&second)];
+        let subscribe = Subscribe { space: stage.space.id.to_bytes(), cursor: 4, ladder };
+        match Tail::of(&mut on_line, subscribe).await.frame().await {
+            Frame::Rewound(rewound) => assert_eq!((rewound.common_seq, rewound.node_seq), (2, 6)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_came_back_is_a_plain_member_and_who_went_again_reads_to_the_last_end() {
+    let mut stage = Stage::new().await;
+    let (alice, bob) = (Person::new(1), Person::new(2));
+    let mut on_line = Caller::connect(&stage.node, &bob).await;
+    stage.add(&bob, Role::Writer).await;
+    let left = stage.space.acl(&bob, AclContent::Leave);
+    on_line.append(stage.space.id, &left).await.unwrap();
+    stage.add(&bob, Role::Reader).await;
+    stage.write(1, &["back"]).await;
+    assert_eq!(Tail::of(&mut on_line, stage.space.subscribe(0)).await.seqs_to(7).await, (1..=7).collect::<Vec<_>>());
+
+    let removed = stage.space.remove(&alice, &bob, &[&alice]);
+    stage.alice.append(stage.space.id, &removed).await.unwrap();
+    stage.write(2, &["after"]).await;
+    let mut tail = Tail::of(&mut on_line, stage.space.subscribe(0)).await;
+    assert_eq!(entries_then_refusal(&mut tail).await, ((1..=8).collect(), Code::Forbidden.number()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_is_a_receipt_that_subscribers_share() {
     let mut stage = Stage::new().await;
