@@ -22,6 +22,8 @@ pub const HEADS_MAX: usize = 1024;
 pub const IDS_PER_REQUEST_MAX: usize = 1000;
 /// Contents of one ACL record.
 pub const ACL_CONTENTS_MAX: usize = 64;
+/// Devices on an account's list.
+pub const DEVICES_MAX: usize = 64;
 /// Members of a space.
 pub const MEMBERS_MAX: usize = 1000;
 /// Live invites of a space.

@@ -74,13 +74,14 @@ impl Kind {
     pub const fn body_bytes_max(self) -> usize {
         match self {
             Self::AclRecord | Self::AclRoot => limits::ACL_BODY_BYTES_MAX,
-            Self::Receipt | Self::DeviceList => limits::TOKEN_CHARS_MAX,
+            Self::Receipt => limits::TOKEN_CHARS_MAX,
             Self::InviteToken => limits::TOKEN_BODY_BYTES_MAX,
             Self::SpaceHeader
             | Self::TreeRoot
             | Self::TreeChange
             | Self::Tombstone
             | Self::DeviceCertificate
+            | Self::DeviceList
             | Self::NodeCertificate
             | Self::HistoryStarted => limits::BODY_BYTES_MAX,
         }

@@ -25,7 +25,7 @@ use tracing::{Span, error};
 use crate::authorize::{AclAccess, InviteTicket, acl_access, log_access, require_member, without_positions};
 use crate::clock;
 use crate::failure::CallError;
-use crate::session::{Session, revoked};
+use crate::session::Session;
 
 /// Log rows read at a time as ids only.
 const IDS_PAGE_MAX: usize = 4096;
@@ -247,31 +247,21 @@ impl Gate {
 
     /// Keeps a device list if it is newer than the one that is known; the one that counts comes back, and is on the disk.
     /// Version 0 declares nothing: until an account made a list, every device that it certified may open sessions.
-    ///
-    /// # Errors
-    /// `DEVICE_REVOKED` if the device is not on the list that counts.
     pub(crate) async fn keep_device_list(
         &self,
-        device: sync_core::ids::DeviceId,
         offered: Verified<DeviceList>,
     ) -> Result<Option<Verified<DeviceList>>, CallError> {
         let keep = move |tx: &mut WriteTx<'_>| {
             let key = format!("device-list/{}", offered.body().account);
             let known = tx.kv(&key)?.map(|bytes| read_device_list(&bytes)).transpose()?;
-            let is_listed = |list: &Verified<DeviceList>| list.body().devices.binary_search(&device).is_ok();
-            let (counts, is_news) = match known {
-                Some(known) if known.body().version >= offered.body().version => (known, false),
-                None if offered.body().version == 0 => return Ok(None),
-                Some(_) | None => (offered, true),
-            };
-            if !is_listed(&counts) {
-                let device_list = Some(Box::new(counts.raw().clone().into()));
-                return Err(Failure { device_list, ..revoked() }.into());
+            match known {
+                Some(known) if known.body().version >= offered.body().version => Ok(Some(known)),
+                None if offered.body().version == 0 => Ok(None),
+                Some(_) | None => {
+                    tx.kv_put(&key, &offered.raw().to_vec())?;
+                    Ok::<_, CallError>(Some(offered))
+                }
             }
-            if is_news {
-                tx.kv_put(&key, &counts.raw().to_vec())?;
-            }
-            Ok(Some(counts))
         };
         let (counts, disk) = self.write(keep).await?;
         self.durable(disk).await?;

@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
 
 const RECORDS: &str = "headwater_records_total";
 const SESSIONS: &str = "headwater_sessions_opened_total";
+const SESSIONS_REVOKED: &str = "headwater_sessions_revoked_total";
 const SUBSCRIPTIONS: &str = "headwater_subscriptions";
 const ENTRIES_SENT: &str = "headwater_entries_sent_total";
 const CERTIFY_SECONDS: &str = "headwater_certify_seconds";
@@ -41,6 +42,7 @@ pub fn serve(listen: &str) -> Result<(), MetricsError> {
 fn describe() {
     describe_counter!(RECORDS, "pushed records by outcome: accepted, known, or the code of the refusal");
     describe_counter!(SESSIONS, "sessions that were proven");
+    describe_counter!(SESSIONS_REVOKED, "sessions that a newer device list ended");
     describe_gauge!(SUBSCRIPTIONS, "spaces that are followed now, over all sessions");
     describe_counter!(ENTRIES_SENT, "log entries sent to subscribers");
     describe_histogram!(CERTIFY_SECONDS, Unit::Seconds, "time to a durable receipt");
@@ -53,6 +55,10 @@ pub(crate) fn record(outcome: &'static str) {
 
 pub(crate) fn session_opened() {
     counter!(SESSIONS).increment(1);
+}
+
+pub(crate) fn sessions_revoked(count: u64) {
+    counter!(SESSIONS_REVOKED).increment(count);
 }
 
 pub(crate) fn entries_sent(count: usize) {

@@ -4,6 +4,7 @@
 //! bytes; the table holds its hash, so finding it takes no time that depends on it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ struct SessionInner {
     device: DeviceId,
     nonces: Nonces,
     pushed: Mutex<RecentIds>,
+    /// The version of the newest device list that is known to name this device. An older list ends no session.
+    listed_in: AtomicU64,
     revoked: CancellationToken,
     /// Room for subscriptions.
     subscriptions: Arc<Semaphore>,
@@ -75,6 +78,18 @@ impl Session {
     /// Room for one more subscription, if there is any: see [`Link::subscriptions`].
     pub(crate) fn subscription_room(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.subscriptions).try_acquire_owned().ok()
+    }
+
+    /// Notes that a list which counts names this device.
+    fn note_listed(&self, list: &DeviceList) {
+        self.0.listed_in.fetch_max(list.version, Ordering::SeqCst);
+    }
+
+    /// True if `list` is the account's, newer than every list that is known to name the device, and does not name it.
+    fn is_left_out(&self, list: &DeviceList) -> bool {
+        self.account() == list.account
+            && !list.names(&self.device())
+            && list.version > self.0.listed_in.load(Ordering::SeqCst)
     }
 
     /// Resolves when the device lost its place on the account's device list.
@@ -205,12 +220,15 @@ impl Sessions {
     /// `OVERLOADED` if the connection, or the node, has as many sessions as it may have.
     pub(crate) fn admit(&self, token: [u8; 32], proven: Candidate, link: &Link) -> Result<Token, Failure> {
         let room = link.session_room().ok_or_else(|| full("this connection has as many sessions as it may have"))?;
-        let Candidate { account, device, nonces, device_list: _ } = proven;
+        let Candidate { account, device, nonces, device_list } = proven;
+        let offered = device_list.body();
+        let listed_in = AtomicU64::new(if offered.names(&device) { offered.version } else { 0 });
         let session = Session(Arc::new(SessionInner {
             account,
             device,
             nonces,
             pushed: Mutex::default(),
+            listed_in,
             revoked: CancellationToken::new(),
             subscriptions: link.subscriptions(),
         }));
@@ -256,14 +274,21 @@ impl Sessions {
         Ok(entry.session.clone())
     }
 
-    /// Ends the sessions of an account's devices that are not on its list (any more).
-    pub(crate) fn revoke_unlisted(&self, list: &DeviceList) {
+    /// A device list counts: notes whom it names, and ends the sessions of the account's other devices. How many it ended.
+    /// Handshakes run beside each other, so an older list may come here after a newer one: it ends nothing that the newer
+    /// one names.
+    pub(crate) fn apply_device_list(&self, list: &DeviceList) -> u64 {
+        let mut ended = 0;
         for entry in lock(&self.tables).sessions.values() {
-            let session = &entry.session.0;
-            if session.account == list.account && list.devices.binary_search(&session.device).is_err() {
-                session.revoked.cancel();
+            let session = &entry.session;
+            if session.account() == list.account && list.names(&session.device()) {
+                session.note_listed(list);
+            } else if session.is_left_out(list) && !session.0.revoked.is_cancelled() {
+                session.0.revoked.cancel();
+                ended += 1;
             }
         }
+        ended
     }
 }
 

@@ -941,12 +941,20 @@ pub struct DeviceList {
     pub devices: Vec<DeviceId>,
 }
 
+impl DeviceList {
+    /// True if the device is on the list.
+    #[must_use]
+    pub fn names(&self, device: &DeviceId) -> bool {
+        self.devices.binary_search(device).is_ok()
+    }
+}
+
 impl Body for DeviceList {
     const KIND: Kind = Kind::DeviceList;
     type Message = pb::DeviceList;
 
     fn from_message(m: pb::DeviceList) -> Result<Self> {
-        let devices = ids("devices", &m.devices, limits::IDS_PER_REQUEST_MAX)?;
+        let devices = ids("devices", &m.devices, limits::DEVICES_MAX)?;
         strictly_sorted("devices", &devices)?;
         Ok(Self { account: AccountId::try_from(m.account.as_ref())?, version: m.version, devices })
     }

@@ -197,7 +197,7 @@ fn other_bodies() {
 #[test]
 fn devices_of_an_account() {
     let mut devices: Vec<_> =
-        (0..=limits::IDS_PER_REQUEST_MAX).map(|n| DeviceId::from(&numbered_key(n).verifying_key())).collect();
+        (0..=limits::DEVICES_MAX).map(|n| DeviceId::from(&numbered_key(n).verifying_key())).collect();
     devices.sort();
     let list = |devices: &[DeviceId]| {
         let list = DeviceList { account: account(1), version: 1, devices: devices.to_vec() };

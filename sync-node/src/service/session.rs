@@ -17,7 +17,7 @@ use crate::failure::CallError;
 use crate::gate::fill_random;
 use crate::incoming::Link;
 use crate::metrics;
-use crate::session::{Candidate, millis};
+use crate::session::{Candidate, millis, revoked};
 
 /// The protocol versions that this node speaks.
 const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
@@ -66,7 +66,7 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
     fill_random(&mut token)?;
     // The session is in the table before the list is looked at: a newer list that comes in between ends it.
     let token = state.sessions.admit(token, candidate, link)?;
-    let counts = match state.gate.keep_device_list(device, device_list).await {
+    let counts = match state.gate.keep_device_list(device_list).await {
         Ok(counts) => counts,
         Err(error) => {
             state.sessions.discard(&token);
@@ -74,7 +74,15 @@ pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<Se
         }
     };
     if let Some(counts) = &counts {
-        state.sessions.revoke_unlisted(counts.body());
+        let is_named = counts.body().names(&device);
+        if !is_named {
+            state.sessions.discard(&token);
+        }
+        metrics::sessions_revoked(state.sessions.apply_device_list(counts.body()));
+        if !is_named {
+            let device_list = Some(Box::new(counts.raw().clone().into()));
+            return Err(Failure { device_list, ..revoked() }.into());
+        }
     }
     metrics::session_opened();
     link.note_proven();

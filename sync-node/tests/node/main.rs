@@ -7,6 +7,7 @@
 )]
 
 mod common;
+mod ends;
 mod process;
 mod proof;
 mod push;
