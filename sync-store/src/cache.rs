@@ -156,7 +156,7 @@ impl Batch {
     pub(crate) fn absorb(&mut self, effects: JobEffects) -> Effects {
         self.spaces.extend(effects.spaces);
         self.spaces_created += effects.spaces_created;
-        self.bytes += effects.bytes;
+        self.bytes = self.bytes.saturating_add(effects.bytes);
         effects.effects
     }
 }

@@ -144,6 +144,8 @@ fn check_marks(conn: &Connection, database: &Path, dir: &Path, kind: StoreKind) 
 }
 
 fn set_up(conn: &mut Connection, version: u32, kind: StoreKind) -> rusqlite::Result<()> {
+    // What is dropped is written over: a purge means that the ciphertext is gone from the file.
+    conn.execute_batch("PRAGMA secure_delete = ON")?;
     if version == 0 {
         // Before WAL, so that the mark is in the file's first page from its first byte on.
         conn.execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA application_id = {APPLICATION_ID};"))?;

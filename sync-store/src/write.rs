@@ -13,7 +13,7 @@ use sync_core::reconcile::SetDigest;
 use sync_core::record::{RawRecord, TreeRoot, verify_as};
 
 use crate::cache::{AclCache, Head, JobEffects, Live, Staging};
-use crate::db::{Db, integer, log_key};
+use crate::db::{Db, integer, log_key, log_key_last, number};
 use crate::error::StoreError;
 use crate::read::ReadTx;
 use crate::rows::{LogRow, SpaceCounts, kind_code};
@@ -122,7 +122,8 @@ impl<'c> WriteTx<'c> {
         Ok(())
     }
 
-    /// Appends what was decided. Its effects come back with [`crate::Written`], after the commit.
+    /// Appends what was decided. A tombstone drops the payloads of its tree, a `DeleteSpace` those of its space. The effects
+    /// come back with [`crate::Written`], after the commit.
     ///
     /// # Errors
     /// [`StoreError::StaleDecision`] if it was decided over another end of the log, [`StoreError::UnknownSpace`], or if the
@@ -136,11 +137,43 @@ impl<'c> WriteTx<'c> {
             self.insert_entry(space_no, entry, tree_no)?;
         }
         live.follow(&decision);
+        let dropped = self.drop_ended(space_no, tree_no, &decision)?;
+        live.head.counts.bytes = live.head.counts.bytes.saturating_sub(dropped);
         let position = live.head.position;
         let job = &mut self.read.staging_mut().job;
         job.spaces.insert(space, live);
         job.effects.add(space, decision);
         Ok(position)
+    }
+
+    /// The content of what a decision ends for good, a tree or the whole space, goes with it; the entries stay. Bytes that went.
+    fn drop_ended(&mut self, space_no: i64, tree_no: Option<i64>, decision: &Decision) -> Result<u64> {
+        let mut dropped = 0;
+        if let Some(tree_no) = tree_no.filter(|_| decision.tree().is_some_and(|tree| tree.after.purged.is_some())) {
+            let held = self.db.one(
+                "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE tree_no = ?1 AND kind = 4",
+                [tree_no],
+                |row| number(row, 0),
+            )?;
+            self.db.execute(
+                "UPDATE log SET payload = NULL WHERE tree_no = ?1 AND kind = 4 AND payload IS NOT NULL",
+                [tree_no],
+            )?;
+            dropped += held.unwrap_or_default();
+        }
+        if decision.acl().is_some_and(|acl| acl.deleted) {
+            let range = [log_key(space_no, Seq::ZERO)?, log_key_last(space_no)];
+            let held = self.db.one(
+                "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE key > ?1 AND key <= ?2",
+                range,
+                |row| number(row, 0),
+            )?;
+            self.db
+                .execute("UPDATE log SET payload = NULL WHERE key > ?1 AND key <= ?2 AND payload IS NOT NULL", range)?;
+            dropped += held.unwrap_or_default();
+        }
+        self.count_bytes(usize::try_from(dropped).unwrap_or(usize::MAX));
+        Ok(dropped)
     }
 
     /// Writes the row of a tree; its number.
@@ -199,7 +232,8 @@ impl<'c> WriteTx<'c> {
 
     /// Bytes that this transaction appends: the storage thread closes it when there are many.
     pub(crate) fn count_bytes(&mut self, bytes: usize) {
-        self.read.staging_mut().job.bytes += bytes;
+        let job = &mut self.read.staging_mut().job;
+        job.bytes = job.bytes.saturating_add(bytes);
     }
 
     /// Keeps a value under a name of the shell's own.

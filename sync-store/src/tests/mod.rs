@@ -1,6 +1,7 @@
 mod client;
 mod log;
 mod open;
+mod purge;
 mod random;
 mod world;
 mod write;

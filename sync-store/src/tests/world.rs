@@ -77,7 +77,17 @@ pub(super) fn change(
     parents: &[ChangeId],
     salt: u32,
 ) -> Verified<TreeChange> {
-    let payload = Bytes::from(format!("payload {salt}"));
+    change_with(acl, author, tree, parents, salt, Bytes::from(format!("payload {salt}")))
+}
+
+pub(super) fn change_with(
+    acl: &AclState,
+    author: u8,
+    tree: TreeId,
+    parents: &[ChangeId],
+    salt: u32,
+    payload: Bytes,
+) -> Verified<TreeChange> {
     let mut nonce = [0; 24];
     nonce[..4].copy_from_slice(&salt.to_be_bytes());
     let mut parents = parents.to_vec();
@@ -114,6 +124,19 @@ pub(super) fn extend(acl: &AclState, tree: TreeId, parents: &[ChangeId], salt: u
 pub(super) fn purge(acl: &AclState, tree: TreeId) -> Submission {
     let body = Tombstone { tree, author: account(1), acl_head: acl.head, at_ms: 5 };
     Submission::Tombstone(Verified::sign(&body, &key(1), None).unwrap())
+}
+
+pub(super) fn delete_space(acl: &AclState) -> Submission {
+    let record = AclRecord {
+        space: acl.space,
+        prev: acl.head,
+        index: acl.index + 1,
+        author: account(1),
+        at_ms: 3,
+        seen: None,
+        contents: vec![AclContent::DeleteSpace],
+    };
+    Submission::Acl(Verified::sign(&record, &key(1), None).unwrap())
 }
 
 pub(super) fn open(dir: &std::path::Path) -> Store {
@@ -168,10 +191,12 @@ pub(super) fn check_invariants(store: &Store, space: SpaceId) {
         .read(|tx| {
             let row = tx.space(space)?.unwrap();
             let mut position = sync_core::log::Position::start(&space);
+            let mut bytes = 0;
             for entry in tx.entries(space, sync_core::ids::Seq::ZERO, usize::MAX, usize::MAX)? {
                 position = position.after(&entry.id);
                 assert_eq!(entry.position, position, "the chain holds");
                 assert!(entry.is_intact());
+                bytes += entry.record.wire_bytes() as u64;
             }
             assert_eq!(row.position, position, "the log ends where its row says");
             assert_eq!(row.acl_head, tx.acl(space)?.unwrap().head);
@@ -182,7 +207,7 @@ pub(super) fn check_invariants(store: &Store, space: SpaceId) {
             assert_eq!(tx.digest(space)?.unwrap(), digest, "the digest is that of the elements");
             let counts = tx.counts(space)?.unwrap();
             assert_eq!(counts.trees + 1, elements.len() as u64);
-            assert_eq!(counts.entries, position.seq.0);
+            assert_eq!((counts.entries, counts.bytes), (position.seq.0, bytes));
             Ok::<_, StoreError>(())
         })
         .unwrap();
