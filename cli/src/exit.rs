@@ -130,7 +130,9 @@ pub(crate) fn of_write(error: &WriteError) -> Exit {
         | WriteError::TooManyParents { .. }
         | WriteError::Record(_)
         | WriteError::Content(_) => Exit::Usage,
-        WriteError::NoSuchObject { .. } | WriteError::UnknownParent(_) => Exit::NotFound,
+        WriteError::NoSuchObject { .. } | WriteError::NotRefused { .. } | WriteError::UnknownParent(_) => {
+            Exit::NotFound
+        }
         WriteError::Read(error) => of_read(error),
         WriteError::StoreFull | WriteError::Overloaded | WriteError::OutcomeUnknown(_) | WriteError::Closed => {
             Exit::Internal
@@ -161,11 +163,13 @@ pub(crate) fn of_acl(error: &AclError) -> Exit {
 
 pub(crate) fn of_join(error: &JoinError) -> Exit {
     match error {
-        JoinError::Token(_) | JoinError::NodeFault(_) | JoinError::Keys(_) => Exit::Damaged,
+        JoinError::Token(_) | JoinError::BadReceipt(_) | JoinError::NodeFault(_) | JoinError::Keys(_) => Exit::Damaged,
+        JoinError::NoJoin { .. } => Exit::NotFound,
         JoinError::WrongAuthority { .. }
         | JoinError::Expired { .. }
         | JoinError::Declined
         | JoinError::Cancelled
+        | JoinError::AlreadyMember { .. }
         | JoinError::Hidden { .. } => Exit::Refused,
         JoinError::NotReady { .. } => Exit::NotSynced,
         JoinError::Space { source, .. } => of_join(source),

@@ -384,6 +384,14 @@ impl Shared {
         self.tracker.spawn(task);
     }
 
+    /// Runs a task until it ends, or the client closes and drops it.
+    pub(crate) fn spawn_until_closed(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closed = self.cancel.clone();
+        self.spawn(async move {
+            let _ = closed.run_until_cancelled(task).await;
+        });
+    }
+
     fn lock_spaces(&self) -> std::sync::MutexGuard<'_, BTreeMap<SpaceId, Arc<SpaceInner>>> {
         self.spaces.lock().unwrap_or_else(PoisonError::into_inner)
     }

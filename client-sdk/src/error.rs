@@ -107,6 +107,8 @@ pub enum WriteError {
     Ops(#[from] OpError),
     #[error("the content cannot be encrypted")]
     Content(#[source] ContentError),
+    #[error("write {write} is not a refused one")]
+    NotRefused { write: sync_store::WriteId },
     #[error("parent {0} is neither logged nor pending in this tree")]
     UnknownParent(sync_core::ids::ChangeId),
     #[error("a change has at most {max} parents, not {actual}")]
@@ -149,6 +151,7 @@ impl WriteError {
             Self::Canonical(_) => "INEXACT_NUMBER",
             Self::Ops(_) => "BAD_OPERATION",
             Self::Content(_) => "TOO_LARGE",
+            Self::NotRefused { .. } => "NOT_REFUSED",
             Self::UnknownParent(_) => "MISSING_PARENT",
             Self::TooManyParents { .. } => "BAD_PARENTS",
             Self::Record(error) => Code::from(error).name(),
@@ -296,6 +299,12 @@ pub enum JoinError {
     Declined,
     #[error("the request was cancelled")]
     Cancelled,
+    #[error("no join of {space} is under way here")]
+    NoJoin { space: SpaceId },
+    #[error("an admin let this account into {space} already: leave it instead")]
+    AlreadyMember { space: SpaceId },
+    #[error("the receipt in the token proves nothing: {0}")]
+    BadReceipt(String),
     #[error("{tree} was written before this member's keys begin, so it can never be read here")]
     Hidden { tree: TreeId },
     #[error("not ready in time: {waiting}")]
@@ -340,6 +349,9 @@ impl JoinError {
             Self::Expired { .. } => Code::InviteExpired.name(),
             Self::Declined => "DECLINED",
             Self::Cancelled => "CANCELLED",
+            Self::NoJoin { .. } => "NO_JOIN",
+            Self::AlreadyMember { .. } => Code::AlreadyMember.name(),
+            Self::BadReceipt(_) => "BAD_TOKEN",
             Self::Hidden { .. } => "HIDDEN",
             Self::NotReady { .. } => "TIMED_OUT",
             Self::NodeFault(_) => "NODE_FAULT",

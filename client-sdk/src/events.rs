@@ -1,6 +1,7 @@
 //! What happened, as a feed. A slow reader never blocks a writer: it is told that it lagged, and lists again.
 
-use sync_core::ids::{AccountId, AclId, SpaceId, TreeId};
+use sync_core::ids::{AccountId, AclId, Epoch, SpaceId, TreeId};
+use sync_core::record::Role;
 use sync_store::WriteId;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,18 @@ pub enum Event {
     Acl { space: SpaceId },
     /// Somebody asks to join.
     JoinRequested { space: SpaceId, request: AclId, account: AccountId },
+    /// A request was accepted, declined or cancelled.
+    RequestDecided { space: SpaceId, request: AclId, account: AccountId, accepted: bool },
+    /// Somebody is a member now.
+    MemberJoined { space: SpaceId, account: AccountId, role: Role },
+    /// A member has another role now.
+    RoleChanged { space: SpaceId, account: AccountId, role: Role },
+    /// Somebody is a member no more. For this account itself: nothing of this space comes any more.
+    MemberGone { space: SpaceId, account: AccountId, removed: bool },
+    /// What is written from now on is encrypted with new keys.
+    KeysRotated { space: SpaceId, epoch: Epoch },
+    /// The owner deleted the space; its contents are gone.
+    SpaceDeleted { space: SpaceId },
     /// A write of ours was refused for good, with its code.
     WriteRefused { space: SpaceId, write: WriteId, code: i32 },
     /// This reader missed `missed` events: it should list again.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
 use sync_core::code::Code;
-use sync_core::ids::{Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
+use sync_core::receipt::SignedReceipt;
 use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
@@ -52,6 +53,8 @@ pub enum JoinStage {
     Joined,
     /// An admin declined the request. Said once by the next join with this token; the one after asks again.
     Declined,
+    /// This account takes its request back, as soon as the node is reached.
+    Cancelling,
 }
 
 /// What is kept of a join, encrypted, until it is ready.
@@ -96,6 +99,20 @@ impl Client {
         }
     }
 
+    /// Takes a join back that is not decided yet: kept durably first, so that it goes out by itself if the node is not reached
+    /// now (the error is `OFFLINE` then).
+    ///
+    /// # Errors
+    /// [`JoinError::NoJoin`] if nothing is under way; [`JoinError::AlreadyMember`] if an admin was faster: leave instead.
+    pub async fn cancel_join(&self, space: SpaceId) -> Result<(), JoinError> {
+        self.shared.stop_resuming(space);
+        let row = self.shared.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
+        let row = row.ok_or(JoinError::NoJoin { space })?;
+        let token = token_from_text(&row.token)?;
+        self.shared.keep_join(space, &token, JoinStage::Cancelling).await?;
+        self.shared.finish_cancelling(space).await
+    }
+
     /// Joins that are not ready yet.
     ///
     /// # Errors
@@ -121,7 +138,16 @@ impl Client {
             }
         };
         for (space, row) in rows {
-            if row.stage == JoinStage::Declined || self.shared.has_space(space).unwrap_or(false) {
+            if row.stage == JoinStage::Declined || self.shared.is_member(space).unwrap_or(false) {
+                continue;
+            }
+            if row.stage == JoinStage::Cancelling {
+                let shared = self.shared.clone();
+                self.shared.spawn_until_closed(async move {
+                    if let Err(error) = shared.finish_cancelling(space).await {
+                        tracing::info!(space = %space.short(), error = %error, "a cancelling waits");
+                    }
+                });
                 continue;
             }
             let Ok(token) = token_from_text(&row.token) else { continue };
@@ -178,6 +204,40 @@ impl Joining {
 }
 
 impl Shared {
+    /// Takes a request back at the node, and forgets the join.
+    async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+        for attempt in 0..ATTEMPTS_MAX {
+            tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
+            let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
+            let Some(token) = row.and_then(|row| token_from_text(&row.token).ok()) else { return Ok(()) };
+            let secret = token.body().spaces.iter().find(|s| s.space == space).map(secret_of);
+            let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
+                Ok(acl) => acl,
+                // Never asked, and nothing to be asked by any more.
+                Err(JoinError::Acl(AclError::Call(CallError::Refused(_)))) => return self.forget_join(space).await,
+                Err(error) => return Err(error),
+            };
+            let request = match standing(&acl.state, self) {
+                Standing::Member => {
+                    self.keep_join(space, &token, JoinStage::Joined).await?;
+                    self.adopt(&acl).await?;
+                    return Err(JoinError::AlreadyMember { space });
+                }
+                Standing::Pending => acl.state.pending_request(&self.account.id()).map(|(request, _)| request),
+                Standing::Declined | Standing::Cancelled | Standing::Stranger => None,
+            };
+            let Some(request) = request else { return self.forget_join(space).await };
+            let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
+            match self.append_once(space, &record).await {
+                Ok(_) => return self.forget_join(space).await,
+                // An admin or another joiner was faster: read what it did.
+                Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
     /// What ends the background work on a join: the client's end, or a call that takes the join over.
     fn start_resuming(&self, space: SpaceId) -> CancellationToken {
         let stop = self.cancel.child_token();
@@ -272,13 +332,14 @@ impl Shared {
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
     ) -> Result<(), JoinError> {
-        if self.has_space(invited.space)? {
+        if self.is_member(invited.space)? {
             return Ok(());
         }
         self.link(sync_core::session::Input::Wake);
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
             let mut acl = self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await?;
+            check_receipt(self.account.id(), &acl, token, invited)?;
             match standing(&acl.state, self) {
                 Standing::Member => {
                     self.keep_join(invited.space, token, JoinStage::Joined).await?;
@@ -361,7 +422,7 @@ impl Shared {
         invited: &InvitedSpace,
     ) -> Result<Space, JoinError> {
         loop {
-            if self.has_space(invited.space)? {
+            if self.is_member(invited.space)? {
                 return Ok(self.open_space(invited.space)?);
             }
             let followed = async {
@@ -423,8 +484,14 @@ impl Shared {
         Ok(space)
     }
 
-    fn has_space(&self, space: SpaceId) -> Result<bool, ReadError> {
-        Ok(self.store.read(|tx| tx.space(space))?.is_some())
+    /// In the space, as the log here says: a former member's copy is no reason not to join anew.
+    fn is_member(&self, space: SpaceId) -> Result<bool, ReadError> {
+        let account = self.account.id();
+        Ok(self.store.read(|tx| tx.acl(space))?.is_some_and(|acl| {
+            // A copy that does not reach its own beginning yet knows nobody but the founder.
+            let gone = acl.removed.contains_key(&account) || acl.left.contains_key(&account);
+            !gone || acl.members.contains_key(&account)
+        }))
     }
 }
 
@@ -465,6 +532,31 @@ impl SpaceInner {
             }
         }
         Ok(None)
+    }
+}
+
+/// The inviter knew the log up to a receipt of the node: a node that shows less or another log now does not show that one.
+fn check_receipt(
+    account: AccountId,
+    acl: &AclRead,
+    token: &Verified<InviteToken>,
+    invited: &InvitedSpace,
+) -> Result<(), JoinError> {
+    let Some(export) = &invited.receipt else { return Ok(()) };
+    let bad = |text: String| JoinError::NodeFault(text);
+    let receipt = SignedReceipt::from_export(export.clone()).map_err(|e| JoinError::BadReceipt(e.to_string()))?;
+    let body = receipt.body();
+    if body.space != invited.space || body.authority != token.body().authority {
+        return Err(JoinError::BadReceipt("it is for another space, or of another node".to_owned()));
+    }
+    match acl.chain_at(body.seq) {
+        // Who asked before and whose invite is over is shown the log up to the answer, and no further.
+        None if acl.state.requests.values().any(|r| r.claim.account == account) => Ok(()),
+        None => Err(bad(format!("it signed {} entries to the inviter and shows {}", body.seq, acl.seq()))),
+        Some(chain) if chain != body.chain => {
+            Err(bad(format!("it signed another log to the inviter, up to entry {}", body.seq)))
+        }
+        Some(_) => Ok(()),
     }
 }
 

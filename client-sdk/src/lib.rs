@@ -60,7 +60,10 @@ pub use home::Unlock;
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
-pub use space::{LoggedChange, MemberInfo, NewTree, ParentRef, Space, Tree, TreeSnapshot, TreeWrite, TreeWritten};
+pub use space::{
+    LoggedChange, MemberInfo, NewTree, ParentRef, RefusedContent, RefusedWrite, Space, Tree, TreeSnapshot, TreeWrite,
+    TreeWritten,
+};
 pub use status::{Confirmed, Reason, ReasonCode, SpaceStatus, SyncState};
 pub use synced::{DEADLINE, Synced};
 pub use types::ObjectType;

@@ -154,6 +154,17 @@ impl Objects {
         self.update(object_type, id, Update { ops: vec![Op::Exists(Existence::Deleted)] }).await
     }
 
+    /// Purges an object: its content is dropped here, at the node and at every member, for good, and nobody can write it
+    /// again. See [`crate::Space::purge_tree`].
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn purge(&self, object_type: &str, id: &str) -> Result<WriteId, WriteError> {
+        let key = ObjectKey::new(object_type, id)?;
+        let tree = self.space.object_tree(&key)?;
+        self.space.purge(tree, Some(key)).await
+    }
+
     /// An object; `None` if it does not exist here.
     ///
     /// # Errors

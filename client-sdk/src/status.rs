@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 use sync_core::code::Code;
-use sync_core::ids::{Seq, SpaceId};
+use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::log::View as _;
-use sync_store::{Registration, VerdictKind, WriteState};
+use sync_store::{Registration, VerdictKind, VerdictRow, WriteState};
 
 use crate::clock;
 use crate::error::{CallError, ReadError};
@@ -33,6 +33,10 @@ pub enum SyncState {
 #[derive(Debug, Clone, Serialize)]
 pub struct SpaceStatus {
     pub space: String,
+    /// This account's role, as the log here says; `None` for a former member.
+    pub role: Option<String>,
+    /// The owner deleted the space.
+    pub deleted: bool,
     pub state: SyncState,
     /// The end of the log here.
     pub seq: u64,
@@ -45,6 +49,8 @@ pub struct SpaceStatus {
     pub pending: usize,
     pub refused: usize,
     pub quarantined: usize,
+    /// Changes that the node sent without their content.
+    pub missing: usize,
     pub void: usize,
     pub hidden: usize,
     pub misplaced: usize,
@@ -118,7 +124,10 @@ reason_codes! {
     NotDurable "NOT_DURABLE" "the node has it and has not confirmed its disk yet; nothing to do",
     Refused "REFUSED" "export, retry or dismiss the write",
     Quarantined "QUARANTINED" "the node logged a change that breaks the rules: its operator should be told",
+    ContentMissing "CONTENT_MISSING" "the node logged a change and does not have its content: its operator should be told",
     Missing "MISSING" "it is not in the log yet: its author has not reached the node",
+    NotAMember "NOT_A_MEMBER" "this account is not in the space any more: what is here can be read and exported; ask an admin for a new invite, or forget the space",
+    Leaving "LEAVING" "the leaving goes out by itself; nothing to do",
     Unreadable "UNREADABLE" "it can never be read with this member's keys",
     KeyOwed "KEY_OWED" "an admin must give this member the key again",
     Faulted "FAULTED" "the space is stopped, because the node broke the rules of its log: its operator should be told",
@@ -156,6 +165,17 @@ impl Reason {
         }
     }
 
+    /// Of a change that is not shown and not settled either.
+    pub(crate) fn of_verdict(tree: TreeId, change: ChangeId, verdict: VerdictRow) -> Self {
+        let code = match verdict.kind {
+            VerdictKind::Missing => ReasonCode::ContentMissing,
+            VerdictKind::Quarantined | VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {
+                ReasonCode::Quarantined
+            }
+        };
+        Self::new(code, format!("{} of {}", change.short(), tree.short()), verdict.detail)
+    }
+
     pub(crate) fn of_call(scope: impl fmt::Display, error: &CallError) -> Self {
         let code = match error {
             CallError::Offline { code: Some("WRONG_NODE"), .. } => ReasonCode::WrongNode,
@@ -185,7 +205,12 @@ pub(crate) struct SpaceTrouble {
 impl SpaceInner {
     /// Every reason why this space is not synced, most important first.
     pub(crate) fn reasons(&self) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = self.trouble_reasons();
+        let mut reasons = self.membership_reasons()?;
+        reasons.extend(self.trouble_reasons());
+        if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
+            // What the node says to a stranger is no news then.
+            reasons.retain(|r| r.code != ReasonCode::Forbidden);
+        }
         reasons.extend(Reason::offline(self.id, &self.shared.connection.borrow()));
         let short = self.id.short();
         let node_seq = self.node_seq();
@@ -215,13 +240,30 @@ impl SpaceInner {
                 ));
             }
             for (tree, change, verdict) in tx.verdicts(self.id)? {
-                if verdict.kind == VerdictKind::Quarantined {
-                    let scope = format!("{} of {}", change.short(), tree.short());
-                    reasons.push(Reason::new(ReasonCode::Quarantined, scope, verdict.detail));
+                match verdict.kind {
+                    VerdictKind::Quarantined | VerdictKind::Missing => {
+                        reasons.push(Reason::of_verdict(tree, change, verdict));
+                    }
+                    VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {}
                 }
             }
             Ok(())
         })?;
+        Ok(reasons)
+    }
+
+    /// A former member's space stands still, and says so.
+    fn membership_reasons(&self) -> Result<Vec<Reason>, ReadError> {
+        let mut reasons = Vec::new();
+        let account = self.shared.account.id();
+        let acl = self.acl()?;
+        let removed = acl.removed.get(&account).map(|at| format!("removed by an admin, at entry {at}"));
+        let left = acl.left.get(&account).map(|at| format!("left, at entry {at}"));
+        if let Some(detail) = removed.or(left) {
+            reasons.push(Reason::new(ReasonCode::NotAMember, self.id.short(), detail));
+        } else if self.is_leaving()? {
+            reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
+        }
         Ok(reasons)
     }
 
@@ -259,8 +301,11 @@ impl SpaceInner {
             let counts = tx.counts(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             let pending = tx.outbox(self.id)?.len();
             let state = state_of(&reasons, pending);
+            let acl = view.acl();
             Ok(SpaceStatus {
                 space: self.id.to_string(),
+                role: acl.role(&self.shared.account.id()).map(|role| role.to_string()),
+                deleted: acl.deleted,
                 state,
                 seq: seq.0,
                 durable_seq: node.durable_seq.0,
@@ -270,6 +315,7 @@ impl SpaceInner {
                 pending,
                 refused: tx.refused(self.id)?.len(),
                 quarantined: count(VerdictKind::Quarantined),
+                missing: count(VerdictKind::Missing),
                 void: count(VerdictKind::Void),
                 hidden: count(VerdictKind::Hidden),
                 misplaced: count(VerdictKind::Misplaced),
@@ -292,7 +338,19 @@ fn seq_on_node(seq: Seq, node: &sync_store::NodeState) -> Seq {
 fn state_of(reasons: &[Reason], pending: usize) -> SyncState {
     let any = |codes: &[ReasonCode]| reasons.iter().any(|r| codes.contains(&r.code));
     use ReasonCode as R;
-    if any(&[R::Faulted, R::Forked, R::Rewound, R::Forbidden, R::Refused, R::Quarantined, R::KeyOwed, R::WrongNode]) {
+    let attention = [
+        R::Faulted,
+        R::Forked,
+        R::Rewound,
+        R::Forbidden,
+        R::NotAMember,
+        R::Refused,
+        R::Quarantined,
+        R::ContentMissing,
+        R::KeyOwed,
+        R::WrongNode,
+    ];
+    if any(&attention) {
         SyncState::Attention
     } else if any(&[R::NoNode, R::SessionRefused]) {
         SyncState::Offline

@@ -323,9 +323,8 @@ impl SpaceInner {
             match verdict.kind {
                 VerdictKind::Void | VerdictKind::Misplaced => void.push((tree, change)),
                 VerdictKind::Hidden => hidden.push((tree, change)),
-                VerdictKind::Quarantined => {
-                    let scope = format!("{} of {}", change.short(), tree.short());
-                    residue.push(Reason::new(ReasonCode::Quarantined, scope, verdict.detail));
+                VerdictKind::Quarantined | VerdictKind::Missing => {
+                    residue.push(Reason::of_verdict(tree, change, verdict))
                 }
             }
         }

@@ -639,6 +639,33 @@ pub fn may_write(
     Ok(())
 }
 
+/// The part of the rules that one can ask before a purge: may `author` end this tree now? `before` is the tree in the log;
+/// without it the tree has only changes of `author`'s own.
+///
+/// # Errors
+/// The rule against it: role, cited ACL record, write rule, purge.
+pub fn may_purge(
+    acl: &AclState,
+    tree: TreeId,
+    root: &TreeRoot,
+    before: Option<&TreeState>,
+    author: &AccountId,
+    acl_head: &AclId,
+) -> Result<(), Reject> {
+    if before.is_some_and(|t| t.purged.is_some()) {
+        return Err(Reject::TreePurged { tree });
+    }
+    let role = valid_author(acl, author, acl_head)?;
+    let owns = match root.write_rule.who {
+        Who::Account(account) | Who::AccountOrAdmins(account) => account == *author,
+        Who::Writers | Who::Admins => false,
+    };
+    if role < Role::Admin && !owns && before.is_some_and(|t| t.first_author != *author) {
+        return Err(Reject::WriteRule { tree, account: *author });
+    }
+    Ok(())
+}
+
 fn valid_parents<V: View>(view: &V, change: &TreeChange) -> Result<Height, DecideError<V::Error>> {
     if change.is_first() {
         return Ok(Height::above([]));
@@ -660,17 +687,8 @@ fn valid_tombstone<V: View>(view: &V, record: &Verified<Tombstone>) -> Result<Co
     let tombstone = record.body();
     let before = view.tree(&tombstone.tree).map_err(DecideError::View)?;
     let before = before.ok_or(Reject::MissingRoot { tree: tombstone.tree })?;
-    if before.purged.is_some() {
-        return Err(Reject::TreePurged { tree: tombstone.tree }.into());
-    }
-    let role = valid_author(view.acl(), &tombstone.author, &tombstone.acl_head)?;
-    let owns = match before.root.write_rule.who {
-        Who::Account(account) | Who::AccountOrAdmins(account) => account == tombstone.author,
-        Who::Writers | Who::Admins => false,
-    };
-    if role < Role::Admin && !owns && before.first_author != tombstone.author {
-        return Err(Reject::WriteRule { tree: tombstone.tree, account: tombstone.author }.into());
-    }
+    let Tombstone { tree, author, acl_head, at_ms: _ } = tombstone;
+    may_purge(view.acl(), *tree, &before.root, Some(&before), author, acl_head)?;
     let purged = Some(Purge { at: view.position().seq.next(), by: record.id().into() });
     let after = TreeState { heads: BTreeSet::new(), purged, ..before.clone() };
     let tree = TreeUpdate { tree: tombstone.tree, before: Some(before), after };

@@ -128,6 +128,10 @@ pub enum Input {
     SubscriptionFailed {
         space: SpaceId,
     },
+    /// What the node refused before it may allow now: subscribe without waiting for the end of the pause.
+    AskAgain {
+        space: SpaceId,
+    },
     /// The node says, after everything that it sent up to there, that its log reaches `seq`.
     NodeReaches {
         space: SpaceId,
@@ -325,6 +329,11 @@ impl Link {
                 }
             }
             Input::SubscriptionFailed { space } => self.subscription_failed(space, now),
+            Input::AskAgain { space } => {
+                if let Some(SpaceLink { tail: Tail::Idle { retry }, .. }) = self.spaces.get_mut(&space) {
+                    *retry = now;
+                }
+            }
             Input::PongArrived { number } => {
                 self.pings.heard_at = now;
                 self.pings.pong(number);
@@ -537,6 +546,18 @@ mod tests {
         assert_eq!(drain(&mut link), [], "it was just asked for");
         link.handle(reaches, at(2000));
         assert_eq!(drain(&mut link), again, "the answer was lost, too");
+    }
+
+    #[test]
+    fn a_refused_subscription_is_asked_again_when_it_may_be_allowed() {
+        let mut link = online();
+        link.handle(Input::AskAgain { space: SPACE }, at(20));
+        assert_eq!(drain(&mut link), [], "it stands already");
+        link.handle(Input::SubscriptionFailed { space: SPACE }, at(20));
+        assert_eq!(drain(&mut link), [], "a pause first");
+        link.handle(Input::AskAgain { space: SPACE }, at(21));
+        let again = [Output::Subscribe { space: SPACE, cursor: Seq(2) }, Output::Online { space: SPACE }];
+        assert_eq!(drain(&mut link), again);
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub struct ObjectRow {
     pub at: Seq,
 }
 
-/// Why a change of the log is not shown. All four are settled: they do not hold up "synced".
+/// Why a change of the log is not shown. The first three are settled: they do not hold up "synced".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VerdictKind {
     /// Its author's fault: it does not open, or is not what it claims.
@@ -119,6 +119,8 @@ pub enum VerdictKind {
     Misplaced,
     /// The node's fault: it fails the rules.
     Quarantined,
+    /// The node sent it without its content, and nothing in the log up to here says that the content was dropped.
+    Missing,
 }
 
 /// A settled change that cannot be shown.
@@ -630,6 +632,7 @@ const fn verdict_code(kind: VerdictKind) -> i64 {
         VerdictKind::Hidden => 2,
         VerdictKind::Misplaced => 3,
         VerdictKind::Quarantined => 4,
+        VerdictKind::Missing => 5,
     }
 }
 
@@ -639,6 +642,7 @@ fn verdict_of_code(row: &Row<'_>) -> rusqlite::Result<VerdictKind> {
         2 => Ok(VerdictKind::Hidden),
         3 => Ok(VerdictKind::Misplaced),
         4 => Ok(VerdictKind::Quarantined),
+        5 => Ok(VerdictKind::Missing),
         other => Err(misfit(2, format!("{other} is no verdict"))),
     }
 }

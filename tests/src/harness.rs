@@ -142,9 +142,14 @@ impl TestClient {
 
     /// Closes it and opens it again.
     pub async fn reopen(self) -> Self {
+        Self::open(self.shut().await).await
+    }
+
+    /// Closes the client, and keeps its directory.
+    pub async fn shut(self) -> TempDir {
         let Self { dir, client } = self;
         client.close().await;
-        Self::open(dir).await
+        dir
     }
 
     /// Opens the account in a directory, whatever process had it before.

@@ -224,7 +224,16 @@ impl Watcher<'_> {
                         .note(format!("{missed} changes were too fast for this reader; here is everything again"));
                     self.say_all("current")?;
                 }
-                Event::Tree { .. } | Event::Acl { .. } | Event::JoinRequested { .. } | Event::WriteRefused { .. } => {}
+                Event::Tree { .. }
+                | Event::Acl { .. }
+                | Event::JoinRequested { .. }
+                | Event::RequestDecided { .. }
+                | Event::MemberJoined { .. }
+                | Event::MemberGone { .. }
+                | Event::RoleChanged { .. }
+                | Event::KeysRotated { .. }
+                | Event::SpaceDeleted { .. }
+                | Event::WriteRefused { .. } => {}
             }
         }
         Ok(())

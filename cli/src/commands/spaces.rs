@@ -114,6 +114,7 @@ pub(crate) const fn stage_text(stage: JoinStage) -> &'static str {
         JoinStage::Kept => "the node was not asked yet",
         JoinStage::Requested => "an admin has to accept",
         JoinStage::Joined => "what it must see is on its way",
+        JoinStage::Cancelling => "taken back as soon as the node is reached",
         JoinStage::Declined => "an admin declined; join again to ask again",
     }
 }

@@ -166,7 +166,12 @@ impl Space {
     /// # Errors
     /// [`AclError`].
     pub async fn add_members(&self, members: &[(AccountId, Role)]) -> Result<(), AclError> {
-        self.change(AclChange::AddMembers { members: members.to_vec() }).await
+        self.change(AclChange::AddMembers { members: members.to_vec() }).await?;
+        let history = self.inner.acl()?.options.history;
+        if members.iter().any(|(_, role)| reads_from_now_on(history, *role)) {
+            self.inner.show_space_info().await?;
+        }
+        Ok(())
     }
 
     /// Gives a member another role.
@@ -258,6 +263,6 @@ impl Space {
     /// # Errors
     /// [`AclError`]; an owner transfers the space first.
     pub async fn leave(&self) -> Result<(), AclError> {
-        self.change(AclChange::Leave).await
+        self.inner.leave().await
     }
 }

@@ -175,6 +175,9 @@ impl SpaceInner {
             .map(|d| clock::wall_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
         let (space, key, offer) = (self.clone(), secret.id(), options.clone());
         self.append_acl(&move |acl: &AclState| space.create_invite(acl, key, &offer, expires_ms)).await?;
+        if options.mode == InviteMode::Open && reads_from_now_on(self.acl()?.options.history, options.role) {
+            self.show_space_info().await?;
+        }
         let invited = InvitedSpace {
             space: self.id,
             invite_secret: secret.to_bytes(),

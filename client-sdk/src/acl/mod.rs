@@ -5,6 +5,8 @@
 //! contents and only says what they would do.
 
 mod change;
+mod events;
+mod intents;
 mod invites;
 mod plan;
 mod preparation;
@@ -28,6 +30,7 @@ use crate::error::{AclError, CallError, ReadError};
 use crate::space::SpaceInner;
 
 pub use change::AclChange;
+pub(crate) use events::events_of;
 pub use invites::{Invite, InviteInfo, InviteOptions};
 pub use plan::{AclPlan, Effect};
 pub use preparation::Preparation;

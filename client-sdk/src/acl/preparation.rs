@@ -11,6 +11,7 @@ use crate::error::{AclError, ReadError, WriteError};
 use crate::object::{self, Existence, ObjectState, Op};
 use crate::objects::Update;
 use crate::space::{MakeOps, ObjectKey, SpaceInner};
+use crate::types::SPACE_INFO;
 
 /// What [`crate::Space::approve`] writes and promises before it lets somebody in.
 ///
@@ -122,6 +123,16 @@ impl SpaceInner {
             self.durable_within(write).await.map_err(|e| AclError::NotDurable(Box::new(e)))?;
         }
         Ok(promised.into_iter().collect())
+    }
+
+    /// Writes what the space says of itself once more, for those who read from now on. Nothing where it has no name yet.
+    pub(super) async fn show_space_info(self: &std::sync::Arc<Self>) -> Result<(), AclError> {
+        let key = ObjectKey::new(SPACE_INFO, "self")?;
+        let write = make(key.clone(), Act::Promise, Reader::FromNowOn);
+        match self.write_object(key, write).await {
+            Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Own writes to these trees that are not known to be on the node's disk.

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use sync_core::acl::{AclState, RequestStatus, sign_read_proof};
-use sync_core::ids::{EntryId, HistoryId, Seq, SpaceId};
+use sync_core::ids::{Chain, EntryId, HistoryId, Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::{Genesis, Position, genesis};
 use sync_core::record::{AclRecord, RawRecord, Verified, verify_as};
+use sync_core::session::Input;
 use sync_e2ee::{InviteSecret, KeyRing};
 use sync_proto::v1::{self, acl_read_entry::Entry};
 use sync_store::{Registration, WriteTx};
@@ -24,6 +25,8 @@ pub(crate) struct AclRead {
     history: HistoryId,
     pub(crate) state: AclState,
     position: Position,
+    /// The chain after each entry, from entry 2.
+    chains: Vec<Chain>,
     records: Vec<RawRecord>,
 }
 
@@ -65,7 +68,19 @@ impl AclRead {
             return Err(bad(format!("entry {} where {} belongs", entry.seq, next.seq)));
         }
         self.position = next;
+        self.chains.push(next.chain);
         Ok(())
+    }
+
+    /// The end of what was read.
+    pub(crate) fn seq(&self) -> Seq {
+        self.position.seq
+    }
+
+    /// The chain at an entry; `None` beyond the end.
+    pub(crate) fn chain_at(&self, seq: Seq) -> Option<Chain> {
+        let index = usize::try_from(seq.0.checked_sub(2)?).ok()?;
+        self.chains.get(index).copied()
     }
 }
 
@@ -152,6 +167,8 @@ impl Shared {
         };
         self.store.write(job).await.map_err(from_store_write)?;
         self.open_space(space)?;
+        // A former member's subscription waits for the end of a pause.
+        self.link(Input::AskAgain { space });
         Ok(())
     }
 }
@@ -180,7 +197,8 @@ fn begin(
     }
     let state = genesis.acl().clone();
     let position = genesis.entries()[1].position;
-    Ok(AclRead { genesis, history: HistoryId([0; 16]), state, position, records: vec![first, second] })
+    let chains = vec![position.chain];
+    Ok(AclRead { genesis, history: HistoryId([0; 16]), state, position, chains, records: vec![first, second] })
 }
 
 /// How this account stands in an ACL.

@@ -118,6 +118,9 @@ impl SpaceInner {
         let mut attempt = 0;
         loop {
             attempt += 1;
+            if reader == Reader::FromNowOn {
+                self.show_space_info().await?;
+            }
             let promised = self.prepare(preparation, reader).await?;
             let space = self.clone();
             let make = move |acl: &AclState| space.acceptance(acl, request, role, &promised);

@@ -3,18 +3,22 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sync_core::acl::{AclState, RequestStatus};
-use sync_core::ids::{ChangeId, EntryId, Seq, SpaceId, TreeId};
+use sync_core::acl::AclState;
+use sync_core::ids::{ChangeId, EntryId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as _, decide, quarantine};
-use sync_core::record::{AclContent, AclRecord, RawRecord, Verified, VerifiedRecord, verify_many};
+use sync_core::record::{AclRecord, RawRecord, Verified, VerifiedRecord, verify_many};
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
 use sync_store::{StoreError, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
 
+use super::outbox::{Redecided, redecide};
 use super::project::{self, ObjectTouched, Projection};
+use super::write::Maker;
 use super::{SpaceInner, absorb, worker};
+use crate::acl::events_of;
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
 use crate::events::Event;
@@ -23,6 +27,13 @@ use crate::events::Event;
 pub(super) struct Arrived {
     pub(super) entries: Vec<v1::LogEntry>,
     pub(super) durable: Seq,
+}
+
+/// Whether an ACL record was among some entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AclMoved {
+    Yes,
+    No,
 }
 
 /// Why entries were not applied. Nothing of the batch is kept then.
@@ -72,11 +83,12 @@ struct Applied {
     trees: BTreeSet<TreeId>,
     acl: Vec<Event>,
     acl_moved: bool,
+    deleted: bool,
 }
 
 impl SpaceInner {
-    /// Applies entries and returns the cursor after them.
-    pub(super) async fn apply(&self, arrived: Arrived) -> Result<Seq, ApplyError> {
+    /// Applies entries; returns the cursor after them, and whether an ACL record was among them.
+    pub(super) async fn apply(&self, arrived: Arrived) -> Result<(Seq, AclMoved), ApplyError> {
         let steps = self.read_steps(arrived.entries)?;
         if let (Some(first), end) = (steps.first().map(|s| s.first), self.cursor())
             && first > end.next()
@@ -104,10 +116,11 @@ impl SpaceInner {
             | sync_store::WriteError::Closed => ApplyError::Write(from_store_write(error)),
         })?;
         let (end, applied) = written.value;
+        let acl_moved = if applied.acl_moved { AclMoved::Yes } else { AclMoved::No };
         self.announce_applied(applied);
         self.announced.fetch_max(end.0, Ordering::Release);
         self.note_trouble(|t| t.faulted = None);
-        Ok(end)
+        Ok((end, acl_moved))
     }
 
     fn announce_applied(&self, applied: Applied) {
@@ -132,6 +145,9 @@ impl SpaceInner {
             self.emit(Event::Acl { space: self.id });
             // Keys and roles moved: what was held back may go out now.
             self.push_wanted.notify_one();
+        }
+        if applied.deleted {
+            self.refresh_all();
         }
         for event in applied.acl {
             self.emit(event);
@@ -217,13 +233,32 @@ struct Batch<'a> {
     projection: Projection,
     /// Keys of an epoch arrived that were not held before.
     keys_came: bool,
+    /// What decided over our pending writes before this batch.
+    standing: Standing,
+    purged: BTreeSet<TreeId>,
     applied: Applied,
+}
+
+/// What of an ACL decides over a pending write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    since: Option<Seq>,
+    epoch: Epoch,
+    deleted: bool,
+}
+
+impl Standing {
+    fn of(acl: &AclState, shared: &Shared) -> Self {
+        let since = acl.members.get(&shared.account.id()).map(|m| m.role_since);
+        Self { since, epoch: acl.epoch, deleted: acl.deleted }
+    }
 }
 
 impl<'a> Batch<'a> {
     fn new(tx: &WriteTx<'_>, shared: &'a Shared, space: SpaceId, ring: &'a KeyRing) -> Result<Self, ApplyError> {
         let pending = tx.pending(space)?;
         let own = pending.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
+        let acl = tx.acl(space)?.ok_or(ReadError::UnknownSpace(space))?;
         Ok(Self {
             shared,
             space,
@@ -231,6 +266,8 @@ impl<'a> Batch<'a> {
             own,
             projection: Projection::default(),
             keys_came: false,
+            standing: Standing::of(&acl, shared),
+            purged: BTreeSet::new(),
             applied: Applied::default(),
         })
     }
@@ -279,8 +316,11 @@ impl<'a> Batch<'a> {
                 Ok(self.projection.fold(tx, self.shared, self.space, change, place, content)?)
             }
             (Submission::Tombstone(record), _) => {
-                self.applied.trees.insert(record.body().tree);
-                Ok(self.projection.purge(tx, self.space, record.body().tree)?)
+                let tree = record.body().tree;
+                self.own_logged(tx, record.id().into(), at)?;
+                self.applied.trees.insert(tree);
+                self.purged.insert(tree);
+                Ok(self.projection.purge(tx, self.space, tree)?)
             }
             (Submission::Change { .. }, None) => Ok(()),
         }
@@ -315,7 +355,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn acl_moved(&mut self, tx: &WriteTx<'_>, record: &Verified<AclRecord>, at: Seq) -> Result<(), ApplyError> {
+    fn acl_moved(&mut self, tx: &mut WriteTx<'_>, record: &Verified<AclRecord>, at: Seq) -> Result<(), ApplyError> {
         let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
         let mut epoch = acl.epochs.iter().filter(|(_, i)| i.since < at).map(|(e, _)| *e).max().unwrap_or_default();
         let held = |ring: &KeyRing| acl.epochs.keys().filter(|e| ring.keys(**e).is_some()).count();
@@ -325,32 +365,41 @@ impl<'a> Batch<'a> {
         }
         self.keys_came |= held(&self.ring) > before;
         self.applied.acl_moved = true;
-        self.note_requests(&acl, record);
+        self.applied.acl.extend(events_of(&acl, record));
+        if acl.deleted {
+            self.applied.deleted = true;
+            self.projection.end_space(tx, self.space)?;
+        }
         Ok(())
     }
 
-    fn note_requests(&mut self, acl: &AclState, record: &Verified<AclRecord>) {
-        let request = record.id().into();
-        let pending = acl.requests.get(&request).is_some_and(|r| r.status == RequestStatus::Pending);
-        for content in &record.body().contents {
-            if let AclContent::RequestJoin { claim } = content
-                && pending
-            {
-                let account = claim.account;
-                self.applied.acl.push(Event::JoinRequested { space: self.space, request, account });
-            }
+    /// What this batch says about our pending writes. Everything of ours that the log took before is not pending any more, so
+    /// what is left was not taken before, and never will be as it is.
+    fn redecide(&mut self, tx: &mut WriteTx<'_>) -> Result<(), ApplyError> {
+        let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
+        let moved = Standing::of(&acl, self.shared) != self.standing;
+        if !moved && self.purged.is_empty() {
+            return Ok(());
         }
+        let maker = Maker::with(self.shared, acl, Arc::new(self.ring.clone().into_owned()));
+        let mut redecided = Redecided::default();
+        let trees = if moved { None } else { Some(&self.purged) };
+        redecide(tx, self.shared, &maker, trees, &mut redecided).map_err(ApplyError::Write)?;
+        self.applied.acl.extend(redecided.events);
+        self.applied.objects.extend(redecided.touched);
+        Ok(())
     }
 
     fn finish(mut self, tx: &mut WriteTx<'_>) -> Result<Applied, ApplyError> {
         let end = tx.space(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?.position.seq;
-        self.applied.objects = self.projection.flush(tx, self.shared, self.space, end)?;
+        self.applied.objects = std::mem::take(&mut self.projection).flush(tx, self.shared, self.space, end)?;
         if self.keys_came {
             // A log is older than one's membership in it: what came before the keys is opened now.
             let mut revealed = Projection::default();
             revealed.reveal(tx, self.shared, self.space, &self.ring)?;
             self.applied.objects.extend(revealed.flush(tx, self.shared, self.space, end)?);
         }
+        self.redecide(tx)?;
         if let Cow::Owned(ring) = self.ring {
             self.applied.ring = Some(ring);
         }

@@ -18,6 +18,7 @@ use sync_store::{PendingWrite, ReadTx};
 use tokio::sync::watch;
 
 use super::project::{context_of, stored_state};
+use super::write::is_purge;
 use super::{Space, SpaceInner};
 use crate::client::Shared;
 use crate::error::ReadError;
@@ -240,6 +241,14 @@ impl SpaceInner {
     }
 }
 
+impl SpaceInner {
+    /// After a commit that touched all trees.
+    pub(super) fn refresh_all(&self) {
+        let live: Vec<TreeId> = self.live.table().live.keys().copied().collect();
+        live.into_iter().for_each(|tree| self.refresh(tree));
+    }
+}
+
 fn exists(tx: &ReadTx<'_>, space: SpaceId, tree: TreeId) -> Result<bool, ReadError> {
     Ok(tx.tree(space, tree)?.is_some() || !tx.pending_of_tree(space, tree)?.is_empty())
 }
@@ -247,7 +256,7 @@ fn exists(tx: &ReadTx<'_>, space: SpaceId, tree: TreeId) -> Result<bool, ReadErr
 fn read_snapshot(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId, tree: TreeId) -> Result<TreeSnapshot, ReadError> {
     let logged = tx.tree(space, tree)?;
     let pending = tx.pending_of_tree(space, tree)?;
-    let purged = logged.as_ref().is_some_and(|t| t.purged.is_some());
+    let purged = logged.as_ref().is_some_and(|t| t.purged.is_some()) || pending.iter().any(is_purge);
     let heads = overlaid_heads(logged.map(|t| t.heads).unwrap_or_default(), &pending);
     let object = if purged { None } else { read_object(tx, shared, space, tree, &pending)? };
     Ok(TreeSnapshot { tree, heads, pending: pending.len(), purged, object })
@@ -289,6 +298,9 @@ pub(super) fn overlaid_state(
 ) -> Result<Option<ObjectState>, ReadError> {
     let mut state = logged;
     for (index, write) in pending.iter().enumerate() {
+        if is_purge(write) {
+            return Ok(None);
+        }
         let envelope = super::write::local_envelope(shared, write)?;
         if envelope.data_type != object::DATA_TYPE {
             continue;

@@ -3,6 +3,7 @@
 mod apply;
 mod headsync;
 mod live;
+mod outbox;
 mod project;
 mod push;
 mod worker;
@@ -29,6 +30,7 @@ use crate::types::SPACE_INFO;
 
 pub(crate) use live::read_object;
 pub use live::{LoggedChange, Tree, TreeSnapshot};
+pub use outbox::{RefusedContent, RefusedWrite};
 pub(crate) use project::{open_row, type_tag};
 pub(crate) use worker::Inbound;
 pub(crate) use write::{MakeOps, ObjectKey};

@@ -36,7 +36,7 @@ pub(super) fn open(
 ) -> Content {
     let settled = |kind, detail| Content::Settled { kind, detail };
     let Some(payload) = payload else {
-        return settled(VerdictKind::Quarantined, "the node sent the change without its content");
+        return settled(VerdictKind::Missing, "the node sent the change without its content");
     };
     let Some(keys) = ring.keys(change.epoch) else {
         return settled(VerdictKind::Hidden, "of an epoch whose keys this member does not hold");
@@ -139,7 +139,26 @@ impl Projection {
     /// Drops what a purge ended.
     pub(super) fn purge(&mut self, tx: &mut WriteTx<'_>, space: SpaceId, tree: TreeId) -> Result<(), ReadError> {
         self.states.remove(&tree);
-        Ok(tx.delete_object(space, tree)?)
+        tx.delete_object(space, tree)?;
+        // What could not be shown is not there any more; what breaks the rules broke them before.
+        forget_verdicts(tx, space, |of| *of == tree)
+    }
+
+    /// Drops everything: the space was deleted.
+    pub(super) fn end_space(&mut self, tx: &mut WriteTx<'_>, space: SpaceId) -> Result<(), ReadError> {
+        self.states.clear();
+        for tag in tx.object_types(space)? {
+            loop {
+                let rows = tx.objects(space, tag, None, OBJECTS_PAGE)?;
+                for row in &rows {
+                    tx.delete_object(space, row.tree)?;
+                }
+                if rows.len() < OBJECTS_PAGE {
+                    break;
+                }
+            }
+        }
+        forget_verdicts(tx, space, |_| true)
     }
 
     /// Writes the changed objects and the watermark.
@@ -198,6 +217,18 @@ pub(super) fn place_misplaced(
         placed.extend(projection.flush(tx, shared, space, to)?);
     }
     Ok(placed)
+}
+
+/// Objects deleted at a time when a space ends.
+const OBJECTS_PAGE: usize = 512;
+
+fn forget_verdicts(tx: &mut WriteTx<'_>, space: SpaceId, of: impl Fn(&TreeId) -> bool) -> Result<(), ReadError> {
+    for (tree, change, verdict) in tx.verdicts(space)? {
+        if of(&tree) && verdict.kind != VerdictKind::Quarantined {
+            tx.delete_verdict(space, tree, change)?;
+        }
+    }
+    Ok(())
 }
 
 /// An object whose logged state moved.

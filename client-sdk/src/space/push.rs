@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::code::{Code, NextStep};
-use sync_core::ids::{ChangeId, TreeId};
+use sync_core::ids::TreeId;
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
-use sync_core::record::{TreeChange, verify, verify_as};
+use sync_core::record::verify;
 use sync_core::session::pause;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::SpaceInner;
-use super::write::{Reparent, local_envelope};
+use super::write::{Maker, Rebuild, Reparent, local_envelope};
 use crate::clock;
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, ReadError, WriteError, from_store_write};
@@ -221,7 +221,7 @@ impl SpaceInner {
             }
             (NextStep::Rebuild, OwnVerdict::Invalid) => {
                 let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
-                match self.rebuild_in(tx, write, parents) {
+                match Maker::new(tx, self)?.rebuild(tx, write.tree, Rebuild::One(write.id, parents)) {
                     Ok(()) => {}
                     Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,
                     // Keys or heads that the rebuild needs are on their way.
@@ -252,31 +252,6 @@ impl SpaceInner {
             Err(DecideError::Reject(_) | DecideError::Refused(_)) => Ok(OwnVerdict::Invalid),
             Err(DecideError::View(error)) => Err(error.into()),
         }
-    }
-
-    /// The write and everything of ours that builds on it become refused rows.
-    fn refuse(
-        &self,
-        tx: &mut WriteTx<'_>,
-        write: &PendingWrite,
-        refusal: &RefusalRow,
-        events: &mut Vec<Event>,
-    ) -> Result<(), WriteError> {
-        let mut gone = BTreeSet::from([ChangeId::from(write.record.id())]);
-        let root_gone = write.root.is_some() && tx.tree(self.id, write.tree)?.is_none();
-        for pending in tx.pending_of_tree(self.id, write.tree)? {
-            let builds_on_it = || {
-                let change = verify_as::<TreeChange>(pending.record.clone());
-                root_gone || change.is_ok_and(|c| c.body().parents.iter().any(|p| gone.contains(p)))
-            };
-            if pending.id < write.id || (pending.id > write.id && !builds_on_it()) {
-                continue;
-            }
-            gone.insert(pending.record.id().into());
-            tx.set_write_state(pending.id, &WriteState::Refused(refusal.clone()))?;
-            events.push(Event::WriteRefused { space: self.id, write: pending.id, code: refusal.code });
-        }
-        Ok(())
     }
 }
 

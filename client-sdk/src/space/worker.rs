@@ -12,7 +12,7 @@ use sync_store::{Registration, WriteTx};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{ApplyError, Arrived};
+use super::apply::{AclMoved, ApplyError, Arrived};
 use super::{SpaceInner, headsync, project};
 use crate::client::Shared;
 use crate::connect::Conn;
@@ -48,12 +48,17 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 space.node_seq.send_replace(Seq::ZERO);
                 space.note_trouble(|t| (t.refused, t.rewound) = (None, None));
                 space.push_wanted.notify_one();
+                space.drive_intents();
                 // One at a time: a newer connection makes an older comparison worthless.
                 comparison.cancel();
                 comparison = CancellationToken::new();
                 space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
             }
-            Some(Inbound::Entries { entries, durable }) => space.entries_arrived(entries, durable).await,
+            Some(Inbound::Entries { entries, durable }) => {
+                if space.entries_arrived(entries, durable).await == AclMoved::Yes {
+                    space.drive_intents();
+                }
+            }
             Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
             Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
             Some(Inbound::Rewound(rewound)) => space.rewound(&rewound),
@@ -73,16 +78,18 @@ impl SpaceInner {
         }
     }
 
-    async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, durable: Seq) {
+    async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, durable: Seq) -> AclMoved {
         self.saw_node_seq(entries.last().map_or(Seq::ZERO, |e| Seq(e.seq)));
         let result = self.apply(Arrived { entries, durable }).await;
         match result {
-            Ok(cursor) => {
+            Ok((cursor, acl_moved)) => {
                 self.shared.link(Input::Applied { space: self.id, cursor });
+                acl_moved
             }
             Err(error) => {
                 self.note_apply_failure(&error);
                 self.shared.link(Input::SubscriptionFailed { space: self.id });
+                AclMoved::No
             }
         }
     }

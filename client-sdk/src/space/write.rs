@@ -2,14 +2,16 @@
 //! whole and durable or it never was.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sync_core::acl::AclState;
 use sync_core::ids::{ChangeId, SpaceId, TreeId};
 use sync_core::limits;
-use sync_core::log::{TreeState, may_write};
+use sync_core::log::{Reject, TreeState, may_purge, may_write};
 use sync_core::record::{
-    ChangeKind, PayloadClaim, RawRecord, TreeChange, TreeName, TreeRoot, Verified, WriteRule, verify_as,
+    ChangeKind, Kind, PayloadClaim, RawRecord, Tombstone, TreeChange, TreeName, TreeRoot, Verified, WriteRule,
+    verify_as,
 };
 use sync_e2ee::{ContentContext, ContentError, Envelope, KeyRing, encrypt, object_root};
 use sync_store::{PendingWrite, WriteId, WriteState, WriteTx};
@@ -57,13 +59,7 @@ pub(crate) type MakeOps = dyn FnOnce(Option<&ObjectState>) -> Result<Vec<Op>, Wr
 impl SpaceInner {
     /// The tree that an object is, if the keys are here.
     pub(crate) fn object_tree(&self, key: &ObjectKey) -> Result<TreeId, ReadError> {
-        Ok(self.object_root(&self.ring(), key)?.tree_id())
-    }
-
-    fn object_root(&self, ring: &KeyRing, key: &ObjectKey) -> Result<TreeRoot, ReadError> {
-        let name_key = ring.name_key().ok_or(ReadError::NoKeys)?;
-        let rule = self.shared.types.rule(&key.object_type, &key.id);
-        Ok(object_root(self.id, name_key, &key.object_type, &key.id, rule))
+        Ok(object_root_of(&self.shared, self.id, &self.ring(), key)?.tree_id())
     }
 
     /// Writes operations on one object; `None` if there was nothing to write.
@@ -136,14 +132,16 @@ impl SpaceInner {
         Ok(())
     }
 
-    /// Makes a pending write, and those of ours that build on it, anew on the present ACL and epoch.
-    pub(super) fn rebuild_in(
-        &self,
-        tx: &mut WriteTx<'_>,
-        write: &PendingWrite,
-        parents: Reparent,
-    ) -> Result<(), WriteError> {
-        Maker::new(tx, self)?.rebuild_suffix(tx, write, parents)
+    /// Ends a tree for good: its content is dropped here, at the node and at every member, and nobody can write to it again.
+    pub(crate) async fn purge(
+        self: &std::sync::Arc<Self>,
+        tree: TreeId,
+        key: Option<ObjectKey>,
+    ) -> Result<WriteId, WriteError> {
+        let space = self.clone();
+        let job = move |tx: &mut WriteTx<'_>| Maker::new(tx, &space)?.purge(tx, tree, key);
+        let made = self.keep(job, |made| vec![made]).await?;
+        Ok(made.write)
     }
 }
 
@@ -164,11 +162,11 @@ struct Made {
 }
 
 /// Everything that making a change needs, fixed for one transaction.
-struct Maker<'a> {
-    space: &'a SpaceInner,
+pub(super) struct Maker<'a> {
+    space: SpaceId,
     shared: &'a Shared,
-    ring: std::sync::Arc<KeyRing>,
-    acl: std::sync::Arc<AclState>,
+    ring: Arc<KeyRing>,
+    acl: Arc<AclState>,
 }
 
 /// Where a change goes.
@@ -182,10 +180,19 @@ struct Place {
 }
 
 impl<'a> Maker<'a> {
-    fn new(tx: &WriteTx<'_>, space: &'a SpaceInner) -> Result<Self, WriteError> {
+    pub(super) fn new(tx: &WriteTx<'_>, space: &'a SpaceInner) -> Result<Self, WriteError> {
         let acl = tx.acl(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?;
         let ring = space.ring_of(tx, &acl)?;
-        Ok(Self { space, shared: &space.shared, ring, acl })
+        Ok(Self::with(&space.shared, acl, ring))
+    }
+
+    /// With an ACL and the keys as of it.
+    pub(super) fn with(shared: &'a Shared, acl: Arc<AclState>, ring: Arc<KeyRing>) -> Self {
+        Self { space: acl.space, shared, ring, acl }
+    }
+
+    pub(super) fn space(&self) -> SpaceId {
+        self.space
     }
 
     fn write_object(
@@ -194,10 +201,10 @@ impl<'a> Maker<'a> {
         key: ObjectKey,
         make: Box<MakeOps>,
     ) -> Result<Option<Made>, WriteError> {
-        let root = self.space.object_root(&self.ring, &key)?;
+        let root = object_root_of(self.shared, self.space, &self.ring, &key)?;
         let tree = root.tree_id();
-        let pending = tx.pending_of_tree(self.space.id, tree)?;
-        let logged = stored_state(tx, self.shared, self.space.id, tree)?;
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let logged = stored_state(tx, self.shared, self.space, tree)?;
         let state = overlaid_state(logged, self.shared, &pending)?;
         let ops = make(state.as_ref())?;
         if ops.is_empty() {
@@ -217,7 +224,7 @@ impl<'a> Maker<'a> {
     /// On top of everything that is here.
     fn place(&self, tx: &WriteTx<'_>, root: TreeRoot, pending: &[PendingWrite]) -> Result<Place, WriteError> {
         let tree = root.tree_id();
-        let logged = tx.tree(self.space.id, tree)?;
+        let logged = tx.tree(self.space, tree)?;
         self.check(tree, &root, logged.as_ref(), pending)?;
         let heads = overlaid_heads(logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default(), pending);
         let parents = parents_of(tree, &heads);
@@ -233,11 +240,66 @@ impl<'a> Maker<'a> {
         pending: &[PendingWrite],
     ) -> Result<(), WriteError> {
         let author = self.shared.account.id();
+        if self.acl.deleted {
+            return Err(Reject::SpaceDeleted.into());
+        }
         may_write(&self.acl, tree, root, logged, &author, &self.acl.head)?;
+        if pending.iter().any(is_purge) {
+            return Err(Reject::TreePurged { tree }.into());
+        }
         if root.write_rule.once && !pending.is_empty() {
-            return Err(sync_core::log::Reject::OnceTaken { tree }.into());
+            return Err(Reject::OnceTaken { tree }.into());
         }
         Ok(())
+    }
+
+    fn purge(&self, tx: &mut WriteTx<'_>, tree: TreeId, key: Option<ObjectKey>) -> Result<Made, WriteError> {
+        let logged = tx.tree(self.space, tree)?;
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let root = self.root_of(tree, logged.as_ref(), &pending)?;
+        if self.acl.deleted {
+            return Err(Reject::SpaceDeleted.into());
+        }
+        if pending.iter().any(is_purge) {
+            return Err(Reject::TreePurged { tree }.into());
+        }
+        let author = self.shared.account.id();
+        may_purge(&self.acl, tree, &root, logged.as_ref(), &author, &self.acl.head)?;
+        let named = key.clone().unwrap_or(ObjectKey { object_type: String::new(), id: String::new() });
+        let (object_type, object_id) = (named.object_type, named.id);
+        let envelope = Envelope { object_type, object_id, data_type: PURGE.to_owned(), payload: Bytes::new() };
+        let record = self.tombstone(tree)?;
+        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(&envelope), &mut rand::rng());
+        let change = record.id().into();
+        let write = tx.put_pending(self.space, tree, None, record.raw(), &local)?;
+        Ok(Made { write, tree, change, key })
+    }
+
+    fn tombstone(&self, tree: TreeId) -> Result<Verified<Tombstone>, WriteError> {
+        let author = self.shared.account.id();
+        let tombstone = Tombstone { tree, author, acl_head: self.acl.head, at_ms: clock::wall_ms() };
+        Ok(Verified::sign(&tombstone, self.shared.account.signing_key(), None)?)
+    }
+
+    fn root_of(
+        &self,
+        tree: TreeId,
+        logged: Option<&TreeState>,
+        pending: &[PendingWrite],
+    ) -> Result<TreeRoot, WriteError> {
+        match (logged, pending.iter().find_map(|w| w.root.clone())) {
+            (Some(tree), _) => Ok(tree.root),
+            (None, Some(root)) => Ok(*verified::<TreeRoot>(root)?.body()),
+            (None, None) => Err(Reject::MissingRoot { tree }.into()),
+        }
+    }
+
+    /// What the rules say now to our writing to a tree at all.
+    pub(super) fn may_write(&self, tx: &WriteTx<'_>, tree: TreeId) -> Result<(), WriteError> {
+        let logged = tx.tree(self.space, tree)?;
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let root = self.root_of(tree, logged.as_ref(), &pending)?;
+        self.check(tree, &root, logged.as_ref(), &[])
     }
 
     fn append(&self, tx: &mut WriteTx<'_>, place: Place, envelope: &Envelope) -> Result<Made, WriteError> {
@@ -245,7 +307,7 @@ impl<'a> Maker<'a> {
         let change = self.sign(root.space, tree, parents, envelope)?;
         let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(envelope), &mut rand::rng());
         let id = change.id().into();
-        let write = tx.put_pending(self.space.id, tree, root_record.as_ref(), change.raw(), &local)?;
+        let write = tx.put_pending(self.space, tree, root_record.as_ref(), change.raw(), &local)?;
         Ok(Made { write, tree, change: id, key: None })
     }
 
@@ -275,35 +337,112 @@ impl<'a> Maker<'a> {
         Ok(Verified::sign(&change, self.shared.account.signing_key(), Some(encrypted.ciphertext))?)
     }
 
-    fn rebuild_suffix(&self, tx: &mut WriteTx<'_>, from: &PendingWrite, reparent: Reparent) -> Result<(), WriteError> {
-        let (space, tree) = (self.space.id, from.tree);
-        let pending = tx.pending_of_tree(space, tree)?;
-        let logged = tx.tree(space, tree)?;
-        let root = match (&logged, pending.iter().find_map(|w| w.root.clone())) {
-            (Some(tree), _) => tree.root,
-            (None, Some(root)) => *verified::<TreeRoot>(root)?.body(),
-            (None, None) => return Err(sync_core::log::Reject::MissingRoot { tree }.into()),
-        };
-        self.check(tree, &root, logged.as_ref(), &[])?;
+    /// Makes pending writes of a tree anew on the present ACL and epoch: those that `rebuild` names, and what builds on them.
+    pub(super) fn rebuild(&self, tx: &mut WriteTx<'_>, tree: TreeId, rebuild: Rebuild) -> Result<(), WriteError> {
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let logged = tx.tree(self.space, tree)?;
+        let root = self.root_of(tree, logged.as_ref(), &pending)?;
         let mut renamed = BTreeMap::new();
-        for write in pending.iter().filter(|w| w.id >= from.id) {
-            let old = verified::<TreeChange>(write.record.clone())?;
-            // What does not build on it may be on its way through the log already, under the id it has.
-            if write.id != from.id && !old.body().parents.iter().any(|p| renamed.contains_key(p)) {
+        for write in &pending {
+            if is_purge(write) {
+                if rebuild.names(self, write)? {
+                    tx.rebuild_pending(write.id, None, self.tombstone(tree)?.raw())?;
+                }
                 continue;
             }
-            let parents = match reparent {
-                Reparent::OntoHeads if write.id == from.id => {
+            let old = verified::<TreeChange>(write.record.clone())?;
+            // What does not build on it may be on its way through the log already, under the id it has.
+            let builds_on_it = old.body().parents.iter().any(|p| renamed.contains_key(p));
+            if !builds_on_it && !rebuild.names(self, write)? {
+                continue;
+            }
+            self.check(tree, &root, logged.as_ref(), &[])?;
+            let parents = match rebuild {
+                Rebuild::One(id, Reparent::OntoHeads) if write.id == id => {
                     parents_of(tree, &logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default())
                 }
-                Reparent::OntoHeads | Reparent::Keep => rename(&old.body().parents, &renamed),
+                Rebuild::One(..) | Rebuild::Stale => rename(&old.body().parents, &renamed),
             };
-            let change = self.sign(space, tree, parents, &local_envelope(self.shared, write)?)?;
+            let change = self.sign(self.space, tree, parents, &local_envelope(self.shared, write)?)?;
             renamed.insert(ChangeId::from(old.id()), ChangeId::from(change.id()));
             tx.rebuild_pending(write.id, write.root.as_ref(), change.raw())?;
         }
         Ok(())
     }
+
+    /// Makes a refused write anew, on top of everything that is here, and has it wait for the node again.
+    pub(super) fn retry(&self, tx: &mut WriteTx<'_>, write: &PendingWrite) -> Result<(), WriteError> {
+        let tree = write.tree;
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let logged = tx.tree(self.space, tree)?;
+        let envelope = local_envelope(self.shared, write)?;
+        let known = self.root_of(tree, logged.as_ref(), &pending);
+        let root = match (known, &write.root) {
+            (Ok(root), _) => root,
+            (Err(_), Some(root)) => *verified::<TreeRoot>(root.clone())?.body(),
+            (Err(error), None) if envelope.object_type.is_empty() => return Err(error),
+            (Err(_), None) => {
+                let key = ObjectKey { object_type: envelope.object_type.clone(), id: envelope.object_id.clone() };
+                object_root_of(self.shared, self.space, &self.ring, &key)?
+            }
+        };
+        if is_purge(write) {
+            let author = self.shared.account.id();
+            may_purge(&self.acl, tree, &root, logged.as_ref(), &author, &self.acl.head)?;
+            tx.rebuild_pending(write.id, None, self.tombstone(tree)?.raw())?;
+        } else {
+            let place = self.place(tx, root, &pending)?;
+            let change = self.sign(self.space, tree, place.parents, &envelope)?;
+            tx.rebuild_pending(write.id, place.root_record.as_ref(), change.raw())?;
+        }
+        tx.set_write_state(write.id, &WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None })?;
+        Ok(())
+    }
+}
+
+/// Which writes of a tree are made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rebuild {
+    One(WriteId, Reparent),
+    /// Those that the ACL has passed: of an older epoch, or citing a record from before our present role.
+    Stale,
+}
+
+impl Rebuild {
+    fn names(self, maker: &Maker<'_>, write: &PendingWrite) -> Result<bool, WriteError> {
+        match self {
+            Self::One(id, _) => Ok(write.id == id),
+            Self::Stale if is_purge(write) => {
+                let old = verified::<Tombstone>(write.record.clone())?;
+                Ok(maker.is_stale(&old.body().acl_head))
+            }
+            Self::Stale => {
+                let old = verified::<TreeChange>(write.record.clone())?;
+                Ok(old.body().epoch != maker.acl.epoch || maker.is_stale(&old.body().acl_head))
+            }
+        }
+    }
+}
+
+impl Maker<'_> {
+    fn is_stale(&self, acl_head: &sync_core::ids::AclId) -> bool {
+        let since = self.acl.members.get(&self.shared.account.id()).map(|m| m.role_since);
+        self.acl.records.get(acl_head).copied() < since
+    }
+}
+
+/// The data type of the local row of a purge. It is never on the wire.
+const PURGE: &str = "headwater.purge";
+
+/// True if the write is a tombstone.
+pub(super) fn is_purge(write: &PendingWrite) -> bool {
+    write.record.kind == Kind::Tombstone
+}
+
+fn object_root_of(shared: &Shared, space: SpaceId, ring: &KeyRing, key: &ObjectKey) -> Result<TreeRoot, ReadError> {
+    let name_key = ring.name_key().ok_or(ReadError::NoKeys)?;
+    let rule = shared.types.rule(&key.object_type, &key.id);
+    Ok(object_root(space, name_key, &key.object_type, &key.id, rule))
 }
 
 fn rename(parents: &[ChangeId], renamed: &BTreeMap<ChangeId, ChangeId>) -> Vec<ChangeId> {
@@ -357,6 +496,16 @@ pub struct TreeWritten {
 }
 
 impl Space {
+    /// Purges a tree: its content is dropped here, at the node and at every member, for good. A later write answers
+    /// `TREE_PURGED`, and no late peer brings it back. For admins, the account of its write rule, and the author of its first
+    /// change. To delete an object so that it can be written again there is [`crate::Objects::delete`].
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn purge_tree(&self, tree: TreeId) -> Result<WriteId, WriteError> {
+        self.inner.purge(tree, None).await
+    }
+
     /// Makes a new tree and appends changes to it, in one transaction.
     ///
     /// # Errors
@@ -386,7 +535,7 @@ impl Space {
             let record = pending.into_iter().find_map(|w| w.root);
             Ok(record.and_then(|r| verify_as::<TreeRoot>(r).ok()).map(|r| *r.body()))
         })?;
-        let root = root.ok_or(sync_core::log::Reject::MissingRoot { tree })?;
+        let root = root.ok_or(Reject::MissingRoot { tree })?;
         self.write_tree(root, data_type, writes).await
     }
 
@@ -416,7 +565,7 @@ fn append_all(
     writes: Vec<TreeWrite>,
 ) -> Result<Vec<Made>, WriteError> {
     let tree = root.tree_id();
-    let space = maker.space.id;
+    let space = maker.space;
     let pending = tx.pending_of_tree(space, tree)?;
     let first = maker.place(tx, root, &pending)?;
     let mut heads = overlaid_heads(first.logged.map(|t| t.heads).unwrap_or_default(), &pending);

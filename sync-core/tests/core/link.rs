@@ -26,6 +26,7 @@ fn input() -> impl Strategy<Value = Input> {
             .prop_map(|(space, first, last)| Input::EntriesArrived { space, first, last }),
         4 => (space.clone(), seq).prop_map(|(space, cursor)| Input::Applied { space, cursor }),
         2 => space.clone().prop_map(|space| Input::SubscriptionFailed { space }),
+        1 => space.clone().prop_map(|space| Input::AskAgain { space }),
         2 => (space, (0..12u64).prop_map(Seq)).prop_map(|(space, seq)| Input::NodeReaches { space, seq }),
         2 => (0..6u64).prop_map(|number| Input::PongArrived { number }),
     ]
@@ -88,6 +89,7 @@ impl Watched {
             | Input::EntriesArrived { .. }
             | Input::Applied { .. }
             | Input::SubscriptionFailed { .. }
+            | Input::AskAgain { .. }
             | Input::PongArrived { .. } => return None,
         };
         let next = self.spaces.get(&space)?.next?;
@@ -119,6 +121,7 @@ impl Watched {
             | Input::Wake
             | Input::EntriesArrived { .. }
             | Input::NodeReaches { .. }
+            | Input::AskAgain { .. }
             | Input::PongArrived { .. } => {}
         }
     }

@@ -126,7 +126,8 @@ async fn what_the_node_has_and_what_cannot_be_shown() {
 
     let (tree, change) = (TreeId::from_hash([1; 32]), ChangeId::from_hash([2; 32]));
     let verdict = |kind| VerdictRow { kind, detail: "why".into(), seq: Seq(7) };
-    for kind in [VerdictKind::Hidden, VerdictKind::Void, VerdictKind::Misplaced, VerdictKind::Quarantined] {
+    use VerdictKind as V;
+    for kind in [V::Hidden, V::Void, V::Misplaced, V::Quarantined, V::Missing] {
         store.write(move |tx| tx.put_verdict(space, tree, change, &verdict(kind))).await.unwrap();
         assert_eq!(store.read(|tx| tx.verdicts(space)).unwrap(), [(tree, change, verdict(kind))]);
     }

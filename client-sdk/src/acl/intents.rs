@@ -1,0 +1,92 @@
+//! Acts that go on by themselves: a leaving that was kept while the node was away, and the keys that a leaver must not have.
+
+use std::sync::Arc;
+
+use sync_core::acl::AclState;
+use sync_core::ids::{Seq, SpaceId};
+use sync_core::log::Reject;
+use sync_core::record::Role;
+use sync_store::WriteTx;
+
+use super::{AclChange, sign_record};
+use crate::error::{AclError, ReadError, from_store_write};
+use crate::space::SpaceInner;
+
+fn leave_key(space: SpaceId) -> String {
+    format!("leave/{space}")
+}
+
+impl SpaceInner {
+    /// Keeps the wish to leave, and leaves.
+    pub(super) async fn leave(self: &Arc<Self>) -> Result<(), AclError> {
+        let acl = self.acl()?;
+        let record = sign_record(&self.shared, &acl, AclChange::Leave.contents(self, &acl)?)?;
+        acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
+        self.keep_leaving(true).await?;
+        self.finish_leaving().await
+    }
+
+    pub(crate) fn is_leaving(&self) -> Result<bool, ReadError> {
+        Ok(self.shared.store.read(|tx| tx.kv(&leave_key(self.id)))?.is_some())
+    }
+
+    async fn keep_leaving(&self, leaving: bool) -> Result<(), AclError> {
+        let key = leave_key(self.id);
+        let row = self.shared.local.seal_row(key.as_bytes(), b"leave", &mut rand::rng());
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            Ok(if leaving { tx.kv_put(&key, &row)? } else { tx.kv_delete(&key)? })
+        };
+        let written = self.shared.store.write(job).await.map_err(from_store_write)?;
+        self.shared.store.durable(written.commit).await?;
+        self.touch();
+        Ok(())
+    }
+
+    async fn finish_leaving(self: &Arc<Self>) -> Result<(), AclError> {
+        let (space, account) = (self.clone(), self.shared.account.id());
+        let make = move |acl: &AclState| {
+            if acl.members.contains_key(&account) { AclChange::Leave.contents(&space, acl) } else { Ok(Vec::new()) }
+        };
+        let left = self.append_acl(&make).await;
+        match &left {
+            // The wish stays until the node is reached, or until the rules forbid it: an owner transfers first.
+            Err(AclError::Call(_) | AclError::Contended { .. } | AclError::Read(_)) => {}
+            Ok(()) | Err(_) => self.keep_leaving(false).await?,
+        }
+        left
+    }
+
+    /// What the log or an earlier process left to be done. Called when the node was reached and when the ACL moved; idempotent.
+    pub(crate) fn drive_intents(self: &Arc<Self>) {
+        let Ok(acl) = self.acl() else { return };
+        if acl.deleted {
+            return;
+        }
+        if self.is_leaving().unwrap_or(false) {
+            let space = self.clone();
+            self.shared.spawn_until_closed(async move {
+                if let Err(error) = space.finish_leaving().await {
+                    tracing::info!(space = %space.id.short(), error = %error, "the leaving waits");
+                }
+            });
+        }
+        let is_admin = acl.role(&self.shared.account.id()).is_some_and(|role| role >= Role::Admin);
+        if acl.rotation_owed && is_admin {
+            let space = self.clone();
+            self.shared.spawn_until_closed(async move {
+                if let Err(error) = space.rotate_owed().await {
+                    tracing::info!(space = %space.id.short(), error = %error, "the rotation after a leave waits");
+                }
+            });
+        }
+    }
+
+    /// Every admin who sees that somebody left makes new keys; the first one does it for all.
+    async fn rotate_owed(self: &Arc<Self>) -> Result<(), AclError> {
+        let space = self.clone();
+        let make = move |acl: &AclState| {
+            if acl.rotation_owed && !acl.deleted { AclChange::RotateKeys.contents(&space, acl) } else { Ok(Vec::new()) }
+        };
+        self.append_acl(&make).await
+    }
+}

@@ -1,0 +1,194 @@
+//! What becomes of own writes: made anew when the ACL passes them, refused with everything that builds on them, tried again.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+use sync_core::code::{Code, NextStep};
+use sync_core::ids::{ChangeId, TreeId};
+use sync_core::log::View as _;
+use sync_core::record::{TreeChange, verify_as};
+use sync_e2ee::Envelope;
+use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
+
+use super::project::ObjectTouched;
+use super::write::{Maker, Rebuild, is_purge, local_envelope};
+use super::{Space, SpaceInner};
+use crate::client::Shared;
+use crate::error::{ReadError, WriteError, from_store_write};
+use crate::events::Event;
+use crate::object::{self, ObjectState};
+
+/// A write that the rules refused for good. It is kept, with everything in it, until it is retried or dismissed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RefusedWrite {
+    pub write: WriteId,
+    pub tree: TreeId,
+    /// The stable name of the refusal's code.
+    pub code: &'static str,
+    pub message: String,
+    pub content: RefusedContent,
+}
+
+/// What a refused write would have written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RefusedContent {
+    /// Operations on an object; `fields` are those that they alone would give it.
+    Object { object_type: String, id: String, fields: Map<String, Value> },
+    /// The end of a tree.
+    Purge { object_type: String, id: String },
+    /// A change of a tree of the application's own.
+    Foreign { data_type: String, payload: bytes::Bytes },
+}
+
+/// What re-deciding did.
+#[derive(Default)]
+pub(super) struct Redecided {
+    pub(super) events: Vec<Event>,
+    pub(super) touched: Vec<ObjectTouched>,
+}
+
+/// Decides the pending writes to some trees again (all without `trees`), after an entry of the log that may have passed them.
+/// Whatever the node said or will say, the same log gives the same answer to everybody.
+pub(super) fn redecide(
+    tx: &mut WriteTx<'_>,
+    shared: &Shared,
+    maker: &Maker<'_>,
+    trees: Option<&BTreeSet<TreeId>>,
+    redecided: &mut Redecided,
+) -> Result<(), WriteError> {
+    let space = maker.space();
+    let pending = tx.pending(space)?;
+    let affected: BTreeSet<TreeId> = pending.iter().map(|w| w.tree).collect();
+    for tree in affected.into_iter().filter(|tree| trees.is_none_or(|trees| trees.contains(tree))) {
+        match maker.may_write(tx, tree) {
+            Ok(()) => match maker.rebuild(tx, tree, Rebuild::Stale) {
+                // The keys are on their way, or are owed; the node's answer will bring it up again.
+                Ok(()) | Err(WriteError::Read(ReadError::NoKeys)) => {}
+                Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
+                Err(error) => tracing::warn!(tree = %tree.short(), error = %error, "a write could not be made anew"),
+            },
+            Err(WriteError::Rejected(reject)) if Code::from(&reject).next_step() == NextStep::Refuse => {
+                let log_seq = tx.view(space)?.ok_or(ReadError::UnknownSpace(space))?.position().seq;
+                let code = Code::from(&reject);
+                let refusal = RefusalRow { code: code.number(), message: reject.to_string(), log_seq };
+                for write in tx.pending_of_tree(space, tree)? {
+                    if is_purge(&write) && code == Code::TreePurged {
+                        // Somebody else was faster; it is what was wanted.
+                        let at = tx.tree(space, tree)?.and_then(|t| t.purged).map(|p| p.at).unwrap_or_default();
+                        tx.set_write_state(write.id, &WriteState::Logged { seq: at })?;
+                    } else {
+                        refuse_one(tx, shared, maker, &write, &refusal, redecided)?;
+                    }
+                }
+            }
+            Err(WriteError::Rejected(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn refuse_one(
+    tx: &mut WriteTx<'_>,
+    shared: &Shared,
+    maker: &Maker<'_>,
+    write: &PendingWrite,
+    refusal: &RefusalRow,
+    redecided: &mut Redecided,
+) -> Result<(), WriteError> {
+    tx.set_write_state(write.id, &WriteState::Refused(refusal.clone()))?;
+    redecided.events.push(Event::WriteRefused { space: maker.space(), write: write.id, code: refusal.code });
+    let Envelope { object_type, object_id: id, .. } = local_envelope(shared, write)?;
+    redecided.touched.push(ObjectTouched { tree: write.tree, object_type, id });
+    Ok(())
+}
+
+impl SpaceInner {
+    /// The write and everything of ours that builds on it become refused rows.
+    pub(super) fn refuse(
+        &self,
+        tx: &mut WriteTx<'_>,
+        write: &PendingWrite,
+        refusal: &RefusalRow,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WriteError> {
+        let mut gone = BTreeSet::from([ChangeId::from(write.record.id())]);
+        let root_gone = write.root.is_some() && tx.tree(self.id, write.tree)?.is_none();
+        for pending in tx.pending_of_tree(self.id, write.tree)? {
+            let builds_on_it = || {
+                let change = verify_as::<TreeChange>(pending.record.clone());
+                root_gone || change.is_ok_and(|c| c.body().parents.iter().any(|p| gone.contains(p)))
+            };
+            if pending.id < write.id || (pending.id > write.id && !builds_on_it()) {
+                continue;
+            }
+            gone.insert(pending.record.id().into());
+            tx.set_write_state(pending.id, &WriteState::Refused(refusal.clone()))?;
+            events.push(Event::WriteRefused { space: self.id, write: pending.id, code: refusal.code });
+        }
+        Ok(())
+    }
+
+    async fn retry(self: &std::sync::Arc<Self>, write: WriteId) -> Result<(), WriteError> {
+        let space = self.clone();
+        let job = move |tx: &mut WriteTx<'_>| -> Result<TreeId, WriteError> {
+            let refused = tx.refused(space.id)?.into_iter().find(|w| w.id == write);
+            let refused = refused.ok_or(WriteError::NotRefused { write })?;
+            Maker::new(tx, &space)?.retry(tx, &refused)?;
+            Ok(refused.tree)
+        };
+        let tree = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        self.refresh(tree);
+        self.emit(Event::Tree { space: self.id, tree });
+        self.push_wanted.notify_one();
+        self.touch();
+        Ok(())
+    }
+
+    fn refused_writes(&self) -> Result<Vec<RefusedWrite>, ReadError> {
+        let rows = self.shared.store.read(|tx| tx.refused(self.id))?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in rows {
+            let WriteState::Refused(refusal) = &row.state else { continue };
+            let code = Code::from_number(refusal.code).map_or("UNKNOWN", Code::name);
+            let content = content_of(&row, local_envelope(&self.shared, &row)?);
+            let message = refusal.message.clone();
+            found.push(RefusedWrite { write: row.id, tree: row.tree, code, message, content });
+        }
+        Ok(found)
+    }
+}
+
+fn content_of(row: &PendingWrite, envelope: Envelope) -> RefusedContent {
+    let Envelope { object_type, object_id: id, data_type, payload } = envelope;
+    if is_purge(row) {
+        return RefusedContent::Purge { object_type, id };
+    }
+    match object::decode(&payload) {
+        Ok(ops) if data_type == object::DATA_TYPE => {
+            let mut state = ObjectState::new(&object_type, &id);
+            let key = sync_core::tree::OrderKey { height: Default::default(), id: row.record.id().into() };
+            state.apply(key, &ops);
+            RefusedContent::Object { object_type, id, fields: state.fields() }
+        }
+        Ok(_) | Err(_) => RefusedContent::Foreign { data_type, payload },
+    }
+}
+
+impl Space {
+    /// Own writes that were refused for good, the oldest first, with what is in them.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn refused(&self) -> Result<Vec<RefusedWrite>, ReadError> {
+        self.inner.refused_writes()
+    }
+
+    /// Makes a refused write anew, on top of everything that is here, and sends it again: after the role came back, say.
+    ///
+    /// # Errors
+    /// [`WriteError`], if the rules refuse it still; it stays refused then.
+    pub async fn retry(&self, write: WriteId) -> Result<(), WriteError> {
+        self.inner.retry(write).await
+    }
+}

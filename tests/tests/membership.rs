@@ -1,0 +1,224 @@
+//! Who is in a space, with real processes: removal, leaving, roles, direct adding, replacing, deletion, purge.
+
+use client_sdk::{AclChange, AclError, Client, Code, Effect, InviteOptions, ReasonCode, RefusedContent, Role, Space};
+use serde_json::json;
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+
+async fn club(node: &NodeProcess) -> Outcome<(TestClient, Space)> {
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    Ok((admin, space))
+}
+
+/// Waits until a replica says that its account is no member any more.
+async fn gone(space: &Space) -> Outcome {
+    until(space, || {
+        let reasons = space.explain()?;
+        Ok(reasons.iter().any(|r| r.code == ReasonCode::NotAMember).then_some(()))
+    })
+    .await
+}
+
+fn holds(client: &Client, space: &Space) -> Outcome<Space> {
+    Ok(client.space(space.id())?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s51_a_removed_member_writes_and_reads_nothing_more() -> Outcome {
+    let node = NodeProcess::start();
+    let (admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    let stays = TestClient::create("Stays", node.address()).await;
+    let stays_space = join(&space, &stays, Role::Writer).await?;
+    theirs.objects().put("note", "1", json!({ "text": "before" })).await?;
+    theirs.await_synced().await?;
+
+    let plan = space.plan(&AclChange::RemoveMembers { accounts: vec![member.account()] })?;
+    assert!(plan.effects.contains(&Effect::Goes { account: member.account(), role: Role::Writer }), "{plan:?}");
+    space.remove_members(&[member.account()]).await?;
+    space.objects().put("note", "2", json!({ "text": "after" })).await?;
+    space.await_synced().await?;
+
+    gone(&theirs).await?;
+    let refused = theirs.objects().put("note", "1", json!({ "text": "still here" })).await;
+    assert_eq!(refused.expect_err("removed").code(), "NOT_A_MEMBER");
+    assert_eq!(object(&theirs, "note", "1")?.fields["text"], "before", "what it read it has");
+    assert!(theirs.objects().get("note", "2")?.is_none());
+    let failed = theirs.await_synced().await.expect_err("not a member");
+    assert_eq!(failed.code.name(), "FORBIDDEN", "{failed:?}");
+
+    stays_space.await_synced().await?;
+    assert_eq!(object(&stays_space, "note", "1")?.fields["text"], "before");
+    assert_eq!(object(&stays_space, "note", "2")?.fields["text"], "after", "those who stay read on");
+    assert_eq!(space.acl()?.epoch.0, 1);
+    drop(admin);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s52_what_it_wrote_offline_is_refused_and_kept() -> Outcome {
+    let mut node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    let account = member.account();
+    let dir = member.shut().await;
+    space.remove_members(&[account]).await?;
+    node.kill();
+    let member = TestClient::open(dir).await;
+    let theirs = holds(&member, &space)?;
+    theirs.objects().put("note", "1", json!({ "text": "offline" })).await?.expect("a change");
+    theirs.objects().put("note", "1", json!({ "text": "offline again" })).await?;
+    node.restart();
+    member.reconnect();
+    gone(&theirs).await?;
+    let refused = theirs.refused()?;
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert_eq!(refused[0].code, "NOT_A_MEMBER");
+    let RefusedContent::Object { fields, .. } = &refused[0].content else { panic!("{refused:?}") };
+    assert_eq!(fields["text"], "offline");
+    assert!(theirs.objects().get("note", "1")?.is_none());
+
+    // Let in anew, it says what it had to say.
+    let rejoined = join(&space, &member, Role::Writer).await?;
+    for write in rejoined.refused()? {
+        rejoined.retry(write.write).await?;
+    }
+    rejoined.await_synced().await?;
+    space.await_synced().await?;
+    assert_eq!(object(&space, "note", "1")?.fields["text"], "offline again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaver_is_gone_and_the_keys_change() -> Outcome {
+    let node = NodeProcess::start();
+    let (admin, space) = club(&node).await?;
+    assert_eq!(space.leave().await.expect_err("the owner").code(), Code::OwnerCannotLeave.name());
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.leave().await?;
+    gone(&theirs).await?;
+    until(&space, || Ok((space.acl()?.epoch.0 == 1).then_some(()))).await?;
+    assert!(!space.acl()?.rotation_owed);
+    assert!(!space.acl()?.members.contains_key(&member.account()));
+    drop(admin);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_is_for_good_and_a_delete_is_not() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    for id in ["purged", "deleted"] {
+        theirs.objects().put("note", id, json!({ "text": id })).await?;
+    }
+    theirs.await_synced().await?;
+    space.await_synced().await?;
+    space.objects().delete("note", "deleted").await?;
+    let write = space.objects().purge("note", "purged").await?;
+    assert!(space.objects().get("note", "purged")?.is_none(), "at once");
+    let again = space.objects().put("note", "purged", json!({ "text": "again" })).await;
+    assert_eq!(again.expect_err("purged").code(), "TREE_PURGED");
+    space.await_durable(write).await?;
+    theirs.await_synced().await?;
+    assert!(theirs.objects().get("note", "purged")?.is_none());
+    let again = theirs.objects().put("note", "purged", json!({ "text": "again" })).await;
+    assert_eq!(again.expect_err("purged").code(), "TREE_PURGED");
+    theirs.objects().put("note", "deleted", json!({ "text": "again" })).await?;
+    theirs.await_synced().await?;
+    let late = TestClient::create("Late", node.address()).await;
+    let late_space = join(&space, &late, Role::Reader).await?;
+    late_space.await_synced().await?;
+    assert!(late_space.objects().get("note", "purged")?.is_none());
+    assert_eq!(object(&late_space, "note", "deleted")?.fields["text"], "again");
+    assert_eq!(late_space.status()?.missing, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_space_ends_for_everybody() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.objects().put("note", "1", json!({ "text": "soon gone" })).await?;
+    theirs.await_synced().await?;
+    space.delete().await?;
+    until(&theirs, || Ok(theirs.status()?.deleted.then_some(()))).await?;
+    for space in [&space, &theirs] {
+        assert_eq!(space.objects().list_all()?, []);
+        let refused = space.objects().put("note", "2", json!({ "text": "late" })).await;
+        assert_eq!(refused.expect_err("deleted").code(), "SPACE_DELETED");
+        space.await_synced().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_that_was_revoked_lets_nobody_in() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    for options in [InviteOptions::open(), InviteOptions::approval()] {
+        let invite = space.invite(InviteOptions { label: Some("for Bo".into()), ..options.clone() }).await?;
+        let listed = space.invites()?.into_iter().find(|i| i.id == invite.id()).expect("listed");
+        assert_eq!(listed.label.as_deref(), Some("for Bo"));
+        space.revoke_invite(invite.id()).await?;
+        let late = TestClient::create("Late", node.address()).await;
+        let error = late.join(&invite.token).await.expect_err("revoked");
+        assert_eq!(error.code(), Code::InviteRevoked.name());
+        let twice = space.revoke_invite(invite.id()).await;
+        assert!(matches!(&twice, Err(AclError::Rejected(_))), "{twice:?}");
+    }
+    assert_eq!(space.acl()?.epoch.0, 1, "the open one took the keys with it, the other had none");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_taken_back() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let invite = space.invite(InviteOptions::approval()).await?;
+    member.join(&invite.token).await?;
+    let request = sync_tests::harness::request_of(&space, &member).await?;
+    member.cancel_join(space.id()).await?;
+    assert_eq!(member.joins()?, []);
+    let late = space.approve_as(request, None).await.expect_err("cancelled");
+    assert_eq!(late.code(), Code::RequestUnknown.name());
+    let joining = member.join(&invite.token).await?;
+    sync_tests::harness::accept(&space, &member, &joining, Role::Writer, &[]).await?;
+    assert_eq!(member.cancel_join(space.id()).await.expect_err("over").code(), "NO_JOIN");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn approval_prepares_what_the_member_is_meant_to_see() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    space.objects().put("plan", "secret", json!({ "text": "old", "more": 1 })).await?;
+    for role in [Role::Writer, Role::Guest] {
+        let member = TestClient::create("Member", node.address()).await;
+        let invite = space.invite(InviteOptions { role, ..InviteOptions::approval() }).await?;
+        let joining = member.join(&invite.token).await?;
+        let request = sync_tests::harness::request_of(&space, &member).await?;
+        space
+            .approve(request, None, |w| {
+                let id = w.account().to_string();
+                w.put("profile", &id, json!({ "title": "new" }))?;
+                Ok(())
+            })
+            .await?;
+        let theirs = joining.ready(PATIENCE).await?.remove(0);
+        assert_eq!(object(&theirs, "profile", &member.own())?.fields["title"], "new");
+        theirs.await_synced().await?;
+        let old = theirs.objects().get("plan", "secret")?;
+        assert_eq!(old.is_some(), role == Role::Writer, "a guest reads from now on");
+        assert_eq!(theirs.name()?.as_deref(), Some("Club"));
+    }
+    Ok(())
+}
