@@ -9,13 +9,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sync_core::acl::AclState;
 use sync_core::code::Code;
-use sync_core::ids::{AclId, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, AclId, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::{
     self, Admission, DecideError, EntryKind, Genesis, Outcome, Position, Refusal, Submission, View as _,
 };
 use sync_core::reconcile::{Element, SetDigest};
-use sync_core::record::{DeviceList, RawRecord, TreeHeads, Verified, verify_as};
+use sync_core::record::{DeviceList, RawRecord, SpaceHeader, TreeHeads, Verified, verify_as};
 use sync_core::tree::heads_hash;
 use sync_proto::status::Failure;
 use sync_store::{ChangeLink, Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
@@ -627,7 +627,14 @@ fn submit(
     drop(view);
     match decided {
         Ok(Outcome::Known(seq)) => Ok(Ok(Taken::Known(seq))),
-        Ok(Outcome::Append(decision)) => Ok(Ok(Taken::Accepted(tx.append(space, decision)?.seq))),
+        Ok(Outcome::Append(decision)) => {
+            let ends_space = decision.acl().is_some_and(|acl| acl.deleted);
+            let seq = tx.append(space, decision)?.seq;
+            if ends_space {
+                forget_founding(tx, space)?;
+            }
+            Ok(Ok(Taken::Accepted(seq)))
+        }
         Err(DecideError::Reject(reject)) => Ok(Err(Failure::from(&reject).at(end))),
         Err(DecideError::Refused(refusal)) => Ok(Err(Failure::from(&refusal).at(end))),
         Err(DecideError::View(error)) => Err(error),
@@ -664,17 +671,37 @@ fn found(
         require_member(&acl, session)?;
         return same_beginning(tx, genesis, &acl).map(Some);
     }
-    let key = format!("spaces-founded/{}", genesis.acl().owner);
-    let founded = tx.kv(&key)?.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_be_bytes);
+    let owner = genesis.acl().owner;
+    let founded = spaces_founded(tx, &owner)?;
     if founded >= spaces_max {
         let text = format!("this account has founded {founded} spaces here; the limit is {spaces_max}");
         return Err(CallError::new(Code::SpaceCreationRefused, text));
     }
     match tx.create_space(genesis, history)? {
-        Creation::Created => tx.kv_put(&key, &(founded + 1).to_be_bytes())?,
+        Creation::Created => tx.kv_put(&founded_key(&owner), &(founded + 1).to_be_bytes())?,
         Creation::AlreadyThere => {}
     }
     Ok(tx.space(space)?)
+}
+
+fn founded_key(owner: &AccountId) -> String {
+    format!("spaces-founded/{owner}")
+}
+
+/// How many spaces an account founded here that are not deleted.
+fn spaces_founded(tx: &ReadTx<'_>, owner: &AccountId) -> Result<u64, StoreError> {
+    let kept = tx.kv(&founded_key(owner))?;
+    Ok(kept.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_be_bytes))
+}
+
+/// A space that was deleted does not count any more: for the account that founded it, whoever owned it in the end.
+fn forget_founding(tx: &mut WriteTx<'_>, space: SpaceId) -> Result<(), StoreError> {
+    let Some(row) = tx.space(space)? else { return Ok(()) };
+    let damaged =
+        |e: sync_core::record::VerifyError| StoreError::Damaged { what: format!("the header of {space}: {e}") };
+    let owner = verify_as::<SpaceHeader>(row.header).map_err(damaged)?.body().owner;
+    let founded = spaces_founded(tx, &owner)?;
+    tx.kv_put(&founded_key(&owner), &founded.saturating_sub(1).to_be_bytes())
 }
 
 /// A repetition is answered with where the space stands; another beginning of the same space is a conflict.

@@ -8,6 +8,7 @@
 
 mod common;
 mod ends;
+mod gone;
 mod process;
 mod proof;
 mod push;
