@@ -4,7 +4,7 @@
 //! job succeeds, and to the cache when the transaction is committed. Readers share folded ACLs ([`AclCache`]) and use one
 //! only if its head is the head in their own snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::acl::AclState;
@@ -82,6 +82,10 @@ impl<T> Recent<T> {
         }
     }
 
+    pub(crate) fn forget(&mut self, space: &SpaceId) {
+        self.values.remove(space);
+    }
+
     /// Half at a time, so that a put costs a constant amount on average.
     fn forget_half(&mut self) {
         let mut used: Vec<u64> = self.values.values().map(|(used, _)| *used).collect();
@@ -91,25 +95,32 @@ impl<T> Recent<T> {
     }
 }
 
-/// Folded ACLs of committed logs.
+/// Folded ACLs of committed logs, each with the number of its space: a space that was forgotten and began again has another
+/// one, and its ACL records may stand elsewhere in its log.
 #[derive(Debug, Default)]
-pub(crate) struct AclCache(Mutex<Recent<Arc<AclState>>>);
+pub(crate) struct AclCache(Mutex<Recent<(i64, Arc<AclState>)>>);
 
 impl AclCache {
     /// The ACL of a space, if it stands exactly there.
-    pub(crate) fn get(&self, space: &SpaceId, head: &AclId) -> Option<Arc<AclState>> {
-        self.lock().get(space).filter(|acl| acl.head == *head).cloned()
+    pub(crate) fn get(&self, space: &SpaceId, space_no: i64, head: &AclId) -> Option<Arc<AclState>> {
+        let mut known = self.lock();
+        let (number, acl) = known.get(space)?;
+        (*number == space_no && acl.head == *head).then(|| Arc::clone(acl))
     }
 
     /// Takes an ACL that was folded from, or committed with, rows that are on disk. An older one does not replace a newer.
-    pub(crate) fn offer(&self, space: SpaceId, acl: &Arc<AclState>) {
+    pub(crate) fn offer(&self, space: SpaceId, space_no: i64, acl: &Arc<AclState>) {
         let mut known = self.lock();
-        if known.get(&space).is_none_or(|k| k.index < acl.index) {
-            known.put(space, Arc::clone(acl));
+        if known.get(&space).is_none_or(|(number, k)| (*number, k.index) < (space_no, acl.index)) {
+            known.put(space, (space_no, Arc::clone(acl)));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Recent<Arc<AclState>>> {
+    pub(crate) fn forget(&self, space: &SpaceId) {
+        self.lock().forget(space);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent<(i64, Arc<AclState>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,6 +129,8 @@ impl AclCache {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) spaces: BTreeMap<SpaceId, Live>,
+    /// Spaces that were forgotten. One that began again since is in `spaces`, too.
+    pub(crate) forgotten: BTreeSet<SpaceId>,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
 }
@@ -126,6 +139,7 @@ pub(crate) struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct JobEffects {
     pub(crate) spaces: BTreeMap<SpaceId, Live>,
+    pub(crate) forgotten: BTreeSet<SpaceId>,
     pub(crate) effects: Effects,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
@@ -151,9 +165,19 @@ impl Effects {
     }
 }
 
+impl JobEffects {
+    pub(crate) fn forget(&mut self, space: SpaceId) {
+        self.spaces.remove(&space);
+        self.effects.0.retain(|(of, _), _| *of != space);
+        self.forgotten.insert(space);
+    }
+}
+
 impl Batch {
     /// The job succeeded: the rest of the transaction sees what it did. Returns what its caller is told after the commit.
     pub(crate) fn absorb(&mut self, effects: JobEffects) -> Effects {
+        self.spaces.retain(|space, _| !effects.forgotten.contains(space));
+        self.forgotten.extend(effects.forgotten);
         self.spaces.extend(effects.spaces);
         self.spaces_created += effects.spaces_created;
         self.bytes = self.bytes.saturating_add(effects.bytes);
@@ -172,6 +196,23 @@ pub(crate) struct Staging<'c> {
 
 impl Staging<'_> {
     pub(crate) fn get(&mut self, space: &SpaceId) -> Option<&Live> {
-        self.job.spaces.get(space).or_else(|| self.batch.spaces.get(space)).or_else(|| self.committed.get(space))
+        if let Some(live) = self.job.spaces.get(space) {
+            return Some(live);
+        }
+        if self.job.forgotten.contains(space) {
+            return None;
+        }
+        if let Some(live) = self.batch.spaces.get(space) {
+            return Some(live);
+        }
+        if self.batch.forgotten.contains(space) {
+            return None;
+        }
+        self.committed.get(space)
+    }
+
+    /// Nothing that is committed of it counts any more.
+    pub(crate) fn is_forgotten(&self, space: &SpaceId) -> bool {
+        self.job.forgotten.contains(space) || self.batch.forgotten.contains(space)
     }
 }

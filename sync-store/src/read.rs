@@ -162,6 +162,9 @@ impl<'c> ReadTx<'c> {
     pub(crate) fn committed_end(&self, space: &SpaceId) -> Result<Seq> {
         if let Some(staging) = &self.staging {
             let mut staging = staging.borrow_mut();
+            if staging.is_forgotten(space) {
+                return Ok(Seq::ZERO);
+            }
             if let Some(live) = staging.committed.get(space) {
                 return Ok(live.head.position.seq);
             }
@@ -204,7 +207,7 @@ impl<'c> ReadTx<'c> {
     }
 
     fn acl_at(&self, space: &SpaceId, head: &Head) -> Result<Arc<AclState>> {
-        if let Some(acl) = self.acls.get(space, &head.acl_head) {
+        if let Some(acl) = self.acls.get(space, head.space_no, &head.acl_head) {
             return Ok(acl);
         }
         let acl = match fold_acl(*space, self.acl_rows(head.space_no)?) {
@@ -216,7 +219,7 @@ impl<'c> ReadTx<'c> {
             }
             Err(why) => return self.db.damaged(format!("the ACL log of {space}: {why}")),
         };
-        self.acls.offer(*space, &acl);
+        self.acls.offer(*space, head.space_no, &acl);
         Ok(acl)
     }
 

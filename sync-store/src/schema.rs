@@ -2,7 +2,8 @@
 //!
 //! - `application_id` is [`APPLICATION_ID`]; a file with another one is never touched.
 //! - `user_version` is the schema version. [`MIGRATIONS`] lead from each to the next, in one transaction.
-//! - `meta` holds `kind`, `written_by` (crate version), `written_version` and `readable_from` (schema versions). A later
+//! - `meta` holds `kind`, `written_by` (crate version), `written_version` and `readable_from` (schema versions), and the
+//!   greatest number of a space that was forgotten (`space_no_forgotten`): numbers are never given twice. A later
 //!   schema that older builds can still read leaves `readable_from` alone.
 //!
 //! Ids: every table is keyed by a small integer that grows, and random 32-byte ids stand in rows, not in keys: a random key

@@ -223,14 +223,15 @@ impl Store {
 
     /// Follows the log of a space. Level-triggered: a slow receiver sees the newest state, and nothing is queued for it.
     ///
-    /// The value is right from the start; for a space without a log (or if it cannot be read) it is zero.
+    /// The value is right from the start; for a space without a log (or if it cannot be read) it is zero. A receiver sees its
+    /// space being forgotten as zero and the end: a space that begins again is watched anew.
     #[must_use]
     pub fn watch(&self, space: SpaceId) -> watch::Receiver<Watermarks> {
         let receiver = self.inner.shared.marks.subscribe(space);
         // After subscribing: a commit in between is either seen here or published there.
         let seq = self.read(|tx| tx.space(space).map(|row| row.map_or(Seq::ZERO, |r| r.position.seq)));
         match seq {
-            Ok(seq) => self.inner.shared.marks.raise(&space, seq),
+            Ok(seq) => self.inner.shared.marks.raise(&space, seq, &receiver),
             Err(error) => tracing::error!(%space, ?error, "the watermarks could not be read"),
         }
         receiver
@@ -371,6 +372,18 @@ impl Marks {
         self.lock().lagging.entry(space).or_insert(durable_seq);
     }
 
+    /// Before the commit that forgets a space: of what may begin in its place nothing is durable.
+    pub(crate) fn announce_anew(&self, space: SpaceId) {
+        self.lock().lagging.insert(space, Seq::ZERO);
+    }
+
+    /// After the commit that forgot a space, and before anything of its successor is published.
+    pub(crate) fn forget(&self, space: &SpaceId) {
+        if let Some(sender) = self.lock().watched.remove(space) {
+            sender.send_replace(Watermarks::default());
+        }
+    }
+
     /// After the commit.
     pub(crate) fn publish(&self, spaces: impl Iterator<Item = (SpaceId, Seq)>) {
         let mut marks = self.lock();
@@ -411,11 +424,12 @@ impl Marks {
         self.lock().durable(space, seq)
     }
 
-    /// What a reader found. Marks only rise, so a late reader does no harm.
-    fn raise(&self, space: &SpaceId, seq: Seq) {
+    /// What a reader found. Marks only rise, so a late reader does no harm; one that is so late that the space was forgotten
+    /// meanwhile has a receiver of its own time.
+    fn raise(&self, space: &SpaceId, seq: Seq, receiver: &watch::Receiver<Watermarks>) {
         let marks = self.lock();
         let durable_seq = marks.durable(space, seq);
-        if let Some(sender) = marks.watched.get(space) {
+        if let Some(sender) = marks.watched.get(space).filter(|sender| sender.subscribe().same_channel(receiver)) {
             sender.send_if_modified(|mark| {
                 let seq_rose = raise(&mut mark.seq, seq);
                 raise(&mut mark.durable_seq, durable_seq) || seq_rose

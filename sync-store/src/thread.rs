@@ -25,6 +25,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::wal::CheckpointMode;
+use sync_core::ids::Seq;
 use sync_core::limits;
 
 use crate::cache::{Batch, Effects, Live, Recent, Staging};
@@ -251,10 +252,16 @@ impl Storage {
             }
         }
         let db = Db::new(&self.session);
+        for space in &batch.forgotten {
+            self.shared.marks.announce_anew(*space);
+        }
         for (space, live) in &batch.spaces {
             update_head(&db, &live.head)?;
             // A space that is new, or was forgotten here, stays on the safe side until the next barrier.
-            let durable = self.spaces.get(space).map(|l| l.head.position.seq).unwrap_or_default();
+            let durable = match batch.forgotten.contains(space) {
+                true => Seq::ZERO,
+                false => self.spaces.get(space).map(|l| l.head.position.seq).unwrap_or_default(),
+            };
             self.shared.marks.announce(*space, durable);
         }
         self.run_sql("COMMIT")?;
@@ -318,9 +325,14 @@ impl Storage {
         self.wal.state = WalState::Growing;
         let now = Instant::now();
         self.owed.get_or_insert(OwedBarrier { since: now, not_before: now });
+        for space in &batch.forgotten {
+            self.spaces.forget(space);
+            self.shared.acls.forget(space);
+            self.shared.marks.forget(space);
+        }
         self.shared.marks.publish(batch.spaces.iter().map(|(space, live)| (*space, live.head.position.seq)));
         for (space, live) in batch.spaces {
-            self.shared.acls.offer(space, &live.acl);
+            self.shared.acls.offer(space, live.head.space_no, &live.acl);
             self.spaces.put(space, live);
         }
         self.shared.commits.send_replace(self.commit);

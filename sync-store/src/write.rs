@@ -41,6 +41,19 @@ impl<'c> Deref for WriteTx<'c> {
     }
 }
 
+/// Every table with rows of a space, but for the log.
+const FORGET: [&str; 9] = [
+    "DELETE FROM objects WHERE space_no = ?1",
+    "DELETE FROM projections WHERE space_no = ?1",
+    "DELETE FROM verdicts WHERE space_no = ?1",
+    "DELETE FROM writes WHERE space_no = ?1",
+    "DELETE FROM node_states WHERE space_no = ?1",
+    "DELETE FROM trees WHERE space_no = ?1",
+    "DELETE FROM space_heads WHERE space_no = ?1",
+    "DELETE FROM spaces WHERE space_no = ?1",
+    "DELETE FROM space_ids WHERE space_no = ?1",
+];
+
 /// What became of a genesis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Creation {
@@ -110,6 +123,29 @@ impl<'c> WriteTx<'c> {
     pub fn durable_seq(&mut self, space: SpaceId) -> Result<Seq> {
         let committed = self.read.committed_end(&space)?;
         Ok(self.read.staging_mut().marks.durable(&space, committed))
+    }
+
+    /// Forgets a space with everything that belongs to it: its log and trees, and a client's own rows. What the shell keeps
+    /// under names of its own stays. Nothing happens if there is none; afterwards the space may begin again.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn forget_space(&mut self, space: SpaceId) -> Result<()> {
+        let Some(space_no) = self.space_no(&space)? else { return Ok(()) };
+        let bytes = self.counts(space)?.map_or(0, |counts| counts.bytes);
+        let range = [log_key(space_no, Seq::ZERO)?, log_key_last(space_no)];
+        self.db.execute("DELETE FROM log WHERE key >= ?1 AND key <= ?2", range)?;
+        for sql in FORGET {
+            self.db.execute(sql, [space_no])?;
+        }
+        // No number is given twice: what somebody still remembers of this one must fit nothing that comes.
+        self.db.execute(
+            "INSERT INTO meta VALUES ('space_no_forgotten', ?1) ON CONFLICT (name) DO UPDATE SET value = max(value, ?1)",
+            [space_no],
+        )?;
+        self.count_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
+        self.read.staging_mut().job.forget(space);
+        Ok(())
     }
 
     /// Gives a space a new history, after a recognised restore.
@@ -226,7 +262,13 @@ impl<'c> WriteTx<'c> {
     pub(crate) fn intern(&mut self, space: &SpaceId) -> Result<i64> {
         match self.space_no(space)? {
             Some(space_no) => Ok(space_no),
-            None => self.db.insert("INSERT INTO space_ids (id) VALUES (?1)", [space.as_bytes()]),
+            None => self.db.insert(
+                "INSERT INTO space_ids (space_no, id) VALUES (1 + max(
+                     coalesce((SELECT max(space_no) FROM space_ids), 0),
+                     coalesce((SELECT value FROM meta WHERE name = 'space_no_forgotten'), 0)
+                 ), ?1)",
+                [space.as_bytes()],
+            ),
         }
     }
 

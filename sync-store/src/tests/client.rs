@@ -171,3 +171,132 @@ async fn objects_are_listed_by_type_and_tree() {
     store.write(move |tx| tx.set_projected(space, Seq(9))).await.unwrap();
     assert_eq!(store.read(|tx| tx.projected_to(space)).unwrap(), Seq(9));
 }
+
+/// Tables with rows of a space, and how many rows they have.
+fn rows_of_spaces(dir: &std::path::Path) -> Vec<(String, i64)> {
+    let conn = rusqlite::Connection::open(dir.join(crate::DATABASE_FILE)).unwrap();
+    let sql =
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ('meta', 'barrier', 'sqlite_sequence')";
+    let names: Vec<String> =
+        conn.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let count = |name: &String| conn.query_row(&format!("SELECT count(*) FROM {name}"), [], |row| row.get(0)).unwrap();
+    names.into_iter().map(|name| (name.clone(), count(&name))).collect()
+}
+
+/// One of everything that a client keeps of a space.
+async fn fill(store: &Store, space: SpaceId) {
+    let written = append(store, space, begin(&acl(store, space), 1)).await;
+    let tree = written.committed[0].1.touched().unwrap().tree;
+    append(store, space, world::add_writer(&acl(store, space), 2)).await;
+    let (pending, ..) = put(store, space, 2).await;
+    let (settled, ..) = put(store, space, 3).await;
+    set(store, settled, WriteState::Durable { seq: Seq(4) }).await.unwrap();
+    let job = move |tx: &mut crate::WriteTx<'_>| {
+        assert_eq!(tx.write_state(space, pending)?, Some(PENDING));
+        tx.put_object(space, &ObjectRow { tree, type_tag: [1; 16], state: vec![1], at: Seq(4) })?;
+        tx.set_projected(space, Seq(4))?;
+        let verdict = VerdictRow { kind: VerdictKind::Void, detail: "no".into(), seq: Seq(4) };
+        tx.put_verdict(space, tree, ChangeId::from_hash([1; 32]), &verdict)?;
+        let state = NodeState { registration: Registration::Registered, durable_seq: Seq(4), receipt: Some(vec![1]) };
+        tx.put_node_state(space, &state)
+    };
+    store.write(job).await.unwrap();
+}
+
+fn is_gone(tx: &crate::ReadTx<'_>, space: SpaceId) -> Result<(), StoreError> {
+    assert_eq!(tx.space(space)?, None);
+    assert_eq!(tx.acl(space)?, None);
+    assert!(tx.view(space)?.is_none());
+    assert!(tx.entries(space, Seq::ZERO, 9, 9)?.is_empty() && tx.elements(space, None, 9)?.is_empty());
+    assert!(tx.outbox(space)?.is_empty() && tx.verdicts(space)?.is_empty());
+    assert_eq!((tx.node_state(space)?, tx.projected_to(space)?), (NodeState::default(), Seq::ZERO));
+    assert_eq!(tx.object_count(space, None)?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_forgotten_space_leaves_nothing_and_may_begin_again() {
+    let (dir, store, space) = client().await;
+    fill(&store, space).await;
+    let full = rows_of_spaces(dir.path());
+    assert!(full.iter().all(|(name, rows)| name == "kv" || *rows > 0), "{full:?}");
+    let other = found(&store, 2).await;
+    fill(&store, other).await;
+    store.write(|tx| tx.kv_put("mine", b"stays")).await.unwrap();
+    let of_other = store.read(|tx| tx.entries(other, Seq::ZERO, 99, usize::MAX)).unwrap();
+    let mut watched = store.watch(space);
+    assert!(watched.borrow_and_update().seq > Seq(2));
+
+    let job = move |tx: &mut crate::WriteTx<'_>| {
+        tx.forget_space(space)?;
+        is_gone(tx, space)?;
+        assert_eq!(tx.durable_seq(space)?, Seq::ZERO);
+        Ok::<_, StoreError>(())
+    };
+    store.write(job).await.unwrap();
+    store.read(|tx| is_gone(tx, space)).unwrap();
+    assert_eq!(watched.borrow().seq, Seq::ZERO, "who watched it sees that it is gone");
+    assert_eq!(*store.watch(space).borrow(), crate::Watermarks::default());
+    assert_eq!(store.read(|tx| tx.spaces()).unwrap().len(), 1);
+    let left = rows_of_spaces(dir.path());
+    for ((name, was), (_, is)) in full.iter().zip(&left) {
+        assert_eq!(*is, if name == "kv" { 1 } else { *was }, "{name} has the other space's rows alone");
+    }
+    assert_eq!(store.read(|tx| tx.entries(other, Seq::ZERO, 99, usize::MAX)).unwrap(), of_other);
+    world::check_invariants(&store, other);
+    // Once more is no more.
+    store.write(move |tx| tx.forget_space(space)).await.unwrap();
+
+    // From the start: the positions of another log, not those that somebody remembers.
+    assert_eq!(found(&store, 1).await, space);
+    let began = store.watch(space);
+    assert_eq!((began.borrow().seq, acl(&store, space).members.len()), (Seq(2), 1));
+    let added = world::add_writer(&acl(&store, space), 2);
+    let id = added.id().into();
+    append(&store, space, added).await;
+    assert_eq!(acl(&store, space).records[&id], Seq(3), "it stood at 5 before");
+    let last = append(&store, space, begin(&acl(&store, space), 1)).await;
+    store.durable(last.commit).await.unwrap();
+    assert_eq!(*began.borrow(), crate::Watermarks { seq: Seq(5), durable_seq: Seq(5) });
+    world::check_invariants(&store, space);
+    store.close().await;
+
+    let store = Store::open(dir.path(), StoreKind::Client).unwrap();
+    world::check_invariants(&store, space);
+    world::check_invariants(&store, other);
+}
+
+#[tokio::test]
+async fn a_space_is_forgotten_and_begins_again_in_one_job_or_not_at_all() {
+    let (dir, store, space) = client().await;
+    fill(&store, space).await;
+    let end = store.read(|tx| tx.space(space)).unwrap().unwrap().position;
+    let refused = move |tx: &mut crate::WriteTx<'_>| {
+        tx.forget_space(space)?;
+        Err::<(), _>(StoreError::Closed)
+    };
+    store.write(refused).await.unwrap_err();
+    assert_eq!(store.read(|tx| tx.space(space)).unwrap().unwrap().position, end);
+    let submission = begin(&acl(&store, space), 7);
+    append(&store, space, submission).await;
+    world::check_invariants(&store, space);
+
+    let genesis = world::space(1);
+    let job = move |tx: &mut crate::WriteTx<'_>| {
+        // What was done to it before goes with it, also what was to be told of it.
+        world::append_in(tx, space, &begin(&tx.acl(space)?.unwrap(), 8))?;
+        tx.forget_space(space)?;
+        assert_eq!(tx.create_space(&genesis, world::HISTORY)?, crate::Creation::Created);
+        assert_eq!(tx.durable_seq(space)?, Seq::ZERO);
+        world::append_in(tx, space, &world::add_writer(&tx.acl(space)?.unwrap(), 3))
+    };
+    let written = store.write(job).await.unwrap();
+    assert_eq!(written.committed.len(), 1);
+    assert_eq!(acl(&store, space).members.len(), 2);
+    assert_eq!(store.watch(space).borrow().seq, Seq(3));
+    store.durable(written.commit).await.unwrap();
+    assert_eq!(*store.watch(space).borrow(), crate::Watermarks { seq: Seq(3), durable_seq: Seq(3) });
+    world::check_invariants(&store, space);
+    assert!(store.read(|tx| tx.outbox(space)).unwrap().is_empty());
+    drop(dir);
+}
