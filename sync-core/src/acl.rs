@@ -82,6 +82,8 @@ pub struct Member {
     /// The entry that gave the current role.
     pub role_since: Seq,
     pub joined: Seq,
+    /// The first epoch whose keys this membership gives: the one it began in, or 0 since it could read all history.
+    pub reads_from: Epoch,
     /// Encrypted to the profile key of the epoch beside it; empty for those who joined without one.
     pub profile_ct: Bytes,
     pub profile_epoch: Epoch,
@@ -167,8 +169,14 @@ impl AclState {
     pub fn found(space: SpaceId, root: &Verified<AclRoot>) -> Self {
         let body = root.body();
         let at = Seq(1);
-        let owner =
-            Member { role: Role::Owner, role_since: at, joined: at, profile_ct: Bytes::new(), profile_epoch: Epoch(0) };
+        let owner = Member {
+            role: Role::Owner,
+            role_since: at,
+            joined: at,
+            reads_from: Epoch(0),
+            profile_ct: Bytes::new(),
+            profile_epoch: Epoch(0),
+        };
         let epoch =
             EpochInfo { key_id: body.key_id, history_id: body.history_id, profile_key: body.profile_key, since: at };
         Self {
@@ -243,6 +251,9 @@ impl AclState {
         let body = record.body();
         self.check_place(body)?;
         for content in &body.contents {
+            if self.deleted {
+                return Err(AclReject::SpaceDeleted);
+            }
             self.apply_content(content, record, at)?;
         }
         self.bury_dead_invites();
@@ -340,17 +351,23 @@ impl AclState {
             }
             AclContent::Reseal { account, epoch, seal } => {
                 at_least(Role::Admin)?;
-                if !self.members.contains_key(account) {
-                    return Err(AclReject::NotAMember { account: *account });
-                }
+                let member = self.members.get(account).ok_or(AclReject::NotAMember { account: *account })?;
                 if !self.epochs.contains_key(epoch) {
                     return Err(AclReject::BadEpoch { expected: self.epoch, actual: *epoch });
+                }
+                if *epoch < member.reads_from {
+                    return Err(AclReject::BadSeals("a member without history gets no keys from before its time"));
                 }
                 sealed_to(std::slice::from_ref(seal), account.as_bytes())?;
             }
             AclContent::SetOptions { options } => {
                 at_least(Role::Owner)?;
                 self.options = *options;
+                if options.history == HistoryMode::All {
+                    for member in self.members.values_mut().filter(|member| member.role > Role::Guest) {
+                        member.reads_from = Epoch(0);
+                    }
+                }
             }
             AclContent::TransferOwnership { account } => {
                 at_least(Role::Owner)?;
@@ -528,7 +545,8 @@ impl AclState {
             self.settle(&request, RequestStatus::Cancelled { at });
         }
         let (profile_ct, profile_epoch) = profile;
-        let member = Member { role, role_since: at, joined: at, profile_ct, profile_epoch };
+        let reads_from = if self.reads_history(role) { Epoch(0) } else { self.epoch };
+        let member = Member { role, role_since: at, joined: at, reads_from, profile_ct, profile_epoch };
         self.members.insert(account, member);
         Ok(())
     }
@@ -542,18 +560,29 @@ impl AclState {
         at: Seq,
     ) -> Result<(), AclReject> {
         below(role, actor)?;
-        let history = self.options.history;
+        let reads_history = self.reads_history(role);
         let member = self.members.get_mut(&account).ok_or(AclReject::NotAMember { account })?;
         below(member.role, actor)?;
-        let needs_seal = member.role == Role::Guest && role > Role::Guest && history == HistoryMode::All;
+        let needs_seal = member.role == Role::Guest && reads_history;
         match seal {
             Some(seal) => sealed_to(std::slice::from_ref(seal), account.as_bytes())?,
             None if needs_seal => return Err(AclReject::BadSeals("lifting a guest gives it the history key")),
             None => {}
         }
-        member.role = role;
-        member.role_since = at;
+        if reads_history {
+            member.reads_from = Epoch(0);
+        }
+        // Who is given the role it has goes on with what it has written meanwhile.
+        if member.role != role {
+            member.role = role;
+            member.role_since = at;
+        }
         Ok(())
+    }
+
+    /// Whether a member of this role reads what was written before its time.
+    fn reads_history(&self, role: Role) -> bool {
+        role > Role::Guest && self.options.history == HistoryMode::All
     }
 
     fn remove(&mut self, accounts: &[AccountId], rotation: &Rotation, actor: Role, at: Seq) -> Result<(), AclReject> {

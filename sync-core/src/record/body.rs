@@ -32,6 +32,10 @@ fn at_most<T>(field: &'static str, items: &[T], max: usize) -> Result<()> {
     if items.len() > max { Err(bad(field, "has too many elements")) } else { Ok(()) }
 }
 
+fn not_empty<T>(field: &'static str, items: &[T]) -> Result<()> {
+    if items.is_empty() { Err(bad(field, "must not be empty")) } else { Ok(()) }
+}
+
 fn strictly_sorted<T: Ord>(field: &'static str, items: &[T]) -> Result<()> {
     if items.windows(2).all(|w| w[0] < w[1]) { Ok(()) } else { Err(bad(field, "must be sorted, without repeats")) }
 }
@@ -431,9 +435,7 @@ impl Body for AclRecord {
 
     fn from_message(m: pb::AclRecord) -> Result<Self> {
         at_most("contents", &m.contents, limits::ACL_CONTENTS_MAX)?;
-        if m.contents.is_empty() {
-            return Err(bad("contents", "must not be empty"));
-        }
+        not_empty("contents", &m.contents)?;
         Ok(Self {
             space: SpaceId::try_from(m.space.as_ref())?,
             prev: AclId::try_from(m.prev.as_ref())?,
@@ -497,6 +499,7 @@ fn content_from_pb(content: pb::AclContent) -> Result<AclContent> {
         C::DeclineJoin(m) => AclContent::DeclineJoin { request: AclId::try_from(m.request.as_ref())? },
         C::AddMembers(m) => {
             at_most("members", &m.members, limits::MEMBERS_MAX)?;
+            not_empty("members", &m.members)?;
             let member = |m: pb::NewMember| {
                 Ok((
                     AccountId::try_from(m.account.as_ref())?,
@@ -511,10 +514,13 @@ fn content_from_pb(content: pb::AclContent) -> Result<AclContent> {
             role: Role::from_pb(m.role)?,
             seal: m.seal.map(TryInto::try_into).transpose()?,
         },
-        C::RemoveMembers(m) => AclContent::RemoveMembers {
-            accounts: ids("accounts", &m.accounts, limits::MEMBERS_MAX)?,
-            rotation: required("rotation", m.rotation)?.try_into()?,
-        },
+        C::RemoveMembers(m) => {
+            not_empty("accounts", &m.accounts)?;
+            AclContent::RemoveMembers {
+                accounts: ids("accounts", &m.accounts, limits::MEMBERS_MAX)?,
+                rotation: required("rotation", m.rotation)?.try_into()?,
+            }
+        }
         C::Leave(pb::Leave {}) => AclContent::Leave,
         C::RotateKey(m) => AclContent::RotateKey { rotation: required("rotation", m.rotation)?.try_into()? },
         C::Reseal(m) => AclContent::Reseal {

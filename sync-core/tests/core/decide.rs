@@ -185,6 +185,12 @@ fn change_rows() -> Vec<Row> {
             s.act(OWNER, AclContent::ChangeRole { account: account(READER), role: Role::Writer, seal: None });
             s.change_with(READER, None, tree, &[first], |c| c.acl_head = old)
         }),
+        allowed("an ACL record from before the same role was given again", |s| {
+            let (tree, first) = s.begin(WRITER, 1, WriteRule::WRITERS);
+            let old = s.log.acl_state().head;
+            s.act(OWNER, AclContent::ChangeRole { account: account(WRITER), role: Role::Writer, seal: None });
+            s.change_with(WRITER, None, tree, &[first], |c| c.acl_head = old)
+        }),
         allowed("an older ACL record that is not older than the role", |s| {
             let old = s.log.acl_state().head;
             s.act(OWNER, AclContent::ChangeRole { account: account(READER), role: Role::Writer, seal: None });
@@ -324,6 +330,7 @@ fn place_rows() -> Vec<Row> {
 fn role_rows() -> Vec<Row> {
     let change = |n, role| AclContent::ChangeRole { account: account(n), role, seal: None };
     let invite = |mode, role| AclContent::CreateInvite(Space::invite(50, mode, role));
+    let since_join = SpaceOptions { history: HistoryMode::SinceJoin, min_version: 0 };
     vec![
         row("a stranger invites", "NotAMember", Code::NotAMember, |s| {
             s.acl(STRANGER, invite(InviteMode::Open, Role::Reader))
@@ -386,6 +393,68 @@ fn role_rows() -> Vec<Row> {
         }),
         row("a reseal of an epoch to come", "BadEpoch", Code::BadSeals, |s| {
             s.acl(ADMIN, AclContent::Reseal { account: account(WRITER), epoch: Epoch(1), seal: seal(WRITER) })
+        }),
+        row("a reseal to a guest of an epoch from before its time", "BadSeals", Code::BadSeals, |s| {
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Guest, seal(STRANGER))] });
+            s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
+        }),
+        allowed("a reseal to a guest of the epoch it came in, which is over", |s| {
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.acl(ADMIN, AclContent::Reseal { account: account(GUEST), epoch: Epoch(0), seal: seal(GUEST) })
+        }),
+        row("a reseal of the past where history starts at the join", "BadSeals", Code::BadSeals, |s| {
+            s.act(OWNER, AclContent::SetOptions { options: since_join });
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
+            s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
+        }),
+        allowed("a reseal of the past to who joined when history was for all", |s| {
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
+            s.act(OWNER, AclContent::SetOptions { options: since_join });
+            s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
+        }),
+        allowed("a reseal of the past once history is for all", |s| {
+            s.act(OWNER, AclContent::SetOptions { options: since_join });
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
+            s.act(OWNER, AclContent::SetOptions { options: SpaceOptions::default() });
+            s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
+        }),
+        allowed("a reseal of the past to a guest that was lifted", |s| {
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Guest, seal(STRANGER))] });
+            let seal = Some(seal(STRANGER));
+            s.act(ADMIN, AclContent::ChangeRole { account: account(STRANGER), role: Role::Reader, seal: seal.clone() });
+            let (account, seal) = (account(STRANGER), seal.unwrap());
+            s.acl(ADMIN, AclContent::Reseal { account, epoch: Epoch(0), seal })
+        }),
+        row("an act after the end in the same record", "SpaceDeleted", Code::SpaceDeleted, |s| {
+            let home = AclContent::SetHome { authority: authority() };
+            s.acl_with(OWNER, vec![AclContent::DeleteSpace, home], |_| {})
+        }),
+        row("the space is handed to a stranger", "NotAMember", Code::NotAMember, |s| {
+            s.acl(OWNER, AclContent::TransferOwnership { account: account(STRANGER) })
+        }),
+        row("an admin removes itself", "BadRole", Code::BadRole, |s| {
+            let rotation = s.rotation(&[ADMIN]);
+            s.acl(ADMIN, AclContent::RemoveMembers { accounts: vec![account(ADMIN)], rotation })
+        }),
+        row("one account added twice", "AlreadyMember", Code::AlreadyMember, |s| {
+            let member = (account(STRANGER), Role::Reader, seal(STRANGER));
+            s.acl(ADMIN, AclContent::AddMembers { members: vec![member.clone(), member] })
+        }),
+        row("the owner makes a second owner", "BadRole", Code::BadRole, |s| s.acl(OWNER, change(WRITER, Role::Owner))),
+        row("the owner adds a second owner", "BadRole", Code::BadRole, |s| {
+            let members = vec![(account(STRANGER), Role::Owner, seal(STRANGER))];
+            s.acl(OWNER, AclContent::AddMembers { members })
         }),
         row("a reseal to a stranger", "NotAMember", Code::NotAMember, |s| {
             s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
@@ -585,6 +654,16 @@ fn request_rows() -> Vec<Row> {
         allowed("accepted", move |s| {
             let request = requested(s);
             s.acl(ADMIN, accept(request, Role::Writer, Vec::new()))
+        }),
+        allowed("accepted although the invite was revoked since: the admin decides", move |s| {
+            let request = requested(s);
+            s.act(ADMIN, AclContent::RevokeInvite { invite: invite_id(50), rotation: None });
+            s.acl(ADMIN, accept(request, Role::Writer, Vec::new()))
+        }),
+        allowed("accepted although the invite died since", move |s| {
+            let request = requested(s);
+            s.act(OWNER, AclContent::ChangeRole { account: account(ADMIN), role: Role::Reader, seal: None });
+            s.acl(OWNER, accept(request, Role::Writer, Vec::new()))
         }),
         allowed("accepted with a lesser role", move |s| {
             let request = requested(s);

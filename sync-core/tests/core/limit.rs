@@ -121,6 +121,10 @@ fn contents_of_an_acl_record() {
     assert!(record(vec![AclContent::Leave; limits::ACL_CONTENTS_MAX]).is_ok());
     assert_eq!(field(record(vec![AclContent::Leave; limits::ACL_CONTENTS_MAX + 1])), "contents");
     assert_eq!(field(record(Vec::new())), "contents");
+    // An act that names nobody is none.
+    assert_eq!(field(record(vec![AclContent::AddMembers { members: Vec::new() }])), "members");
+    let rotation = Space::peopled().rotation(&[]);
+    assert_eq!(field(record(vec![AclContent::RemoveMembers { accounts: Vec::new(), rotation }])), "accounts");
 }
 
 #[test]
