@@ -1,3 +1,4 @@
+mod big;
 mod client;
 mod log;
 mod open;
