@@ -157,7 +157,11 @@ pub struct AclState {
     /// Former members who left by themselves, and where.
     pub left: BTreeMap<AccountId, Seq>,
     pub invites: BTreeMap<InviteId, Invite>,
+    /// Those of `invites` that are live.
+    live_invites: BTreeSet<InviteId>,
     pub requests: BTreeMap<AclId, Request>,
+    /// Those of `requests` that are pending, by their account: each has one at most.
+    pending_requests: BTreeMap<AccountId, AclId>,
     /// A member left since the last rotation.
     pub rotation_owed: bool,
     pub deleted: bool,
@@ -193,7 +197,9 @@ impl AclState {
             removed: BTreeMap::new(),
             left: BTreeMap::new(),
             invites: BTreeMap::new(),
+            live_invites: BTreeSet::new(),
             requests: BTreeMap::new(),
+            pending_requests: BTreeMap::new(),
             rotation_owed: false,
             deleted: false,
         }
@@ -227,10 +233,8 @@ impl AclState {
     /// The pending request of an account.
     #[must_use]
     pub fn pending_request(&self, account: &AccountId) -> Option<(AclId, &Request)> {
-        self.requests
-            .iter()
-            .find(|(_, r)| r.claim.account == *account && r.status == RequestStatus::Pending)
-            .map(|(id, r)| (*id, r))
+        let id = self.pending_requests.get(account)?;
+        self.requests.get(id).map(|request| (*id, request))
     }
 
     /// The state after `record`, which would stand at `at`. Copies the whole state; to read a log, [`Self::fold_in`].
@@ -397,8 +401,7 @@ impl AclState {
         if self.invites.contains_key(&invite.key) {
             return Err(AclReject::LimitReached { what: "uses of one invite key", max: 1 });
         }
-        let live = self.invites.values().filter(|i| i.status == InviteStatus::Live).count();
-        if live >= limits::INVITES_MAX {
+        if self.live_invites.len() >= limits::INVITES_MAX {
             return Err(AclReject::LimitReached { what: "live invites", max: limits::INVITES_MAX });
         }
         match invite.mode {
@@ -414,12 +417,13 @@ impl AclState {
         let invite_entry =
             Invite { creator, created: at, content: invite.clone(), uses: 0, status: InviteStatus::Live };
         self.invites.insert(invite.key, invite_entry);
+        self.live_invites.insert(invite.key);
         Ok(())
     }
 
     fn revoke_invite(&mut self, invite: &InviteId, rotation: Option<&Rotation>, at: Seq) -> Result<(), AclReject> {
         let mode = self.live_invite(invite)?.content.mode;
-        self.close(invite);
+        self.end_invites(&[*invite], InviteStatus::Revoked);
         match (mode, rotation) {
             (InviteMode::Open, Some(rotation)) => self.rotate(rotation, at),
             (InviteMode::Open, None) => Err(AclReject::BadSeals("revoking an open invite rotates the keys")),
@@ -428,10 +432,19 @@ impl AclState {
         }
     }
 
-    fn close(&mut self, invite: &InviteId) {
-        if let Some(invite) = self.invites.get_mut(invite) {
-            invite.status = InviteStatus::Revoked;
+    fn end_invites(&mut self, ended: &[InviteId], status: InviteStatus) {
+        for id in ended {
+            self.live_invites.remove(id);
+            if let Some(invite) = self.invites.get_mut(id) {
+                invite.status = status;
+            }
         }
+    }
+
+    /// The live invites that `is_meant` says.
+    fn live_invites_where(&self, is_meant: impl Fn(&Invite) -> bool) -> Vec<InviteId> {
+        let is_meant = |id: &&InviteId| self.invites.get(id).is_some_and(&is_meant);
+        self.live_invites.iter().filter(is_meant).copied().collect()
     }
 
     fn join(&mut self, claim: &JoinClaim, seals: &[Seal], author: AccountId, at: Seq) -> Result<(), AclReject> {
@@ -446,8 +459,7 @@ impl AclState {
         if let Some((request, _)) = self.pending_request(&claim.account) {
             return Err(AclReject::RequestExists { account: claim.account, request });
         }
-        let pending = self.requests.values().filter(|r| r.status == RequestStatus::Pending).count();
-        if pending >= limits::REQUESTS_MAX {
+        if self.pending_requests.len() >= limits::REQUESTS_MAX {
             return Err(AclReject::LimitReached { what: "pending requests", max: limits::REQUESTS_MAX });
         }
         self.use_invite(&claim.invite);
@@ -459,6 +471,7 @@ impl AclState {
             status: RequestStatus::Pending,
         };
         self.requests.insert(record.id().into(), request);
+        self.pending_requests.insert(claim.account, record.id().into());
         Ok(())
     }
 
@@ -504,6 +517,7 @@ impl AclState {
         let Some(settled) = self.requests.get_mut(request) else { return };
         let gives_back = !matches!(status, RequestStatus::Accepted { .. });
         settled.status = status;
+        self.pending_requests.remove(&settled.claim.account);
         let invite = settled.claim.invite;
         if gives_back && let Some(invite) = self.invites.get_mut(&invite) {
             invite.uses = invite.uses.saturating_sub(1);
@@ -597,11 +611,8 @@ impl AclState {
     }
 
     fn close_open_invites(&mut self) {
-        for invite in self.invites.values_mut() {
-            if invite.status == InviteStatus::Live && invite.content.mode == InviteMode::Open {
-                invite.status = InviteStatus::Revoked;
-            }
-        }
+        let open = self.live_invites_where(|invite| invite.content.mode == InviteMode::Open);
+        self.end_invites(&open, InviteStatus::Revoked);
     }
 
     fn rotate(&mut self, rotation: &Rotation, at: Seq) -> Result<(), AclReject> {
@@ -617,8 +628,8 @@ impl AclState {
         }
         let members: BTreeSet<_> = self.members.keys().map(|a| *a.as_bytes()).collect();
         sealed_to_exactly(&rotation.seals, &members)?;
-        let open = |i: &&Invite| i.status == InviteStatus::Live && i.content.mode == InviteMode::Open;
-        let invites: BTreeSet<_> = self.invites.values().filter(open).map(|i| *i.content.key.as_bytes()).collect();
+        let open = self.live_invites_where(|invite| invite.content.mode == InviteMode::Open);
+        let invites: BTreeSet<_> = open.iter().map(|invite| *invite.as_bytes()).collect();
         sealed_to_exactly(&rotation.invite_seals, &invites)?;
         let info = EpochInfo {
             key_id: rotation.key_id,
@@ -654,12 +665,11 @@ impl AclState {
 
     /// An invite is dead for good from the first rotation or end of an entry at which its creator could not create it.
     fn bury_dead_invites(&mut self) {
-        for invite in self.invites.values_mut().filter(|i| i.status == InviteStatus::Live) {
+        let dead = self.live_invites_where(|invite| {
             let creator = self.members.get(&invite.creator).map(|m| m.role);
-            if creator.is_none_or(|role| role < Role::Admin || invite.content.role >= role) {
-                invite.status = InviteStatus::Dead;
-            }
-        }
+            creator.is_none_or(|role| role < Role::Admin || invite.content.role >= role)
+        });
+        self.end_invites(&dead, InviteStatus::Dead);
     }
 }
 

@@ -12,7 +12,7 @@
 //! the present, and are for members.
 
 use bytes::Bytes;
-use sync_core::acl::{self, AclReject, AclState, Request, RequestStatus};
+use sync_core::acl::{self, AclReject, AclState, RequestStatus};
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, InviteId, Seq};
 use sync_core::log::{Refusal, Reject};
@@ -97,9 +97,7 @@ pub(crate) fn acl_access(
 /// A removal ends what was asked before it.
 fn has_pending_request(acl: &AclState, account: &AccountId) -> bool {
     let removed = acl.removed.get(account).copied();
-    let counts =
-        |r: &Request| r.claim.account == *account && r.status == RequestStatus::Pending && Some(r.at) > removed;
-    acl.requests.values().any(counts)
+    acl.pending_request(account).is_some_and(|(_, request)| Some(request.at) > removed)
 }
 
 /// Where the last of an account's requests was decided.

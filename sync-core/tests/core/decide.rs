@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sync_core::acl::{AclReject, sign_join_proof};
+use sync_core::acl::{AclReject, AclState, RequestStatus, sign_join_proof};
 use sync_core::code::{Class, Code};
 use sync_core::ids::{AclId, ChangeId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::log::{Admission, DecideError, Refusal, Reject, Submission, admit, decide, genesis};
@@ -120,7 +120,16 @@ fn judged(
     }
     space.log.summaries_are_those_of_the_log();
     space.log.heads_are_the_changes_without_children();
+    pending_requests_are_found(space.log.acl_state());
     Row { what, expected, actual }
+}
+
+fn pending_requests_are_found(acl: &AclState) {
+    for (id, request) in &acl.requests {
+        let found = acl.pending_request(&request.claim.account);
+        let is_found = found.is_some_and(|(found, _)| found == *id);
+        assert_eq!(is_found, request.status == RequestStatus::Pending);
+    }
 }
 
 fn check(rows: Vec<Row>) -> Vec<Reject> {
@@ -431,9 +440,8 @@ fn role_rows() -> Vec<Row> {
             let rotation = s.rotation(&[]);
             s.act(ADMIN, AclContent::RotateKey { rotation });
             s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Guest, seal(STRANGER))] });
-            let seal = Some(seal(STRANGER));
-            s.act(ADMIN, AclContent::ChangeRole { account: account(STRANGER), role: Role::Reader, seal: seal.clone() });
-            let (account, seal) = (account(STRANGER), seal.unwrap());
+            let (account, role, seal) = (account(STRANGER), Role::Reader, seal(STRANGER));
+            s.act(ADMIN, AclContent::ChangeRole { account, role, seal: Some(seal.clone()) });
             s.acl(ADMIN, AclContent::Reseal { account, epoch: Epoch(0), seal })
         }),
         row("an act after the end in the same record", "SpaceDeleted", Code::SpaceDeleted, |s| {

@@ -1,6 +1,8 @@
 //! How long a big space takes to open. Not run with the others; in a release build:
 //! `cargo test --release -p sync-store --lib -- --ignored --nocapture big`.
 
+#![expect(clippy::print_stdout, reason = "a measurement is for people")]
+
 use std::time::Instant;
 
 use bytes::Bytes;
