@@ -21,7 +21,7 @@ fn read(name: &str) -> Script {
 async fn pure(name: &str) {
     let script = read(name);
     let seed: Option<u64> = std::env::var("SCRIPT_SEED").ok().map(|s| s.parse().expect("SCRIPT_SEED is a number"));
-    let seeds = seed.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let seeds = seed.map_or(0..script.seeds.unwrap_or(SEEDS), |seed| seed..seed + 1);
     for seed in seeds.filter(|_| script.only != Some(Stage::Real)) {
         if let Err(failure) = play(&script, &mut PureWorld::new(seed)).await {
             panic!("\n{failure}");
@@ -54,8 +54,8 @@ macro_rules! scripts {
 }
 
 scripts! {
-    approval, concurrent, decline, example, forged, node_restart, offline, open_invite, owner, partial, profiles, readers,
-    revive, roles, two_spaces, used_up,
+    approval, concurrent, decline, example, forged, node_restart, offline, open_invite, owner, partial, profiles,
+    readers, revive, roles, two_spaces, used_up,
 }
 
 #[test]

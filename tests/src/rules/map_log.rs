@@ -158,12 +158,19 @@ impl MapLog {
     /// # Panics
     /// If they are not.
     pub fn heads_are_the_changes_without_children(&self) {
-        for (tree, state) in self.trees.iter().filter(|(_, state)| state.purged.is_none()) {
-            let parents = self.parents(*tree);
-            let with_children: BTreeSet<_> = parents.values().flatten().collect();
-            let childless: BTreeSet<_> = parents.keys().filter(|id| !with_children.contains(id)).copied().collect();
-            assert_eq!(state.heads, childless, "{tree}");
-        }
+        self.trees.keys().for_each(|tree| self.heads_of_a_tree_are_its_changes_without_children(*tree));
+    }
+
+    /// The same of one tree.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub fn heads_of_a_tree_are_its_changes_without_children(&self, tree: TreeId) {
+        let Some(state) = self.trees.get(&tree) else { return };
+        let parents = if state.purged.is_some() { BTreeMap::new() } else { self.parents(tree) };
+        let with_children: BTreeSet<_> = parents.values().flatten().collect();
+        let childless: BTreeSet<_> = parents.keys().filter(|id| !with_children.contains(id)).copied().collect();
+        assert_eq!(state.heads, childless, "{tree}");
     }
 
     /// Named invariant: in the order of a tree every parent stands before its children.

@@ -1,5 +1,8 @@
 //! One node and one replica per person, connected by queues whose order a seed decides.
 
+mod forge;
+mod govern;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -8,13 +11,14 @@ use client_sdk::{InviteMode, ObjectType, Role, WriteRule};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use rand_chacha::ChaCha20Rng;
 use serde_json::{Map, Value, json};
-use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
-use sync_core::code::Code;
-use sync_core::ids::{AccountId, AclId, AuthorityId, ChangeId, Epoch, InviteId, Seq, SpaceId, TreeId};
+use sync_core::acl::{AclReject, AclState, InviteStatus, RequestStatus, sign_join_proof};
+use sync_core::code::{Code, NextStep};
+use sync_core::ids::{AccountId, AclId, AuthorityId, ChangeId, Epoch, Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::log::{EntryKind, Genesis, Reject, Submission, genesis, may_write, space_id};
 use sync_core::record::{
-    AclContent, AclRecord, AclRoot, ChangeKind, CreateInvite, JoinClaim, PayloadClaim, RawRecord, Salt, SpaceHeader,
-    SpaceOptions, TreeChange, TreeHeads, TreeRoot, Verified, VerifiedRecord, verify, verify_as,
+    AclContent, AclRecord, AclRoot, ChangeKind, CreateInvite, HistoryMode, JoinClaim, PayloadClaim, RawRecord, Salt,
+    Seal, SpaceHeader, SpaceOptions, Tombstone, TreeChange, TreeHeads, TreeRoot, Verified, verify, verify_as,
 };
 use sync_core::tree::{Height, OrderKey, heads_after};
 use sync_e2ee::{
@@ -23,7 +27,7 @@ use sync_e2ee::{
 };
 
 use super::{MapLog, Taken};
-use crate::script::{Act, ObjectName, Step, Trouble, World};
+use crate::script::{Act, ObjectName, Shown, Step, Trouble, World};
 
 const SPACE_INFO: &str = "headwater.space";
 /// Deliveries after which settling counts as endless.
@@ -79,8 +83,10 @@ struct Person {
     replicas: BTreeMap<SpaceId, Replica>,
     /// Handed to this person, oldest first.
     tokens: Vec<Token>,
-    /// Joins under way, and what they wait for.
-    joining: BTreeMap<SpaceId, Token>,
+    /// Every invite secret that this person ever saw, used or not.
+    secrets: Vec<InviteSecret>,
+    /// Joins under way, and the trees that they wait for.
+    joining: BTreeMap<SpaceId, Vec<TreeId>>,
 }
 
 /// The rules over maps.
@@ -97,6 +103,8 @@ pub struct PureWorld {
     names: BTreeMap<String, SpaceId>,
     latest: Option<SpaceId>,
     plaintext: BTreeSet<String>,
+    /// All keys that were ever made here, by their published id: what a patched client may have from anywhere.
+    all_keys: BTreeMap<[u8; 32], SpaceKeys>,
     clock_ms: u64,
 }
 
@@ -112,14 +120,10 @@ fn rejected(reject: &Reject) -> Trouble {
 
 /// The write rule of an object, as the SDK declares it.
 fn rule_of(object: &ObjectName) -> WriteRule {
-    match object.object_type.as_str() {
-        SPACE_INFO => WriteRule { who: client_sdk::Who::Admins, once: false },
-        "profile" => match object.id.parse::<AccountId>() {
-            Ok(account) => WriteRule { who: client_sdk::Who::AccountOrAdmins(account), once: false },
-            Err(_) => WriteRule::WRITERS,
-        },
-        _ => WriteRule::WRITERS,
+    if object.object_type == SPACE_INFO {
+        return WriteRule { who: client_sdk::Who::Admins, once: false };
     }
+    crate::script::rule_of(&object.object_type, &object.id)
 }
 
 impl World for PureWorld {
@@ -154,6 +158,7 @@ impl PureWorld {
             names: BTreeMap::new(),
             latest: None,
             plaintext: BTreeSet::new(),
+            all_keys: BTreeMap::new(),
             clock_ms: 1,
         }
     }
@@ -161,7 +166,7 @@ impl PureWorld {
     fn perform(&mut self, step: &Step) -> Result<(), Trouble> {
         let who = step.who.as_str();
         match &step.act {
-            Act::Creates { space } => self.create_space(who, space),
+            Act::Creates { space, history } => self.create_space(who, space, *history),
             Act::GoesOffline => self.go_offline(who),
             Act::GoesOnline => self.go_online(who),
             Act::Restarts if who == "node" => self.restart_node(),
@@ -175,10 +180,17 @@ impl PureWorld {
             | Act::IsReady
             | Act::Approves { .. }
             | Act::Declines { .. }
+            | Act::Governs(_)
+            | Act::Forges(_)
             | Act::Writes { .. }
             | Act::Deletes { .. }
+            | Act::Purges { .. }
             | Act::Reads { .. }
-            | Act::Lists { .. } => self.perform_in(step, self.space(step)?),
+            | Act::Lists { .. }
+            | Act::HoldsEpochs { .. }
+            | Act::HoldsNoKey { .. }
+            | Act::HasRefused { .. }
+            | Act::Dismisses => self.perform_in(step, self.space(step)?),
         }
     }
 
@@ -203,10 +215,20 @@ impl PureWorld {
                 let request = self.request_of(who, space, whom, forced)?;
                 self.append(who, space, AclContent::DeclineJoin { request }, forced).map(|_| ())
             }
-            Act::Writes { object, fields } => self.write(who, space, object, fields, forced),
+            Act::Governs(act) => self.govern(who, space, act, forced),
+            Act::Forges(forgery) => self.forge(who, space, forgery),
+            Act::Writes { object, fields, citing } if forced => {
+                self.write_past_the_rules(who, space, object, fields, *citing)
+            }
+            Act::Writes { object, fields, citing: _ } => self.write(who, space, object, fields),
             Act::Deletes { object } => self.delete(who, space, object),
-            Act::Reads { object, fields } => self.read(who, space, object, fields.as_ref()),
+            Act::Purges { object } => self.purge(who, space, object, forced),
+            Act::Reads { object, shown } => self.read(who, space, object, shown),
             Act::Lists { object_type, count } => self.list(who, space, object_type, *count),
+            Act::HoldsEpochs { epochs } => self.holds_epochs(who, space, epochs),
+            Act::HoldsNoKey { epoch } => self.holds_no_key(who, space, *epoch),
+            Act::HasRefused { count } => self.has_refused(who, space, *count),
+            Act::Dismisses => self.dismiss(who, space),
             Act::Agrees => self.everyone_agrees(),
             Act::Creates { .. }
             | Act::GoesOffline
@@ -225,8 +247,14 @@ impl PureWorld {
             return;
         }
         let keys = AccountKeys::from_mnemonic(&Mnemonic::generate(&mut self.secrets));
-        let person =
-            Person { keys, is_online: true, replicas: BTreeMap::new(), tokens: Vec::new(), joining: BTreeMap::new() };
+        let person = Person {
+            keys,
+            is_online: true,
+            replicas: BTreeMap::new(),
+            tokens: Vec::new(),
+            secrets: Vec::new(),
+            joining: BTreeMap::new(),
+        };
         self.people.insert(who.to_owned(), person);
     }
 
@@ -252,20 +280,24 @@ impl PureWorld {
         self.person_mut(who).replicas.get_mut(&space).expect("the caller has it")
     }
 
-    /// Ids of profiles are names of people in scripts.
+    /// Where the id of an object is an account, scripts say the name of a person.
     fn resolve(&mut self, object: &ObjectName) -> ObjectName {
-        if object.object_type != "profile" {
+        if !crate::script::is_of_an_account(&object.object_type) {
             return object.clone();
         }
         self.meet(&object.id);
         ObjectName { id: self.person(&object.id).keys.id().to_string(), ..object.clone() }
     }
 
-    /// Any ring that holds the keys: for what a patched client knows from before.
+    /// The keys of the space now, from wherever: for what a patched client knows.
     fn any_keys(&self, space: SpaceId) -> &SpaceKeys {
-        let rings = self.people.values().filter_map(|p| p.replicas.get(&space)).map(|r| &r.ring);
-        let (_, keys) = rings.filter_map(KeyRing::newest).max_by_key(|(epoch, _)| *epoch).expect("its owner has keys");
-        keys
+        let acl = self.node.get(&space).map_or_else(|| self.genesis[&space].acl(), MapLog::acl_state);
+        &self.all_keys[&acl.epochs[&acl.epoch].key_id]
+    }
+
+    /// Where the node has no log yet, nobody but the owner knows the space.
+    fn node_log(&self, space: SpaceId) -> Result<&MapLog, Trouble> {
+        self.node.get(&space).ok_or_else(|| Trouble::refused("SPACE_UNKNOWN", "the node does not know the space"))
     }
 
     fn tree_of(&mut self, space: SpaceId, object: &ObjectName) -> Result<TreeId, Trouble> {
@@ -274,9 +306,9 @@ impl PureWorld {
         Ok(object_root(space, &keys.name_key, &object.object_type, &object.id, rule_of(&object)).tree_id())
     }
 
-    fn create_space(&mut self, who: &str, name: &str) -> Result<(), Trouble> {
+    fn create_space(&mut self, who: &str, name: &str, history: HistoryMode) -> Result<(), Trouble> {
         let keys = self.person(who).keys.clone();
-        let found = self.found(&keys);
+        let found = self.found(&keys, history);
         let space = found.space();
         let log = MapLog::found(&found);
         self.person_mut(who).replicas.insert(space, Replica::new(&keys, found.clone(), log));
@@ -286,16 +318,17 @@ impl PureWorld {
         self.register(who, space);
         let info = ObjectName { object_type: SPACE_INFO.to_owned(), id: "self".to_owned() };
         let fields = Map::from_iter([("name".to_owned(), json!(name))]);
-        self.write(who, space, &info, &fields, false)
+        self.write(who, space, &info, &fields)
     }
 
-    fn found(&mut self, owner: &AccountKeys) -> Genesis {
+    fn found(&mut self, owner: &AccountKeys, history: HistoryMode) -> Genesis {
         let keys = SpaceKeys::generate(&mut self.secrets);
+        self.all_keys.insert(keys.key_id(), keys.clone());
         let to = Recipient::Account(owner.id());
         let seal = seal_keys(None, Epoch(0), to, &keys, &mut self.secrets).expect(OWN);
         let root = AclRoot {
             owner: owner.id(),
-            options: SpaceOptions::default(),
+            options: SpaceOptions { history, ..SpaceOptions::default() },
             key_id: keys.key_id(),
             history_id: keys.history_id().expect("fresh keys have a history key"),
             profile_key: keys.profile_public(),
@@ -396,10 +429,20 @@ impl PureWorld {
             replica.root_before = None;
             let cursor = replica.log.entries().len();
             let pushes: Vec<_> = replica.pending.iter().map(Pending::push).collect();
-            let entries: Vec<_> = self.node[&space].entries()[cursor..].iter().map(tail_message).collect();
+            let visible = self.visible(who, space).max(cursor);
+            let entries: Vec<_> = self.node[&space].entries()[cursor..visible].iter().map(tail_message).collect();
             self.queue(who, space, Way::Down).extend(entries);
             self.queue(who, space, Way::Up).extend(pushes);
         }
+    }
+
+    /// How many entries the node shows to a person: all to a member, and to others those up to their removal.
+    fn visible(&self, who: &str, space: SpaceId) -> usize {
+        let (log, account) = (&self.node[&space], self.person(who).keys.id());
+        if log.acl_state().members.contains_key(&account) {
+            return log.entries().len();
+        }
+        log.acl_state().removed.get(&account).map_or(0, |at| usize::try_from(at.0).expect("logs of tests are short"))
     }
 
     fn queue(&mut self, who: &str, space: SpaceId, way: Way) -> &mut VecDeque<Message> {
@@ -462,11 +505,63 @@ impl PureWorld {
         let (who, space, _) = queue;
         match message {
             Message::Push { root, record } => self.node_takes(who, *space, root, record),
-            Message::Entry { seq, kind, record } => {
-                let keys = self.person(who).keys.clone();
-                self.replica_mut(who, *space).follow(&keys, seq, kind, record);
+            Message::Entry { seq, kind, record } => self.replica_mut(who, *space).follow(seq, kind, record),
+            Message::Verdict { change, reject } => self.take_verdict(who, *space, change, reject),
+        }
+    }
+
+    /// A refused write is judged again on one's own log, and made anew, tried again or kept as refused.
+    fn take_verdict(&mut self, who: &str, space: SpaceId, change: ChangeId, reject: Reject) {
+        let replica = &self.person(who).replicas[&space];
+        // Made anew since it was sent: the verdict is about a change that is no more.
+        let Some(pending) = replica.pending.iter().find(|p| p.id() == change).cloned() else { return };
+        let own = replica.log.clone().take(&pending.submission());
+        let behind = matches!(own, Err(Reject::MissingParent { .. } | Reject::MissingRoot { .. }));
+        match Code::from(&reject).next_step() {
+            NextStep::Rebuild | NextStep::Refuse if own.is_ok() || behind => self.push(who, space, pending.push()),
+            NextStep::Rebuild => {
+                self.rebuild(who, space, &pending, reject == Reject::HeadsFull { tree: pending.tree() })
             }
-            Message::Verdict { change, reject } => self.replica_mut(who, *space).keep_refusal(change, reject),
+            NextStep::Refuse => self.replica_mut(who, space).keep_refusal(change, &reject),
+            NextStep::Retry => self.push(who, space, pending.push()),
+        }
+    }
+
+    fn push(&mut self, who: &str, space: SpaceId, push: Message) {
+        if self.is_connected(who) {
+            self.register(who, space);
+            self.queue(who, space, Way::Up).push_back(push);
+        }
+    }
+
+    /// Makes a pending write, and those that build on it, anew on the present ACL and epoch.
+    fn rebuild(&mut self, who: &str, space: SpaceId, from: &Pending, onto_heads: bool) {
+        let keys = self.person(who).keys.clone();
+        let replica = &self.person(who).replicas[&space];
+        let (tree, acl) = (from.tree(), replica.log.acl_state());
+        let place = (acl.head, acl.epoch);
+        let logged = replica.log.trees().get(&tree);
+        if let Err(reject) = may_write(acl, tree, &from.root, logged, &keys.id(), &acl.head) {
+            return self.replica_mut(who, space).keep_refusal(from.id(), &reject);
+        }
+        let ring_keys = replica.ring.keys(acl.epoch).expect("a writer holds the keys of the epoch").clone();
+        let heads = logged.map(|t| t.heads.clone()).unwrap_or_default();
+        let of_tree = replica.pending.iter().skip_while(|p| p.id() != from.id()).filter(|p| p.tree() == tree);
+        let suffix: Vec<Pending> = of_tree.cloned().collect();
+        let mut renamed = BTreeMap::new();
+        for old in suffix {
+            let first = old.id() == from.id();
+            if !first && !old.change.body().parents.iter().any(|p| renamed.contains_key(p)) {
+                continue;
+            }
+            let parents = if first && onto_heads { parents_of(tree, &heads) } else { old.parents_as_now(&renamed) };
+            let change = self.sign_change(&keys, &ring_keys, space, tree, parents, place, &old.object, &old.ops);
+            renamed.insert(old.id(), change.id().into());
+            let new = Pending { change, ..old.clone() };
+            let push = new.push();
+            let row = self.replica_mut(who, space).pending.iter_mut().find(|p| p.id() == old.id());
+            *row.expect("nobody took it") = new;
+            self.push(who, space, push);
         }
     }
 
@@ -482,13 +577,23 @@ impl PureWorld {
     /// The node decides, and tells everybody who follows the space.
     fn append_at_node(&mut self, space: SpaceId, submission: &Submission) -> Result<Taken, Reject> {
         let log = self.node.get_mut(&space).expect("a space that is registered");
-        let before = log.entries().len();
+        let (before, members) = (log.entries().len(), log.acl_state().members.clone());
         let taken = log.take(submission)?;
-        log.heads_are_the_changes_without_children();
+        if let Some(tree) = submission.tree() {
+            log.heads_of_a_tree_are_its_changes_without_children(tree);
+        }
         let news: Vec<_> = log.entries()[before..].iter().map(tail_message).collect();
         for who in self.names_of_people() {
-            if self.is_connected(&who) && self.person(&who).replicas.contains_key(&space) {
-                self.queue(&who, space, Way::Down).extend(news.clone());
+            if !self.is_connected(&who) || !self.person(&who).replicas.contains_key(&space) {
+                continue;
+            }
+            let account = self.person(&who).keys.id();
+            let is_member = self.node[&space].acl_state().members.contains_key(&account);
+            // Whose membership ends here sees the entry that ends it.
+            match (members.contains_key(&account), is_member) {
+                (true, _) => self.queue(&who, space, Way::Down).extend(news.clone()),
+                (false, true) => self.reconnect(&who),
+                (false, false) => {}
             }
         }
         Ok(taken)
@@ -518,11 +623,11 @@ impl PureWorld {
 
     fn settled(&self) -> Result<(), Trouble> {
         for (who, person) in self.people.iter().filter(|(who, _)| self.is_connected(who)) {
-            for (space, replica) in &person.replicas {
+            for replica in person.replicas.values() {
                 if let Some((_, reject)) = replica.refused.first() {
                     return Err(Trouble::refused("REFUSED", format!("not synced: {who}: {reject}")));
                 }
-                if !replica.pending.is_empty() || replica.log != self.node[space] {
+                if !replica.pending.is_empty() || !self.is_up_to_date(person, &replica.log) {
                     let happened =
                         format!("{who} has {} pending, log {:?}", replica.pending.len(), replica.log.entries().len());
                     return Err(Trouble::wrong("everything arrived", happened));
@@ -532,14 +637,36 @@ impl PureWorld {
         Ok(())
     }
 
+    /// As the node's log; of a former member, as the beginning of it.
+    fn is_up_to_date(&self, person: &Person, log: &MapLog) -> bool {
+        let node = &self.node[&log.space()];
+        if node.acl_state().members.contains_key(&person.keys.id()) {
+            log == node
+        } else {
+            node.entries().starts_with(log.entries())
+        }
+    }
+
     // ---- membership -------------------------------------------------------------------------------------------------
+
+    /// What an honest client knows before it acts: its own log up to date, and itself in it.
+    fn prepare(&mut self, who: &str, space: SpaceId) -> Result<(), Trouble> {
+        self.replica(who, space)?;
+        self.catch_up(who, space)?;
+        let account = self.person(who).keys.id();
+        let acl = self.person(who).replicas[&space].log.acl_state();
+        if acl.members.contains_key(&account) {
+            return Ok(());
+        }
+        Err(Trouble::refused("NOT_A_MEMBER", format!("{who} is not a member")))
+    }
 
     /// Appends an act: judged on one's own replica first, and by the node, with one verdict.
     fn append(&mut self, who: &str, space: SpaceId, content: AclContent, forced: bool) -> Result<AclId, Trouble> {
         if !forced {
-            self.replica(who, space)?;
-            self.catch_up(who, space)?;
+            self.prepare(who, space)?;
         }
+        self.node_log(space)?;
         let record = self.sign(who, space, content);
         let local = (!forced).then(|| {
             let log = &self.person(who).replicas[&space].log;
@@ -584,7 +711,10 @@ impl PureWorld {
         let secret = InviteSecret::generate(&mut self.secrets);
         let seals = match mode {
             InviteMode::Approval => Vec::new(),
-            InviteMode::Open => vec![self.seal(space, Recipient::Invite(secret.id()))],
+            InviteMode::Open => {
+                let keys = self.keys_to_give(who, space, forced)?;
+                vec![self.seal(space, Recipient::Invite(secret.id()), role, &keys)]
+            }
         };
         let invite = CreateInvite {
             key: secret.id(),
@@ -598,14 +728,30 @@ impl PureWorld {
             label_ct: Bytes::new(),
         };
         self.append(who, space, AclContent::CreateInvite(invite), forced)?;
-        self.person_mut(whom).tokens.push(Token { space, secret, must_see });
+        let person = self.person_mut(whom);
+        person.secrets.push(secret.clone());
+        person.tokens.push(Token { space, secret, must_see });
         Ok(())
     }
 
-    fn seal(&mut self, space: SpaceId, to: Recipient) -> sync_core::record::Seal {
-        let epoch = self.node[&space].acl_state().epoch;
-        let keys = self.any_keys(space).clone();
-        seal_keys(Some(space), epoch, to, &keys, &mut self.secrets).expect("keys of people are strong")
+    /// The keys of the epoch that one holds; a patched client has them from wherever.
+    fn keys_to_give(&mut self, who: &str, space: SpaceId, forced: bool) -> Result<SpaceKeys, Trouble> {
+        if forced {
+            self.node_log(space)?;
+            return Ok(self.any_keys(space).clone());
+        }
+        self.prepare(who, space)?;
+        let replica = self.replica(who, space)?;
+        let keys = replica.ring.keys(replica.log.acl_state().epoch).cloned();
+        keys.ok_or_else(|| Trouble::refused("NO_KEYS", "no keys of this epoch"))
+    }
+
+    /// What a role is given of these keys: history only where the space lets it have it.
+    fn seal(&mut self, space: SpaceId, to: Recipient, role: Role, keys: &SpaceKeys) -> Seal {
+        let acl = self.node[&space].acl_state();
+        let epoch = acl.epoch;
+        let given = if reads_history(acl.options.history, role) { keys.clone() } else { keys.without_history() };
+        seal_keys(Some(space), epoch, to, &given, &mut self.secrets).expect("keys of people are strong")
     }
 
     fn join(&mut self, who: &str, space: SpaceId, by: Option<&str>, forced: bool) -> Result<(), Trouble> {
@@ -615,7 +761,8 @@ impl PureWorld {
         if !self.is_connected(who) {
             return Err(Trouble::refused("OFFLINE", "the node cannot be reached"));
         }
-        let acl = self.node[&space].acl_state().clone();
+        let acl = self.node_log(space)?.acl_state().clone();
+        self.person_mut(who).secrets.push(token.secret.clone());
         let account = self.person(who).keys.id();
         let settled = acl.members.contains_key(&account) || acl.pending_request(&account).is_some();
         if settled && !forced {
@@ -623,22 +770,26 @@ impl PureWorld {
         }
         let content = self.join_content(&acl, account, &token).map_err(|reject| rejected(&reject))?;
         self.append(who, space, content, true)?;
-        self.person_mut(who).joining.insert(space, token);
+        self.person_mut(who).joining.insert(space, token.must_see);
         self.adopt_all();
         Ok(())
     }
 
     fn join_content(&mut self, acl: &AclState, account: AccountId, token: &Token) -> Result<AclContent, Reject> {
-        let (role, mode) = {
-            let invite = acl.live_invite(&InviteId::from(&token.secret.signing_key().verifying_key()))?;
-            (invite.content.role, invite.content.mode)
-        };
+        // Whether it is live is for the log to say.
+        let invite =
+            acl.invites.get(&token.secret.id()).ok_or(AclReject::InviteUnknown { invite: token.secret.id() })?;
+        let (role, mode) = (invite.content.role, invite.content.mode);
         let proof = sign_join_proof(token.secret.signing_key(), acl.space, account, role);
         let claim = JoinClaim { invite: token.secret.id(), account, role, proof, profile_ct: Bytes::new() };
         Ok(match mode {
             InviteMode::Approval => AclContent::RequestJoin { claim },
             InviteMode::Open => {
-                let keys = self.keys_of_invite(acl, token);
+                let keys = match invite.status {
+                    InviteStatus::Live => self.keys_of_invite(acl, token),
+                    // It opens nothing any more; a patched client tries all the same.
+                    InviteStatus::Revoked | InviteStatus::Dead => self.any_keys(acl.space).clone(),
+                };
                 let to = Recipient::Account(account);
                 let seal = seal_keys(Some(acl.space), acl.epoch, to, &keys, &mut self.secrets).expect("a strong key");
                 AclContent::JoinByInvite { claim, seals: vec![seal] }
@@ -658,8 +809,7 @@ impl PureWorld {
     fn request_of(&mut self, who: &str, space: SpaceId, whom: &str, forced: bool) -> Result<AclId, Trouble> {
         self.meet(whom);
         if !forced {
-            self.replica(who, space)?;
-            self.catch_up(who, space)?;
+            self.prepare(who, space)?;
         }
         let account = self.person(whom).keys.id();
         let requests = self.node[&space].acl_state().requests.iter().filter(|(_, r)| r.claim.account == account);
@@ -687,8 +837,10 @@ impl PureWorld {
                 state.ok_or_else(|| Trouble::refused("BAD_FRONTIER", format!("{tree} has nothing on the node")))?;
             frontier.push(TreeHeads { tree, heads: state.heads.iter().copied().collect() });
         }
-        let seals = vec![self.seal(space, Recipient::Account(claim.account))];
-        let content = AclContent::AcceptJoin { request, role: role.unwrap_or(claim.role), seals, frontier };
+        let role = role.unwrap_or(claim.role);
+        let keys = self.keys_to_give(who, space, forced)?;
+        let seals = vec![self.seal(space, Recipient::Account(claim.account), role, &keys)];
+        let content = AclContent::AcceptJoin { request, role, seals, frontier };
         self.append(who, space, content, forced)?;
         self.adopt_all();
         Ok(())
@@ -721,7 +873,7 @@ impl PureWorld {
             RequestStatus::Accepted { frontier, .. } => frontier.iter().map(|t| t.tree).collect(),
             RequestStatus::Pending | RequestStatus::Declined { .. } | RequestStatus::Cancelled { .. } => Vec::new(),
         });
-        let named = person.joining.get(&space).into_iter().flat_map(|token| token.must_see.clone());
+        let named = person.joining.get(&space).into_iter().flatten().copied();
         match promised.chain(named).find(|tree| !log.trees().contains_key(tree)) {
             None => Ok(()),
             Some(tree) => Err(Trouble::refused("TIMED_OUT", format!("not ready in time: {tree}"))),
@@ -741,13 +893,9 @@ impl PureWorld {
         space: SpaceId,
         object: &ObjectName,
         fields: &Map<String, Value>,
-        forced: bool,
     ) -> Result<(), Trouble> {
         let object = self.resolve(object);
         self.note_plaintext(&object, fields);
-        if forced {
-            return self.write_past_the_rules(who, space, &object, fields);
-        }
         let state = self.replica(who, space)?.object(&object)?;
         let current = state.as_ref().map(ObjectState::fields).unwrap_or_default();
         let mut ops = object::diff(&current, fields);
@@ -780,6 +928,9 @@ impl PureWorld {
         let acl = replica.log.acl_state();
         let logged = replica.log.trees().get(&tree);
         may_write(acl, tree, &root, logged, &keys.id(), &acl.head).map_err(|reject| rejected(&reject))?;
+        if root.write_rule.once && replica.pending.iter().any(|p| p.tree() == tree) {
+            return Err(rejected(&Reject::OnceTaken { tree }));
+        }
         let parents = replica.heads(tree);
         let with_root = logged.is_none() && !replica.pending.iter().any(|p| p.change.body().tree == tree);
         let ring_keys = replica.ring.keys(acl.epoch).ok_or_else(|| Trouble::refused("NO_KEYS", "no keys yet"))?.clone();
@@ -788,33 +939,66 @@ impl PureWorld {
         let pending = Pending { root, with_root, change, object, ops };
         let push = pending.push();
         self.replica_mut(who, space).pending.push(pending);
-        if self.is_connected(who) {
-            self.register(who, space);
-            self.queue(who, space, Way::Up).push_back(push);
-        }
+        self.push(who, space, push);
         Ok(())
     }
 
-    /// As a patched client writes: well-formed, signed by itself, with whatever keys it once had.
-    fn write_past_the_rules(
-        &mut self,
-        who: &str,
-        space: SpaceId,
-        object: &ObjectName,
-        fields: &Map<String, Value>,
-    ) -> Result<(), Trouble> {
-        let keys = self.person(who).keys.clone();
-        let ring_keys = self.any_keys(space).clone();
-        let root = object_root(space, &ring_keys.name_key, &object.object_type, &object.id, rule_of(object));
-        let tree = root.tree_id();
-        let log = &self.node[&space];
-        let heads = log.trees().get(&tree).map(|t| t.heads.clone()).unwrap_or_default();
-        let place = (log.acl_state().head, log.acl_state().epoch);
-        let ops = object::diff(&Map::new(), fields);
-        let change = self.sign_change(&keys, &ring_keys, space, tree, parents_of(tree, &heads), place, object, &ops);
-        let root = heads.is_empty().then(|| Verified::unsigned(&root).expect(OWN));
-        let taken = self.append_at_node(space, &Submission::Change { root, change });
+    /// Ends an object for good: at the node, judged here first.
+    fn purge(&mut self, who: &str, space: SpaceId, object: &ObjectName, forced: bool) -> Result<(), Trouble> {
+        if !forced {
+            self.prepare(who, space)?;
+        }
+        let tree = self.tree_of(space, object)?;
+        let keys = &self.person(who).keys;
+        let acl_head = self.node_log(space)?.acl_state().head;
+        let body = Tombstone { tree, author: keys.id(), acl_head, at_ms: self.clock_ms };
+        let submission = Submission::Tombstone(Verified::sign(&body, keys.signing_key(), None).expect(OWN));
+        let local = (!forced).then(|| self.person(who).replicas[&space].log.clone().take(&submission));
+        let taken = self.append_at_node(space, &submission);
+        if let Some(local) = local {
+            assert_eq!(local, taken, "seed {}: a replica and the node judge one tombstone on one log", self.seed);
+            self.catch_up(who, space)?;
+        }
         taken.map(|_| ()).map_err(|reject| rejected(&reject))
+    }
+
+    fn has_refused(&self, who: &str, space: SpaceId, count: usize) -> Result<(), Trouble> {
+        let refused = &self.replica(who, space)?.refused;
+        if refused.len() == count { Ok(()) } else { Err(Trouble::wrong(count, format!("{refused:?}"))) }
+    }
+
+    fn dismiss(&mut self, who: &str, space: SpaceId) -> Result<(), Trouble> {
+        self.replica(who, space)?;
+        self.replica_mut(who, space).refused.clear();
+        Ok(())
+    }
+
+    // ---- keys -------------------------------------------------------------------------------------------------------
+
+    /// Everything that a person can open: with the whole log, and every invite that was ever handed to it.
+    fn opens(&self, who: &str, space: SpaceId) -> Result<KeyRing, Trouble> {
+        let person = self.person(who);
+        let mut ring = KeyRing::new(person.keys.clone());
+        person.secrets.iter().for_each(|secret| ring.hold_invite(secret.clone()));
+        absorb_all(&mut ring, self.node_log(space)?);
+        Ok(ring)
+    }
+
+    fn holds_epochs(&self, who: &str, space: SpaceId, epochs: &BTreeSet<u32>) -> Result<(), Trouble> {
+        let ring = self.opens(who, space)?;
+        let all = self.node_log(space)?.acl_state().epochs.keys();
+        let held: BTreeSet<u32> = all.filter(|epoch| ring.holds(**epoch)).map(|epoch| epoch.0).collect();
+        if held == *epochs { Ok(()) } else { Err(Trouble::wrong(format!("{epochs:?}"), format!("{held:?}"))) }
+    }
+
+    fn holds_no_key(&self, who: &str, space: SpaceId, epoch: u32) -> Result<(), Trouble> {
+        if !self.node_log(space)?.acl_state().epochs.contains_key(&Epoch(epoch)) {
+            return Err(Trouble::wrong(format!("an epoch {epoch}"), "the space has none"));
+        }
+        match self.opens(who, space)?.holds(Epoch(epoch)) {
+            false => Ok(()),
+            true => Err(Trouble::wrong(format!("no key of epoch {epoch}"), format!("{who} opens it"))),
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "everything that a change says")]
@@ -852,16 +1036,16 @@ impl PureWorld {
         Verified::sign(&change, keys.signing_key(), Some(encrypted.ciphertext)).expect(OWN)
     }
 
-    fn read(
-        &mut self,
-        who: &str,
-        space: SpaceId,
-        object: &ObjectName,
-        fields: Option<&Map<String, Value>>,
-    ) -> Result<(), Trouble> {
+    fn read(&mut self, who: &str, space: SpaceId, object: &ObjectName, shown: &Shown) -> Result<(), Trouble> {
         let object = self.resolve(object);
-        let state = self.replica(who, space)?.object(&object)?.filter(ObjectState::exists);
-        crate::script::compare(fields, state.map(|s| s.fields()).as_ref())
+        let replica = self.replica(who, space)?;
+        let seen = replica.object(&object)?.filter(ObjectState::exists).map(|s| s.fields());
+        match shown {
+            Shown::Nothing => crate::script::compare(None, seen.as_ref()),
+            Shown::Fields(fields) => crate::script::compare(Some(fields), seen.as_ref()),
+            Shown::Hidden if replica.is_hidden(replica.root(&object)?.tree_id()) => Ok(()),
+            Shown::Hidden => Err(Trouble::wrong("a tree that this reader cannot read", format!("{seen:?}"))),
+        }
     }
 
     fn list(&self, who: &str, space: SpaceId, object_type: &str, count: usize) -> Result<(), Trouble> {
@@ -876,6 +1060,9 @@ impl PureWorld {
         for (who, person) in self.people.iter().filter(|(who, _)| self.is_connected(who)) {
             for (space, replica) in &person.replicas {
                 let node = &self.node[space];
+                if !node.acl_state().members.contains_key(&person.keys.id()) {
+                    continue;
+                }
                 replica.log.heads_are_the_changes_without_children();
                 replica.log.parents_stand_before_their_children();
                 replica.log.summaries_are_those_of_the_log();
@@ -895,8 +1082,16 @@ impl PureWorld {
 
     fn agrees_with_all(&self, who: &str, space: SpaceId, replica: &Replica) -> Result<(), Trouble> {
         let ours = replica.objects()?;
+        let epochs = |replica: &Replica| {
+            let all = replica.log.acl_state().epochs.keys();
+            all.filter(|epoch| replica.ring.holds(**epoch)).copied().collect::<Vec<_>>()
+        };
         let others = self.people.iter().filter(|(name, _)| self.is_connected(name));
         for (name, other) in others.filter_map(|(name, p)| Some((name, p.replicas.get(&space)?))) {
+            // Who was given other keys, or saw less of the log, sees other objects.
+            if other.log != replica.log || epochs(other) != epochs(replica) {
+                continue;
+            }
             let theirs = other.objects()?;
             if ours != theirs {
                 return Err(Trouble::wrong(
@@ -925,6 +1120,25 @@ impl Pending {
         let root = self.with_root.then(|| Verified::unsigned(&self.root).expect(OWN).into_raw());
         Message::Push { root, record: self.change.raw().clone() }
     }
+
+    fn submission(&self) -> Submission {
+        let root = self.with_root.then(|| Verified::unsigned(&self.root).expect(OWN));
+        Submission::Change { root, change: self.change.clone() }
+    }
+
+    fn id(&self) -> ChangeId {
+        self.change.id().into()
+    }
+
+    fn tree(&self) -> TreeId {
+        self.change.body().tree
+    }
+
+    /// Its parents, after some of them were made anew.
+    fn parents_as_now(&self, renamed: &BTreeMap<ChangeId, ChangeId>) -> Vec<ChangeId> {
+        let parents = self.change.body().parents.iter().map(|p| *renamed.get(p).unwrap_or(p));
+        parents.collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 impl Replica {
@@ -947,31 +1161,49 @@ impl Replica {
     }
 
     /// Takes the next entry of the tail: judged anew, in its place.
-    fn follow(&mut self, keys: &AccountKeys, seq: Seq, kind: EntryKind, record: RawRecord) {
+    fn follow(&mut self, seq: Seq, kind: EntryKind, record: RawRecord) {
         if kind == EntryKind::Root {
             self.root_before = Some(record);
             return;
         }
         let root = self.root_before.take().map(|r| verify(r).expect(OWN));
         let record = verify(record).expect(OWN);
-        let is_acl = matches!(record, VerifiedRecord::Acl(_));
         let id = ChangeId::from(record.id());
-        let taken = self.log.take(&Submission::pair(root, record).expect(OWN));
+        let epoch_before = self.log.acl_state().epoch;
+        let submission = Submission::pair(root, record).expect(OWN);
+        let taken = self.log.take(&submission);
         assert_eq!(taken, Ok(Taken::Appended(seq)), "what the node logged is valid here, in the same place");
-        self.pending.retain(|p| ChangeId::from(p.change.id()) != id);
-        if is_acl {
-            self.rebuild_ring(keys);
+        self.pending.retain(|p| p.id() != id);
+        if let Submission::Acl(record) = &submission {
+            let acl = self.log.acl_state();
+            let published = |epoch: Epoch| acl.epochs.get(&epoch).map(|i| (i.key_id, i.history_id));
+            let absorbed = self.ring.absorb(record.body(), epoch_before, &published);
+            absorbed.expect("nobody seals wrongly here");
         }
     }
 
     /// The write and everything of ours that builds on it.
-    fn keep_refusal(&mut self, change: ChangeId, reject: Reject) {
-        let Some(at) = self.pending.iter().position(|p| ChangeId::from(p.change.id()) == change) else { return };
-        let tree = self.pending[at].change.body().tree;
-        let refused = self.pending.split_off(at);
-        let (gone, kept) = refused.into_iter().partition::<Vec<_>, _>(|p| p.change.body().tree == tree);
-        self.pending.extend(kept);
-        self.refused.extend(gone.iter().map(|p| (ChangeId::from(p.change.id()), reject.clone())));
+    fn keep_refusal(&mut self, change: ChangeId, reject: &Reject) {
+        let Some(at) = self.pending.iter().position(|p| p.id() == change) else { return };
+        let tree = self.pending[at].tree();
+        // Without its root, nothing of a tree can stand.
+        let root_gone = self.pending[at].with_root && !self.log.trees().contains_key(&tree);
+        let mut gone = BTreeSet::from([change]);
+        for pending in self.pending.split_off(at) {
+            let builds_on_it = pending.change.body().parents.iter().any(|p| gone.contains(p));
+            if pending.tree() == tree && (pending.id() == change || root_gone || builds_on_it) {
+                gone.insert(pending.id());
+                self.refused.push((pending.id(), reject.clone()));
+            } else {
+                self.pending.push(pending);
+            }
+        }
+    }
+
+    /// In the log, and of no epoch whose keys are here.
+    fn is_hidden(&self, tree: TreeId) -> bool {
+        let logged = self.logged(tree);
+        !logged.is_empty() && logged.iter().all(|(_, change)| !self.ring.holds(change.body().epoch))
     }
 
     fn root(&self, object: &ObjectName) -> Result<TreeRoot, Trouble> {
@@ -1023,6 +1255,10 @@ impl Replica {
     }
 
     fn logged(&self, tree: TreeId) -> Vec<(OrderKey, Verified<TreeChange>)> {
+        if self.log.trees().get(&tree).is_some_and(|t| t.purged.is_some()) {
+            // What a purge ended is nowhere to be read.
+            return Vec::new();
+        }
         let changes = self.log.entries().iter().filter(|e| e.kind == EntryKind::Change && e.tree == Some(tree));
         let keyed = changes.map(|entry| {
             let height = entry.height.expect("an accepted change has a height");
@@ -1047,8 +1283,20 @@ impl Replica {
     }
 }
 
+/// At most as many heads as a change can name, or the root where there is none.
 fn parents_of(tree: TreeId, heads: &BTreeSet<ChangeId>) -> Vec<ChangeId> {
-    if heads.is_empty() { vec![TreeChange::root_as_parent(tree)] } else { heads.iter().copied().collect() }
+    if heads.is_empty() {
+        return vec![TreeChange::root_as_parent(tree)];
+    }
+    heads.iter().take(limits::PARENTS_MAX).copied().collect()
+}
+
+/// Guests, and whoever joins a space whose history begins at the join, get the keys of the epoch alone.
+fn reads_history(history: HistoryMode, role: Role) -> bool {
+    match history {
+        HistoryMode::All => role > Role::Guest,
+        HistoryMode::SinceJoin => false,
+    }
 }
 
 fn tail_message(entry: &sync_core::log::NewEntry) -> Message {

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A refusal that must follow stands behind `!`, by its code (`NOT_A_WRITER`, or `not a writer`) or a part of its text. Lines
-//! without it must succeed. `world: pure` or `world: real` keeps a script to one of the two.
+//! without it must succeed. `world: pure` or `world: real` keeps a script to one of the two; `seeds: 1` plays it in one order of
+//! messages instead of all. `forces` behind a name makes a patched client of it, which its own replica does not hold back.
 
 mod parse;
 mod world;
@@ -18,9 +19,13 @@ mod world;
 use std::collections::BTreeSet;
 use std::fmt;
 
+use client_sdk::{AccountId, Who, WriteRule};
 use serde_json::{Map, Value};
 
-pub use parse::{Act, ObjectName, Script, Stage, Step};
+pub use parse::{
+    Act, ByteFlaw, ChangeFlaw, ContentFlaw, Forgery, Governing, JoinFlaw, ObjectName, PlaceFlaw, Script, Shown, Stage,
+    Step,
+};
 pub use world::RealWorld;
 
 /// Where a script is played.
@@ -110,6 +115,27 @@ fn judge(step: &Step, outcome: Result<(), Trouble>) -> Result<(), (String, Strin
 
 fn is_meant(refusal: &str, code: &str, text: &str) -> bool {
     refusal.to_uppercase().replace(' ', "_") == code || text.contains(refusal)
+}
+
+/// Types of objects in scripts whose id is a person, and whose write rule names it.
+pub(crate) fn is_of_an_account(object_type: &str) -> bool {
+    ["profile", "diary", "pass", "badge"].contains(&object_type)
+}
+
+/// The write rules of the types of objects in scripts. `id` is an account where the rule names one.
+pub(crate) fn rule_of(object_type: &str, id: &str) -> WriteRule {
+    let rule = |who, once| WriteRule { who, once };
+    let account = id.parse::<AccountId>().ok();
+    match (object_type, account) {
+        ("ballot", _) => rule(Who::Writers, true),
+        ("notice", _) => rule(Who::Admins, false),
+        ("statute", _) => rule(Who::Admins, true),
+        ("diary", Some(account)) => rule(Who::Account(account), false),
+        ("pass", Some(account)) => rule(Who::Account(account), true),
+        ("profile", Some(account)) => rule(Who::AccountOrAdmins(account), false),
+        ("badge", Some(account)) => rule(Who::AccountOrAdmins(account), true),
+        _ => WriteRule::WRITERS,
+    }
 }
 
 /// What a field shows, as text.

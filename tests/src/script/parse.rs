@@ -1,10 +1,11 @@
 //! The grammar. One line is `who verb words [! refusal]`; a new verb is one row of [`VERBS`] and one arm in each world.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
 use client_sdk::{InviteMode, Role};
 use serde_json::{Map, Value};
+use sync_core::record::HistoryMode;
 
 /// Where a script can be played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Script {
     pub steps: Vec<Step>,
     /// The one stage that it is for; `None`: both.
     pub only: Option<Stage>,
+    /// In how many orders of messages it is played, for one that takes long.
+    pub seeds: Option<u64>,
 }
 
 /// One line.
@@ -45,6 +48,7 @@ pub struct Step {
 pub enum Act {
     Creates {
         space: String,
+        history: HistoryMode,
     },
     /// Without a mode: by an open invite that the invited one uses at once.
     Invites {
@@ -68,16 +72,26 @@ pub enum Act {
     Declines {
         whom: String,
     },
+    /// Changes who is in a space, what they may do, or its keys.
+    Governs(Governing),
+    /// A record that no honest client makes; always behind `forces`.
+    Forges(Forgery),
     Writes {
         object: ObjectName,
         fields: Map<String, Value>,
+        /// The number of the ACL record that the change cites, instead of the newest; behind `forces`.
+        citing: Option<u64>,
     },
     Deletes {
         object: ObjectName,
     },
+    /// Ends an object for good.
+    Purges {
+        object: ObjectName,
+    },
     Reads {
         object: ObjectName,
-        fields: Option<Map<String, Value>>,
+        shown: Shown,
     },
     Lists {
         object_type: String,
@@ -93,6 +107,153 @@ pub enum Act {
         space: String,
         entries: u64,
     },
+    /// The epochs of which this person can open keys, with the whole log and every invite that it was ever given.
+    HoldsEpochs {
+        epochs: BTreeSet<u32>,
+    },
+    HoldsNoKey {
+        epoch: u32,
+    },
+    /// Writes that were refused and are kept for their author.
+    HasRefused {
+        count: usize,
+    },
+    /// Sets every refused write aside.
+    Dismisses,
+}
+
+/// What a reader sees of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Shown {
+    Nothing,
+    /// The tree is in the log, and this reader can never read it.
+    Hidden,
+    Fields(Map<String, Value>),
+}
+
+/// An act on the members, the keys or the end of a space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Governing {
+    Removes {
+        whom: Vec<String>,
+    },
+    Leaves,
+    Makes {
+        whom: String,
+        role: Role,
+    },
+    Adds {
+        whom: String,
+        role: Role,
+    },
+    /// The invite that this person was given last.
+    Revokes {
+        whom: String,
+    },
+    Cancels,
+    Rotates,
+    Reseals {
+        whom: String,
+    },
+    Transfers {
+        to: String,
+    },
+    SetsHistory {
+        history: HistoryMode,
+    },
+    DeletesSpace,
+}
+
+/// A record that the grammar cannot say otherwise. `whom` is always a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forgery {
+    Bytes(ByteFlaw),
+    Place(PlaceFlaw),
+    Content(ContentFlaw),
+    /// By the newest invite that one was given.
+    Join(JoinFlaw),
+    Change {
+        object: ObjectName,
+        flaw: ChangeFlaw,
+    },
+    TreeOfOtherSpace,
+    /// So many changes side by side.
+    Heads {
+        count: usize,
+        object: ObjectName,
+    },
+    /// What stands in the log already.
+    Again {
+        object: ObjectName,
+    },
+    /// The tombstone of an object once more.
+    PurgeAgain {
+        object: ObjectName,
+    },
+}
+
+/// What makes a record wrong in itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ByteFlaw {
+    NoContents,
+    EmptyContent,
+    UnknownContent,
+    AcceptsWithoutRole { whom: String },
+    SpelledOtherwise,
+    SignedByAnother,
+}
+
+/// Why an ACL record has no place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlaceFlaw {
+    OldHead,
+    OtherNumber,
+    OtherSpace,
+}
+
+/// A content that an honest client does not make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentFlaw {
+    TwoInvites,
+    OneKeyTwice,
+    OpenInviteWithoutSeal,
+    ApprovalInviteWithSeal,
+    ApprovalInviteThatRequires,
+    InviteOfNobody,
+    NewHome,
+    RequestAs { whom: String },
+    CancelsRequestOf { whom: String },
+    AcceptsSealedTo { whom: String, other: String },
+    AcceptsPromising { whom: String, object: ObjectName },
+    RevokesWithoutRotation { whom: String },
+    RevokesWithRotation { whom: String },
+    RemovesSealingTo { whom: String },
+    RotatesWithout { whom: String },
+    RotatesAlsoTo { whom: String },
+    RotatesTo { epoch: u32 },
+    LiftsWithoutKey { whom: String },
+    ResealsEpoch { epoch: u32, whom: String },
+}
+
+/// What is wrong with a join or a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinFlaw {
+    OtherRole,
+    NoProof,
+    OtherMode,
+    SealedTo { whom: String },
+}
+
+/// What is wrong with a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeFlaw {
+    OfEpoch(u32),
+    Snapshot,
+    OnNothing,
+    OnRootAndHead,
+    WithoutRoot,
+    /// On the root alone, beside all others.
+    OneMoreHead,
 }
 
 /// An object. The id of a profile is the name of a person.
@@ -106,14 +267,28 @@ type Parse = fn(&mut Words) -> Result<Act, String>;
 
 /// Every verb, by the words that it begins with.
 const VERBS: &[(&str, Parse)] = &[
-    ("creates", |w| Ok(Act::Creates { space: w.next("a space")? })),
+    ("creates", creates),
     ("invites", invites),
     ("joins", |w| Ok(Act::Joins { by: if w.take("by") { Some(w.next("a person")?) } else { None } })),
     ("is ready", |_| Ok(Act::IsReady)),
     ("approves", approves),
     ("declines", |w| Ok(Act::Declines { whom: w.next("a person")? })),
-    ("writes", |w| Ok(Act::Writes { object: w.object()?, fields: w.fields()? })),
+    ("removes", |w| Ok(Act::Governs(Governing::Removes { whom: w.people()? }))),
+    ("leaves", |_| Ok(Act::Governs(Governing::Leaves))),
+    ("makes", |w| Ok(Act::Governs(Governing::Makes { whom: w.next("a person")?, role: w.role()? }))),
+    ("adds", adds),
+    ("revokes", |w| Ok(Act::Governs(Governing::Revokes { whom: w.next("a person")? }))),
+    ("cancels", |_| Ok(Act::Governs(Governing::Cancels))),
+    ("rotates", |_| Ok(Act::Governs(Governing::Rotates))),
+    ("reseals", |w| Ok(Act::Governs(Governing::Reseals { whom: w.next("a person")? }))),
+    ("transfers to", |w| Ok(Act::Governs(Governing::Transfers { to: w.next("a person")? }))),
+    ("sets history", |w| Ok(Act::Governs(Governing::SetsHistory { history: w.history()? }))),
+    ("deletes the space", |_| Ok(Act::Governs(Governing::DeletesSpace))),
+    ("a", |w| Ok(Act::Forges(forgery(w)?))),
+    ("an", |w| Ok(Act::Forges(forgery(w)?))),
+    ("writes", writes),
     ("deletes", |w| Ok(Act::Deletes { object: w.object()? })),
+    ("purges", |w| Ok(Act::Purges { object: w.object()? })),
     ("reads", reads),
     ("lists", lists),
     ("goes offline", |_| Ok(Act::GoesOffline)),
@@ -122,8 +297,19 @@ const VERBS: &[(&str, Parse)] = &[
     ("is killed", |_| Ok(Act::IsKilled)),
     ("settle", |_| Ok(Act::Settles)),
     ("agrees", |_| Ok(Act::Agrees)),
+    ("holds epochs", |w| Ok(Act::HoldsEpochs { epochs: w.epochs()? })),
+    ("holds no keys", |_| Ok(Act::HoldsEpochs { epochs: BTreeSet::new() })),
+    ("holds no key of epoch", |w| Ok(Act::HoldsNoKey { epoch: w.number()? })),
     ("holds", holds),
+    ("has refused", |w| Ok(Act::HasRefused { count: w.number()? })),
+    ("dismisses", |_| Ok(Act::Dismisses)),
 ];
+
+fn creates(w: &mut Words) -> Result<Act, String> {
+    let space = w.next("a space")?;
+    let history = if w.take("history") { w.history()? } else { HistoryMode::All };
+    Ok(Act::Creates { space, history })
+}
 
 fn invites(w: &mut Words) -> Result<Act, String> {
     let whom = w.next("a person")?;
@@ -139,8 +325,28 @@ fn invites(w: &mut Words) -> Result<Act, String> {
     Ok(Act::Invites { whom, role, mode, max_uses, must_see })
 }
 
+fn adds(w: &mut Words) -> Result<Act, String> {
+    let whom = w.next("a person")?;
+    w.expect("as")?;
+    Ok(Act::Governs(Governing::Adds { whom, role: w.role()? }))
+}
+
+fn writes(w: &mut Words) -> Result<Act, String> {
+    let object = w.object()?;
+    let citing = match w.trailing("citing") {
+        Some(index) => Some(index.parse().map_err(|_| format!("{index:?} is not the number of a record"))?),
+        None => None,
+    };
+    Ok(Act::Writes { object, fields: w.fields()?, citing })
+}
+
 fn approves(w: &mut Words) -> Result<Act, String> {
     let whom = w.next("a person")?;
+    if w.take("with") {
+        w.expect("role")?;
+        w.expect("none")?;
+        return Ok(Act::Forges(Forgery::Bytes(ByteFlaw::AcceptsWithoutRole { whom })));
+    }
     let role = if w.take("as") { Some(w.role()?) } else { None };
     let promising = if w.take("promising") { w.objects()? } else { Vec::new() };
     Ok(Act::Approves { whom, role, promising })
@@ -149,8 +355,119 @@ fn approves(w: &mut Words) -> Result<Act, String> {
 fn reads(w: &mut Words) -> Result<Act, String> {
     let object = w.object()?;
     w.expect("=")?;
-    let fields = if w.take("nothing") { None } else { Some(w.fields()?) };
-    Ok(Act::Reads { object, fields })
+    let shown = match (w.take("nothing"), w.take("hidden")) {
+        (true, _) => Shown::Nothing,
+        (false, true) => Shown::Hidden,
+        (false, false) => Shown::Fields(w.fields()?),
+    };
+    Ok(Act::Reads { object, shown })
+}
+
+fn change(given: &mut Given, flaw: ChangeFlaw) -> Result<Forgery, String> {
+    Ok(Forgery::Change { object: given.object()?, flaw })
+}
+
+/// Every forgery, by its words. Capitals stand for a person, a number or an object.
+fn forgery(w: &mut Words) -> Result<Forgery, String> {
+    type Make = fn(&mut Given) -> Result<Forgery, String>;
+    const FORGERIES: &[(&str, Make)] = &[
+        ("record of nothing", |_| Ok(Forgery::Bytes(ByteFlaw::NoContents))),
+        ("record of an empty content", |_| Ok(Forgery::Bytes(ByteFlaw::EmptyContent))),
+        ("unknown content", |_| Ok(Forgery::Bytes(ByteFlaw::UnknownContent))),
+        ("record spelled otherwise", |_| Ok(Forgery::Bytes(ByteFlaw::SpelledOtherwise))),
+        ("record signed by another", |_| Ok(Forgery::Bytes(ByteFlaw::SignedByAnother))),
+        ("record on an old head", |_| Ok(Forgery::Place(PlaceFlaw::OldHead))),
+        ("record of another number", |_| Ok(Forgery::Place(PlaceFlaw::OtherNumber))),
+        ("record of another space", |_| Ok(Forgery::Place(PlaceFlaw::OtherSpace))),
+        ("record of two invites", |_| Ok(Forgery::Content(ContentFlaw::TwoInvites))),
+        ("invite with a used key", |_| Ok(Forgery::Content(ContentFlaw::OneKeyTwice))),
+        ("open invite without a seal", |_| Ok(Forgery::Content(ContentFlaw::OpenInviteWithoutSeal))),
+        ("approval invite with a seal", |_| Ok(Forgery::Content(ContentFlaw::ApprovalInviteWithSeal))),
+        ("approval invite that requires", |_| Ok(Forgery::Content(ContentFlaw::ApprovalInviteThatRequires))),
+        ("join by an invite of nobody", |_| Ok(Forgery::Content(ContentFlaw::InviteOfNobody))),
+        ("new home", |_| Ok(Forgery::Content(ContentFlaw::NewHome))),
+        ("request as X", |g| Ok(Forgery::Content(ContentFlaw::RequestAs { whom: g.person()? }))),
+        ("join as another role", |_| Ok(Forgery::Join(JoinFlaw::OtherRole))),
+        ("join without a proof", |_| Ok(Forgery::Join(JoinFlaw::NoProof))),
+        ("join by the other mode", |_| Ok(Forgery::Join(JoinFlaw::OtherMode))),
+        ("join sealed to X", |g| Ok(Forgery::Join(JoinFlaw::SealedTo { whom: g.person()? }))),
+        ("cancellation for X", |g| Ok(Forgery::Content(ContentFlaw::CancelsRequestOf { whom: g.person()? }))),
+        ("approval of X sealed to X", |g| {
+            Ok(Forgery::Content(ContentFlaw::AcceptsSealedTo { whom: g.person()?, other: g.person()? }))
+        }),
+        ("approval of X promising X", |g| {
+            Ok(Forgery::Content(ContentFlaw::AcceptsPromising { whom: g.person()?, object: g.object()? }))
+        }),
+        ("revocation of X without a rotation", |g| {
+            Ok(Forgery::Content(ContentFlaw::RevokesWithoutRotation { whom: g.person()? }))
+        }),
+        ("revocation of X with a rotation", |g| {
+            Ok(Forgery::Content(ContentFlaw::RevokesWithRotation { whom: g.person()? }))
+        }),
+        ("removal of X sealed to X", |g| Ok(Forgery::Content(ContentFlaw::RemovesSealingTo { whom: g.same()? }))),
+        ("rotation without X", |g| Ok(Forgery::Content(ContentFlaw::RotatesWithout { whom: g.person()? }))),
+        ("rotation also to X", |g| Ok(Forgery::Content(ContentFlaw::RotatesAlsoTo { whom: g.person()? }))),
+        ("rotation to epoch X", |g| Ok(Forgery::Content(ContentFlaw::RotatesTo { epoch: g.number()? }))),
+        ("lift of X without a key", |g| Ok(Forgery::Content(ContentFlaw::LiftsWithoutKey { whom: g.person()? }))),
+        ("reseal of epoch X to X", |g| {
+            Ok(Forgery::Content(ContentFlaw::ResealsEpoch { epoch: g.number()?, whom: g.person()? }))
+        }),
+        ("change of X as of epoch X", |g| {
+            Ok(Forgery::Change { object: g.object()?, flaw: ChangeFlaw::OfEpoch(g.number()?) })
+        }),
+        ("snapshot of X", |g| change(g, ChangeFlaw::Snapshot)),
+        ("change of X on nothing", |g| change(g, ChangeFlaw::OnNothing)),
+        ("change of X on root and head", |g| change(g, ChangeFlaw::OnRootAndHead)),
+        ("change of X without its root", |g| change(g, ChangeFlaw::WithoutRoot)),
+        ("tree of another space", |_| Ok(Forgery::TreeOfOtherSpace)),
+        ("load of X heads on X", |g| Ok(Forgery::Heads { count: g.number()?, object: g.object()? })),
+        ("head more on X", |g| change(g, ChangeFlaw::OneMoreHead)),
+        ("change of X again", |g| Ok(Forgery::Again { object: g.object()? })),
+        ("purge of X again", |g| Ok(Forgery::PurgeAgain { object: g.object()? })),
+    ];
+    let words = w.rest();
+    for (form, make) in FORGERIES {
+        let form: Vec<_> = form.split(' ').collect();
+        let fits = |(part, word): (&&str, &String)| *part == "X" || part == word;
+        if form.len() == words.len() && form.iter().zip(&words).all(fits) {
+            let given = form.iter().zip(&words).filter(|(part, _)| **part == "X").map(|(_, word)| word.clone());
+            return make(&mut Given(given.collect()));
+        }
+    }
+    let known: Vec<_> = FORGERIES.iter().map(|(form, _)| *form).collect();
+    Err(format!("{words:?} is no forgery; there are: {}", known.join(", ")))
+}
+
+/// The words that stand where the form of a forgery has an `X`.
+struct Given(VecDeque<String>);
+
+impl Given {
+    fn person(&mut self) -> Result<String, String> {
+        self.0.pop_front().ok_or_else(|| "a person is missing".to_owned())
+    }
+
+    /// Two words that must be one person.
+    fn same(&mut self) -> Result<String, String> {
+        let (one, other) = (self.person()?, self.person()?);
+        if one == other { Ok(one) } else { Err(format!("{one} and {other} must be the same person here")) }
+    }
+
+    fn number<T: std::str::FromStr>(&mut self) -> Result<T, String> {
+        let word = self.person()?;
+        word.parse().map_err(|_| format!("{word:?} is not such a number"))
+    }
+
+    fn object(&mut self) -> Result<ObjectName, String> {
+        Ok(ObjectName::parse(&self.person()?))
+    }
+}
+
+impl ObjectName {
+    /// `TYPE/ID`, or a bare id of type `text`.
+    fn parse(word: &str) -> Self {
+        let (object_type, id) = word.split_once('/').unwrap_or(("text", word));
+        Self { object_type: object_type.to_owned(), id: id.to_owned() }
+    }
 }
 
 fn lists(w: &mut Words) -> Result<Act, String> {
@@ -183,13 +500,14 @@ impl Script {
     /// # Errors
     /// A text that names file, line and problem.
     pub fn parse(path: &str, text: &str) -> Result<Self, String> {
-        let mut script = Self { path: path.to_owned(), steps: Vec::new(), only: None };
+        let mut script = Self { path: path.to_owned(), steps: Vec::new(), only: None, seeds: None };
         for (index, line) in text.lines().enumerate() {
             let at = |problem: String| format!("{path}:{}: {problem}\n  {line}", index + 1);
             let words = words(line).map_err(at)?;
             match words.first().map(String::as_str) {
                 None => {}
                 Some("world:") => script.only = Some(stage(words.get(1)).map_err(at)?),
+                Some("seeds:") => script.seeds = Some(seeds(words.get(1)).map_err(at)?),
                 Some(_) => script.steps.push(step(index + 1, line, words).map_err(at)?),
             }
         }
@@ -211,6 +529,10 @@ fn stage(word: Option<&String>) -> Result<Stage, String> {
     }
 }
 
+fn seeds(word: Option<&String>) -> Result<u64, String> {
+    word.and_then(|w| w.parse().ok()).filter(|n| *n > 0).ok_or_else(|| format!("{word:?} is not a number of orders"))
+}
+
 fn step(line: usize, text: &str, mut words: Vec<String>) -> Result<Step, String> {
     let refusal = match words.iter().position(|w| w == "!") {
         Some(at) => Some(words.split_off(at)[1..].join(" ")),
@@ -225,9 +547,13 @@ fn step(line: usize, text: &str, mut words: Vec<String>) -> Result<Step, String>
     let mut words = Words { words, at: 0 };
     let who = words.next("who")?;
     let forced = words.take("forces");
-    let space = words.trailing_space();
+    let space = words.trailing("in");
     let act = words.verb()?;
     words.end()?;
+    let needs_force = matches!(act, Act::Forges(_) | Act::Writes { citing: Some(_), .. });
+    if needs_force && !forced {
+        return Err("no honest client does that: it needs `forces`".to_owned());
+    }
     Ok(Step { line, text: text.trim().to_owned(), who, forced, act, space, refusal })
 }
 
@@ -286,9 +612,16 @@ impl Words {
         self.peek().map_or(Ok(()), |word| Err(format!("what does {word:?} mean here?")))
     }
 
-    /// `in SPACE` at the end of the line.
-    fn trailing_space(&mut self) -> Option<String> {
-        let from = self.words.len().checked_sub(2).filter(|at| *at > self.at && self.words[*at] == "in")?;
+    /// Everything up to the end of the line.
+    fn rest(&mut self) -> Vec<String> {
+        let rest = self.words[self.at..].to_vec();
+        self.at = self.words.len();
+        rest
+    }
+
+    /// `WORD VALUE` at the end of the line.
+    fn trailing(&mut self, word: &str) -> Option<String> {
+        let from = self.words.len().checked_sub(2).filter(|at| *at > self.at && self.words[*at] == word)?;
         self.words.split_off(from).pop()
     }
 
@@ -320,11 +653,26 @@ impl Words {
         })
     }
 
-    /// `TYPE/ID`, or a bare id of type `text`.
+    fn history(&mut self) -> Result<HistoryMode, String> {
+        Ok(match self.next("a history")?.as_str() {
+            "all" => HistoryMode::All,
+            "since-join" => HistoryMode::SinceJoin,
+            other => return Err(format!("history is `all` or `since-join`, not {other:?}")),
+        })
+    }
+
+    fn people(&mut self) -> Result<Vec<String>, String> {
+        let mut people = vec![self.next("a person")?];
+        people.extend(self.rest());
+        Ok(people)
+    }
+
+    fn epochs(&mut self) -> Result<BTreeSet<u32>, String> {
+        self.rest().iter().map(|word| word.parse().map_err(|_| format!("{word:?} is no epoch"))).collect()
+    }
+
     fn object(&mut self) -> Result<ObjectName, String> {
-        let word = self.next("an object")?;
-        let (object_type, id) = word.split_once('/').unwrap_or(("text", &word));
-        Ok(ObjectName { object_type: object_type.to_owned(), id: id.to_owned() })
+        Ok(ObjectName::parse(&self.next("an object")?))
     }
 
     fn objects(&mut self) -> Result<Vec<ObjectName>, String> {
@@ -370,11 +718,16 @@ mod tests {
         let step = one("bob   writes  note/1 title=\"a b\" n=3 in club ! not a writer # why").expect("a line");
         assert_eq!((step.who.as_str(), step.space.as_deref()), ("bob", Some("club")));
         assert_eq!(step.refusal.as_deref(), Some("not a writer"));
-        let Act::Writes { object, fields } = step.act else { panic!("{step:?}") };
+        let Act::Writes { object, fields, citing: None } = step.act else { panic!("{step:?}") };
         assert_eq!((object.object_type.as_str(), object.id.as_str()), ("note", "1"));
         assert_eq!(Value::Object(fields), serde_json::json!({ "title": "a b", "n": 3 }));
         assert_eq!(one("settle").expect("a line").act, Act::Settles);
         assert!(one("bob forces joins").expect("a line").forced);
+        let step = one("bob forces an approval of carol sealed to dave in club").expect("a line");
+        let flaw = ContentFlaw::AcceptsSealedTo { whom: "carol".to_owned(), other: "dave".to_owned() };
+        assert_eq!((step.act, step.space.as_deref()), (Act::Forges(Forgery::Content(flaw)), Some("club")));
+        let epochs = Act::HoldsEpochs { epochs: BTreeSet::from([0, 2]) };
+        assert_eq!(one("bob holds epochs 0 2").expect("a line").act, epochs);
     }
 
     #[test]
@@ -388,6 +741,12 @@ mod tests {
             ("bob lists note = many", "not such a number"),
             ("bob reads note/1 3", "expected `=`"),
             ("bob joins !", "after `!`"),
+            ("bob an unknown content", "it needs `forces`"),
+            ("bob writes note/1 a=b citing 3", "it needs `forces`"),
+            ("bob forces a miracle", "is no forgery"),
+            ("bob forces a removal of carol sealed to dave", "must be the same person"),
+            ("bob sets history never", "history is"),
+            ("seeds: none", "is not a number of orders"),
             ("world: flat", "a world is"),
         ] {
             let error = Script::parse("a.hw", &format!("# first\n{line}")).expect_err(line);

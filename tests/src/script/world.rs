@@ -11,12 +11,13 @@ use client_sdk::{
     Space, SpaceId, TreeId, WriteError,
 };
 use serde_json::{Map, Value};
+use sync_core::record::HistoryMode;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{Act, ObjectName, Step, Trouble, World, compare, holds, no_plaintext, plain};
+use super::{Act, ObjectName, Shown, Step, Trouble, World, compare, holds, no_plaintext, plain};
 use crate::harness::{NodeProcess, PATIENCE, TestClient};
 
 /// What must not become ready is given this long.
@@ -115,6 +116,14 @@ impl std::fmt::Debug for RealWorld {
     }
 }
 
+fn not_there() -> Result<(), Trouble> {
+    Err(Trouble::wrong("a call of the SDK", "not there yet"))
+}
+
+fn only_pure() -> Result<(), Trouble> {
+    Err(Trouble::wrong("a line for both worlds", "only the pure one can do that: keep the script to `world: pure`"))
+}
+
 /// The error and everything below it, in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -181,7 +190,8 @@ impl RealWorld {
     async fn perform(&mut self, step: &Step) -> Result<(), Trouble> {
         let who = step.who.as_str();
         match &step.act {
-            Act::Creates { space } => self.create_space(who, space).await,
+            Act::Creates { space, history: HistoryMode::All } => self.create_space(who, space).await,
+            Act::Creates { space: _, history: HistoryMode::SinceJoin } => not_there(),
             Act::GoesOffline => {
                 self.person(who).await.relay.cut().await;
                 Ok(())
@@ -210,6 +220,8 @@ impl RealWorld {
             | Act::Deletes { .. }
             | Act::Reads { .. }
             | Act::Lists { .. } => self.perform_in(step, self.space_id(step)?).await,
+            Act::Governs(_) | Act::Purges { .. } | Act::HasRefused { .. } | Act::Dismisses => not_there(),
+            Act::Forges(_) | Act::HoldsEpochs { .. } | Act::HoldsNoKey { .. } => only_pure(),
         }
     }
 
@@ -233,6 +245,13 @@ impl RealWorld {
             | Act::Restarts
             | Act::IsKilled
             | Act::Settles
+            | Act::Governs(_)
+            | Act::Forges(_)
+            | Act::Purges { .. }
+            | Act::HoldsEpochs { .. }
+            | Act::HoldsNoKey { .. }
+            | Act::HasRefused { .. }
+            | Act::Dismisses
             | Act::Agrees
             | Act::Holds { .. } => unreachable!("needs no space"),
         }
@@ -242,7 +261,7 @@ impl RealWorld {
     async fn act_on_object(&mut self, step: &Step, id: SpaceId) -> Result<(), Trouble> {
         let space = self.space(&step.who, id).await?;
         match &step.act {
-            Act::Writes { object, fields } => {
+            Act::Writes { object, fields, citing: _ } => {
                 let object = self.resolve(object).await;
                 self.note_plaintext(&object, fields);
                 space.objects().put(&object.object_type, &object.id, Value::Object(fields.clone())).await?;
@@ -251,10 +270,14 @@ impl RealWorld {
                 let object = self.resolve(object).await;
                 space.objects().delete(&object.object_type, &object.id).await?;
             }
-            Act::Reads { object, fields } => {
+            Act::Reads { object, shown } => {
                 let object = self.resolve(object).await;
                 let seen = space.objects().get(&object.object_type, &object.id)?.map(|o| o.fields);
-                return compare(fields.as_ref(), seen.as_ref());
+                return match shown {
+                    Shown::Nothing => compare(None, seen.as_ref()),
+                    Shown::Fields(fields) => compare(Some(fields), seen.as_ref()),
+                    Shown::Hidden => not_there(),
+                };
             }
             Act::Lists { object_type, count } => {
                 let ids: Vec<_> = space.objects().list(object_type)?.into_iter().map(|o| o.id).collect();
@@ -273,6 +296,13 @@ impl RealWorld {
             | Act::Restarts
             | Act::IsKilled
             | Act::Settles
+            | Act::Governs(_)
+            | Act::Forges(_)
+            | Act::Purges { .. }
+            | Act::HoldsEpochs { .. }
+            | Act::HoldsNoKey { .. }
+            | Act::HasRefused { .. }
+            | Act::Dismisses
             | Act::Agrees
             | Act::Holds { .. } => unreachable!("not on an object"),
         }
@@ -308,9 +338,9 @@ impl RealWorld {
         Ok(person.client().space(id)?)
     }
 
-    /// Ids of profiles are names of people in scripts.
+    /// Where the id of an object is an account, scripts say the name of a person.
     async fn resolve(&mut self, object: &ObjectName) -> ObjectName {
-        if object.object_type != "profile" {
+        if !super::is_of_an_account(&object.object_type) {
             return object.clone();
         }
         ObjectName { id: self.person(&object.id).await.client().own(), ..object.clone() }
