@@ -2,6 +2,7 @@
 //!
 //! `SCRIPT_SEED=n` plays the pure world with one seed only.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use sync_tests::rules::PureWorld;
@@ -54,8 +55,10 @@ macro_rules! scripts {
 }
 
 scripts! {
-    approval, concurrent, decline, example, forged, node_restart, offline, open_invite, owner, partial, profiles,
-    readers, revive, roles, two_spaces, used_up,
+    acl_back_date, acl_contents, acl_deletion, acl_heads, acl_history, acl_history_join, acl_invite_rules, acl_invites,
+    acl_leave, acl_once_race, acl_pending, acl_purge, acl_purge_late, acl_records, acl_removal, acl_requests,
+    acl_rotation, acl_targets, acl_transfer, acl_write_rules, approval, concurrent, decline, example, forged,
+    node_restart, offline, open_invite, owner, partial, profiles, readers, revive, roles, two_spaces, used_up,
 }
 
 #[test]
@@ -70,4 +73,17 @@ fn every_script_is_played() {
     assert_eq!(found, NAMES, "scripts are named in `scripts!`, in order");
     let steps: usize = found.iter().map(|name| read(name).steps.len()).sum();
     assert!(steps >= 80, "{steps} steps");
+}
+
+/// So that the suite of membership rules cannot shrink unnoticed.
+#[test]
+fn the_rules_of_membership_have_many_steps() {
+    let scripts: Vec<_> = NAMES.iter().filter(|name| name.starts_with("acl_")).map(|name| read(name)).collect();
+    let steps: Vec<_> = scripts.iter().flat_map(|script| &script.steps).collect();
+    let refusals: Vec<_> = steps.iter().filter_map(|step| step.refusal.as_deref()).collect();
+    let codes: BTreeSet<_> = refusals.iter().collect();
+    eprintln!("{} steps, {} refusals, {} codes", steps.len(), refusals.len(), codes.len());
+    assert!(steps.len() >= 750, "{} steps", steps.len());
+    assert!(refusals.len() >= 380, "{} refusals", refusals.len());
+    assert!(codes.len() >= 35, "{codes:?}");
 }
