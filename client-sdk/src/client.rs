@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::account::{self, ClientEvent, Own};
 use crate::clock;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{CallError, OpenError, ReadError, WriteError, from_store_write};
@@ -27,6 +28,7 @@ use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
 
 const NODE_ADDRESS: &str = "node-address";
 const DISPLAY_NAME: &str = "display-name";
+const DEVICE_NAME: &str = "device-name";
 
 /// What every part of a client shares.
 pub(crate) struct Shared {
@@ -37,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) types: ObjectTypes,
     pub(crate) address: NodeAddress,
     pub(crate) display_name: Option<String>,
+    /// The account's own space.
+    pub(crate) own: Own,
     pub(crate) connection: watch::Receiver<Connection>,
     fresh: watch::Receiver<Option<Moment>>,
     /// Unbounded, and still bounded by what it carries: a space reports once for each frame that the shell gave it, and the
@@ -83,12 +87,13 @@ pub struct ClientConfig {
     types: Vec<ObjectType>,
     node: Option<NodeAddress>,
     name: Option<String>,
+    device_name: Option<String>,
 }
 
 impl ClientConfig {
     /// A client whose data is in `dir`, and which `unlock` opens.
     pub fn new(dir: impl Into<PathBuf>, unlock: Unlock) -> Self {
-        Self { dir: dir.into(), unlock, types: Vec::new(), node: None, name: None }
+        Self { dir: dir.into(), unlock, types: Vec::new(), node: None, name: None, device_name: None }
     }
 
     /// Declares a kind of object; needed for kinds with a write rule of their own.
@@ -111,6 +116,22 @@ impl ClientConfig {
         self.name = Some(name.into());
         self
     }
+
+    /// What the account's other devices call this one; the name of the host unless it is said.
+    #[must_use]
+    pub fn device_name(mut self, name: impl Into<String>) -> Self {
+        self.device_name = Some(name.into());
+        self
+    }
+}
+
+/// What a client was opened with.
+struct Settings {
+    account: AccountKeys,
+    address: NodeAddress,
+    display_name: Option<String>,
+    own: Own,
+    types: ObjectTypes,
 }
 
 /// A space of this client, for listings.
@@ -152,27 +173,26 @@ impl Client {
     /// # Errors
     /// [`OpenError`]; `IN_USE` if another process has the directory open.
     pub async fn open(config: ClientConfig) -> Result<Self, OpenError> {
-        let ClientConfig { dir, unlock, types, node, name } = config;
+        let ClientConfig { dir, unlock, types, node, name, device_name } = config;
         let secrets = home::open(&dir, &unlock)?;
         let store = Store::open(&dir, StoreKind::Client)?;
         let local = &secrets.local_key;
         let address = remember(&store, local, NODE_ADDRESS, node.map(|n| n.to_string())).await?;
-        let address = address.ok_or(OpenError::NoAccount { dir })?.parse()?;
+        let address: NodeAddress = address.ok_or(OpenError::NoAccount { dir })?.parse()?;
         let display_name = remember(&store, local, DISPLAY_NAME, name).await?;
-        let client = Self::start(secrets, store, address, display_name, ObjectTypes::new(types));
+        let device_name = remember(&store, local, DEVICE_NAME, device_name).await?.unwrap_or_else(account::host_name);
+        let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
+        let own = Own::new(account::found(&store, &account, address.authority).await?, device_name);
+        let settings = Settings { account, address, display_name, own, types: ObjectTypes::new(types) };
+        let client = Self::start(secrets, store, settings);
         client.open_spaces()?;
         client.resume_joins()?;
+        client.shared.spawn(account::run(client.shared.clone()));
         Ok(client)
     }
 
-    fn start(
-        secrets: Secrets,
-        store: Store,
-        address: NodeAddress,
-        display_name: Option<String>,
-        types: ObjectTypes,
-    ) -> Self {
-        let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
+    fn start(secrets: Secrets, store: Store, settings: Settings) -> Self {
+        let Settings { account, address, display_name, own, types } = settings;
         let identity = identity(&account, &secrets.device);
         let (connection, connection_rx) = watch::channel(Connection::Connecting);
         let (fresh, fresh_rx) = watch::channel(None);
@@ -185,6 +205,7 @@ impl Client {
             types,
             address,
             display_name,
+            own,
             connection: connection_rx,
             fresh: fresh_rx,
             commands,
@@ -256,14 +277,14 @@ impl Client {
         self.shared.open_space(id)
     }
 
-    /// The spaces of this client, by id.
+    /// The spaces of this client, by id. The account's own is not among them: see [`Client::account_space`].
     ///
     /// # Errors
     /// [`ReadError`].
     pub fn spaces(&self) -> Result<Vec<SpaceInfo>, ReadError> {
         let rows = self.shared.store.read(|tx| tx.spaces())?;
         let mut infos = Vec::with_capacity(rows.len());
-        for row in rows {
+        for row in rows.into_iter().filter(|row| row.space != self.shared.own.id) {
             let space = self.space(row.space)?;
             let registration = self.shared.store.read(|tx| tx.node_state(row.space))?.registration;
             infos.push(SpaceInfo {
@@ -316,18 +337,21 @@ async fn remember(
     };
     let sealed = local.seal_row(key.as_bytes(), value.as_bytes(), &mut rand::rng());
     let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, &sealed) };
-    match store.write(job).await {
-        Ok(_) => Ok(Some(value)),
-        Err(
-            sync_store::WriteError::Job(error)
-            | sync_store::WriteError::OutcomeUnknown(error)
-            | sync_store::WriteError::Failed(error),
-        ) => Err(error.into()),
-        Err(sync_store::WriteError::Overloaded | sync_store::WriteError::Full | sync_store::WriteError::Closed) => {
-            Err(OpenError::Io {
-                path: PathBuf::from(key),
+    store.write(job).await.map_err(|error| open_from_store_write(key, error))?;
+    Ok(Some(value))
+}
+
+/// Why something that a client needs to open could not be kept.
+pub(crate) fn open_from_store_write(what: &str, error: sync_store::WriteError<sync_store::StoreError>) -> OpenError {
+    match error {
+        sync_store::WriteError::Job(error)
+        | sync_store::WriteError::OutcomeUnknown(error)
+        | sync_store::WriteError::Failed(error) => error.into(),
+        sync_store::WriteError::Overloaded | sync_store::WriteError::Full | sync_store::WriteError::Closed => {
+            OpenError::Io {
+                path: PathBuf::from(what),
                 source: std::io::Error::other("the store takes no writes: is the disk full?"),
-            })
+            }
         }
     }
 }
@@ -410,6 +434,10 @@ impl Shared {
         spaces.insert(id, inner.clone());
         drop(spaces);
         self.spawn(register_then_follow(self.clone(), inner.clone()));
+        if id != self.own.id {
+            self.own.tell(ClientEvent::SpaceAppeared { space: id });
+            self.own.wake();
+        }
         Ok(Space { inner })
     }
 

@@ -36,6 +36,7 @@
 //! No way to rebuild or invalidate a live tree, no way to start or stop sync by hand, no rules of its own: those are in
 //! `sync-core`, and the same on every replica.
 
+mod account;
 mod acl;
 mod client;
 mod clock;
@@ -52,6 +53,7 @@ mod status;
 mod synced;
 mod types;
 
+pub use account::{ClientEvent, ClientEvents};
 pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, JoinRequest, Preparation};
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};

@@ -21,6 +21,7 @@ use sync_e2ee::KeyRing;
 use sync_store::{ReadTx, WriteId, WriteState};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
+use crate::account;
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError};
 use crate::events::{Event, Events};
@@ -178,6 +179,7 @@ impl SpaceInner {
     }
 
     fn emit(&self, event: Event) {
+        self.shared.own.heard(self.id, &event);
         // Nobody listening is fine: the feed is a hint over durable rows.
         let _ = self.events.send(event);
     }
@@ -204,8 +206,13 @@ pub(crate) fn read_ring(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Res
     let acl = tx.acl(space)?.ok_or(ReadError::UnknownSpace(space))?;
     let mut read = RingRead { ring: KeyRing::new(shared.account.clone()), problem: None };
     let mut epoch = Epoch(0);
+    let header = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.header;
+    let label = account::label_of(header).filter(|_| acl.owner == shared.account.id());
     for (_, record) in tx.acl_records(space)? {
-        let result = absorb(&mut read.ring, record, &mut epoch, &acl);
+        let result = match &label {
+            Some(label) if record.kind == Kind::AclRoot => account::absorb_derived(&mut read.ring, record, label),
+            Some(_) | None => absorb(&mut read.ring, record, &mut epoch, &acl),
+        };
         if let Err(problem) = result {
             read.problem.get_or_insert(problem);
         }

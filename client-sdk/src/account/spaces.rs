@@ -1,0 +1,347 @@
+//! The spaces of the account: what this device has and the account's space does not tell of is written there; what it tells
+//! of and is not here is fetched.
+//!
+//! Where the two contradict each other, the node is asked before anything is written, so that a device which was away for
+//! long neither brings back what another one ended, nor ends what another one began:
+//!
+//! | here | listed | what follows |
+//! |---|---|---|
+//! | member | never | it is listed |
+//! | member | ended | listed again, if the node still serves us |
+//! | member no more | yes | ended, if the node does not serve us any more |
+//! | not here | yes | fetched, as soon as the node serves us |
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use sync_core::code::{Class, Code};
+use sync_core::ids::SpaceId;
+use sync_core::limits;
+use sync_proto::v1;
+
+use super::{ClientEvent, SPACE};
+use crate::acl::read::{Follow, Standing, standing};
+use crate::client::{Client, Shared};
+use crate::clock;
+use crate::connect::failure;
+use crate::error::{AclError, CallError, JoinError, ReadError, WriteError};
+use crate::space::Space;
+
+/// The pause before a question to the node is asked again, at first; it doubles up to [`limits::RETRY_MAX`].
+const ASK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How the account stands in a space, by what is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Here {
+    Absent,
+    /// The log here does not reach the account's membership yet.
+    Before,
+    Member,
+    /// It was a member.
+    After,
+    Deleted,
+}
+
+/// What the account's space says of a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Never,
+    Yes,
+    Ended,
+}
+
+impl Client {
+    /// Waits until a space is here: made or joined here or by another device of the account. A listed space that cannot be
+    /// fetched at present is waited for too.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, id: client_sdk::SpaceId) -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = client.wait_for_space(id, std::time::Duration::from_secs(30)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`JoinError::NotReady`] after `timeout`.
+    pub async fn wait_for_space(&self, id: SpaceId, timeout: Duration) -> Result<Space, JoinError> {
+        let mut events = self.events();
+        let waiting = async {
+            loop {
+                match self.space(id) {
+                    Ok(space) => return Ok(space),
+                    Err(ReadError::UnknownSpace(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                if events.next().await.is_none() {
+                    return Err(JoinError::from(WriteError::Closed));
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, waiting).await {
+            Ok(found) => found,
+            Err(_) => Err(JoinError::NotReady { waiting: self.shared.missing_because(id) }),
+        }
+    }
+
+    /// Opens a space that an admin put this account into without an invite: all that is known of it is its id. Returns when
+    /// the account is a member here and can read.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, id: client_sdk::SpaceId) -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = client.open_joined(id, std::time::Duration::from_secs(30)).await?;
+    /// println!("{:?}", space.name()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`JoinError::NotReady`] after `timeout`, saying what it waits for.
+    pub async fn open_joined(&self, space: SpaceId, timeout: Duration) -> Result<Space, JoinError> {
+        let waiting = std::sync::Mutex::new("the node".to_owned());
+        let opening = async {
+            let mut pause = ASK_PAUSE;
+            while self.shared.store.read(|tx| tx.space(space))?.is_none() {
+                match self.shared.fetch(space).await {
+                    Ok(Fetched::Adopted) => break,
+                    Ok(Fetched::Ended) => say(&waiting, "the account is no member of the space"),
+                    Err(error) if may_pass(&error) => say(&waiting, &error.to_string()),
+                    Err(error) => return Err(error),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(limits::RETRY_MAX);
+            }
+            let space = self.space(space)?;
+            say(&waiting, "the space's log");
+            let mut moved = space.inner.moved.subscribe();
+            loop {
+                moved.borrow_and_update();
+                let acl = space.inner.acl()?;
+                if acl.members.contains_key(&self.account()) && space.inner.ring().holds(acl.epoch) {
+                    return Ok(space);
+                }
+                if moved.changed().await.is_err() {
+                    return Err(self.shared.offline().into());
+                }
+            }
+        };
+        self.shared.link(sync_core::session::Input::Wake);
+        match tokio::time::timeout(timeout, opening).await {
+            Ok(result) => result,
+            Err(_) => Err(JoinError::NotReady { waiting: waiting.into_inner().unwrap_or_default() }),
+        }
+    }
+}
+
+fn say(waiting: &std::sync::Mutex<String>, text: &str) {
+    text.clone_into(&mut waiting.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// What may be otherwise a moment later: somebody has yet to reach the node, or we have.
+fn may_pass(error: &JoinError) -> bool {
+    let JoinError::Acl(AclError::Call(call)) = error else { return false };
+    match call {
+        CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) => true,
+        CallError::Refused(failure) => failure.code.class() == Class::Call,
+        CallError::BadAnswer(_) => false,
+    }
+}
+
+/// What came of fetching a space.
+enum Fetched {
+    Adopted,
+    /// Its own log says that the account is no member, or that it was deleted.
+    Ended,
+}
+
+impl Shared {
+    /// Why a space is not here.
+    pub(super) fn missing_because(&self, space: SpaceId) -> String {
+        let asking = self.own.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        match asking.get(&space).filter(|why| !why.is_empty()) {
+            Some(why) => format!("{space}: {why}"),
+            None if self.connection.borrow().online().is_none() => format!("{space}: {}", self.offline()),
+            None => format!("{space}: no device of the account tells of it"),
+        }
+    }
+
+    /// The spaces that the account's space lists.
+    pub(super) fn listed_spaces(self: &Arc<Self>) -> Result<BTreeSet<SpaceId>, ReadError> {
+        let objects = self.account_space()?.objects().list(SPACE)?;
+        Ok(objects.iter().filter_map(|object| object.id.parse().ok()).collect())
+    }
+
+    pub(super) async fn compare_spaces(self: &Arc<Self>) -> Result<(), WriteError> {
+        let listed = self.listed_spaces()?;
+        let rows = self.store.read(|tx| tx.spaces())?;
+        let local = rows.iter().map(|row| row.space).filter(|space| *space != self.own.id);
+        for space in local.chain(listed.iter().copied()).collect::<BTreeSet<_>>() {
+            let (here, listed) = (self.here(space)?, self.listed(space)?);
+            match (here, listed) {
+                (Here::Member, Listed::Never) => self.list_space(space).await?,
+                (Here::Deleted, Listed::Yes) => self.unlist_space(space).await?,
+                (Here::Member, Listed::Ended) | (Here::After | Here::Absent, Listed::Yes) => self.ask(space),
+                (Here::Member | Here::Before, Listed::Yes)
+                | (Here::Before | Here::After | Here::Deleted | Here::Absent, Listed::Never | Listed::Ended) => {}
+            }
+            self.tell_of_membership(space, here);
+        }
+        Ok(())
+    }
+
+    fn tell_of_membership(&self, space: SpaceId, here: Here) {
+        let mut member_of = self.own.member_of.lock().unwrap_or_else(PoisonError::into_inner);
+        match here {
+            Here::Member => {
+                member_of.insert(space);
+            }
+            Here::After | Here::Deleted | Here::Absent => {
+                if member_of.remove(&space) {
+                    self.own.tell(ClientEvent::SpaceGone { space });
+                }
+            }
+            Here::Before => {}
+        }
+    }
+
+    fn here(self: &Arc<Self>, space: SpaceId) -> Result<Here, ReadError> {
+        let Some(acl) = self.store.read(|tx| tx.acl(space))? else { return Ok(Here::Absent) };
+        if acl.deleted {
+            return Ok(Here::Deleted);
+        }
+        if acl.members.contains_key(&self.account.id()) {
+            return Ok(Here::Member);
+        }
+        // Whoever holds keys was a member where they were given.
+        let had_keys = self.open_space(space)?.inner.ring().newest().is_some();
+        Ok(if had_keys { Here::After } else { Here::Before })
+    }
+
+    fn listed(self: &Arc<Self>, space: SpaceId) -> Result<Listed, ReadError> {
+        let objects = self.account_space()?.objects();
+        Ok(match objects.tree(SPACE, &space.to_string())? {
+            None => Listed::Never,
+            Some(tree) if tree.snapshot()?.object.is_some() => Listed::Yes,
+            Some(_) => Listed::Ended,
+        })
+    }
+
+    async fn list_space(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        let fields = json!({ "since_ms": clock::wall_ms() });
+        self.account_space()?.objects().put(SPACE, &space.to_string(), fields).await?;
+        Ok(())
+    }
+
+    /// Takes a space off the account's list: for somebody who is about to forget it here.
+    pub(crate) async fn unlist_space(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        end(self.account_space()?.objects().delete(SPACE, &space.to_string()).await)
+    }
+
+    /// Settles with the node's help what is here and what is listed, in the background; one task for a space.
+    fn ask(self: &Arc<Self>, space: SpaceId) {
+        let mut asking = self.own.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.contains_key(&space) {
+            return;
+        }
+        asking.insert(space, String::new());
+        drop(asking);
+        let shared = self.clone();
+        self.spawn(async move {
+            let work = shared.clone().settle_until_done(space);
+            let _ = shared.cancel.run_until_cancelled(work).await;
+            shared.own.asking.lock().unwrap_or_else(PoisonError::into_inner).remove(&space);
+            // What moved in the meantime was left to this task.
+            shared.own.wake();
+        });
+    }
+
+    async fn settle_until_done(self: Arc<Self>, space: SpaceId) {
+        let mut pause = ASK_PAUSE;
+        while let Err(error) = self.settle_space(space).await {
+            tracing::debug!(space = %space.short(), error = %error, "a space of the account waits");
+            self.own.asking.lock().unwrap_or_else(PoisonError::into_inner).insert(space, error.to_string());
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(limits::RETRY_MAX);
+        }
+    }
+
+    async fn settle_space(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+        match (self.here(space)?, self.listed(space)?) {
+            (Here::Member, Listed::Ended) => {
+                if !self.is_served(space).await? {
+                    return Err(forbidden(space));
+                }
+                Ok(self.list_space(space).await?)
+            }
+            (Here::After, Listed::Yes) => {
+                if self.is_served(space).await? {
+                    // A member again; the log here does not say so yet.
+                    return Err(CallError::TimedOut.into());
+                }
+                Ok(self.unlist_space(space).await?)
+            }
+            (Here::Absent, Listed::Yes) => match self.fetch(space).await? {
+                Fetched::Adopted => Ok(()),
+                Fetched::Ended => Ok(self.unlist_space(space).await?),
+            },
+            (Here::Member | Here::Before | Here::Deleted, Listed::Yes)
+            | (Here::Before | Here::After | Here::Deleted | Here::Absent, Listed::Ended)
+            | (_, Listed::Never) => Ok(()),
+        }
+    }
+
+    /// Begins a space that the account is a member of and that is not here.
+    async fn fetch(self: &Arc<Self>, space: SpaceId) -> Result<Fetched, JoinError> {
+        self.conn().await?;
+        let acl = self.read_acl(space, None, Follow::No).await?;
+        if acl.state.deleted {
+            return Ok(Fetched::Ended);
+        }
+        match standing(&acl.state, self) {
+            Standing::Member => {}
+            Standing::Stranger | Standing::Declined | Standing::Cancelled => return Ok(Fetched::Ended),
+            Standing::Pending => return Err(forbidden(space)),
+        }
+        // A former member is shown the log up to a point where it was one still.
+        if !self.is_served(space).await? {
+            return Err(forbidden(space));
+        }
+        self.adopt(&acl).await?;
+        Ok(Fetched::Adopted)
+    }
+
+    /// Whether the node serves this account in a space as a member.
+    async fn is_served(&self, space: SpaceId) -> Result<bool, CallError> {
+        let conn = self.conn().await?;
+        let nonce: [u8; 16] = rand::random();
+        let request = v1::CertifyRequest {
+            space: space.to_bytes(),
+            nonce: nonce.to_vec().into(),
+            prev: bytes::Bytes::new(),
+            trees: Vec::new(),
+            with_set_digest: false,
+        };
+        let mut rpc = conn.rpc();
+        let call = rpc.certify(request);
+        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
+        match answer.map_err(|status| CallError::from(failure(&status))) {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused(failure)) if failure.code == Code::Forbidden => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn forbidden(space: SpaceId) -> JoinError {
+    let text = format!("the account is no member of {} now", space.short());
+    CallError::Refused(sync_proto::status::Failure::new(Code::Forbidden, text)).into()
+}
+
+/// An object that is gone already needs no end.
+fn end<T>(deleted: Result<T, WriteError>) -> Result<(), WriteError> {
+    match deleted {
+        Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
