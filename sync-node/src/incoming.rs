@@ -79,7 +79,7 @@ impl SessionRoom {
 }
 
 impl Link {
-    fn new(number: u64, binding: Binding) -> Self {
+    pub(crate) fn new(number: u64, binding: Binding) -> Self {
         Self(Arc::new(LinkInner {
             number,
             binding,

@@ -351,3 +351,54 @@ pub(crate) fn millis(duration: std::time::Duration) -> u64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+
+    fn key(n: u8) -> SigningKey {
+        SigningKey::from_bytes(&[n; 32])
+    }
+
+    fn device(n: u8) -> DeviceId {
+        DeviceId::from(&key(n).verifying_key())
+    }
+
+    fn list(version: u64, devices: &[u8]) -> Verified<DeviceList> {
+        let mut devices: Vec<_> = devices.iter().map(|n| device(*n)).collect();
+        devices.sort_unstable();
+        let account = AccountId::from(&key(1).verifying_key());
+        Verified::sign(&DeviceList { account, version, devices }, &key(1), None).unwrap()
+    }
+
+    fn admit(sessions: &Sessions, n: u8, offered: &Verified<DeviceList>) -> Session {
+        let link = Link::new(1, Binding::AnyConnection);
+        let nonces = Nonces { client: [0; 32], server: [0; 32] };
+        let (account, device_list) = (offered.body().account, offered.clone());
+        let token = sessions.admit([n; 32], Candidate { account, device: device(n), device_list, nonces }, &link);
+        lock(&sessions.tables).sessions[&hashed(token.unwrap().as_bytes())].session.clone()
+    }
+
+    fn is_revoked(session: &Session) -> bool {
+        session.0.revoked.is_cancelled()
+    }
+
+    #[test]
+    fn an_older_list_that_comes_late_ends_nothing_that_a_newer_one_names() {
+        let sessions = Sessions::default();
+        let nothing = list(0, &[]);
+        let (phone, laptop, tablet) =
+            (admit(&sessions, 2, &nothing), admit(&sessions, 3, &list(6, &[2, 3])), admit(&sessions, 4, &nothing));
+        let newer = list(6, &[2, 3]);
+        assert_eq!(sessions.apply_device_list(newer.body()), 1);
+        assert!(!is_revoked(&phone) && !is_revoked(&laptop) && is_revoked(&tablet));
+        // It was decided before the newer one, and gets here after it.
+        assert_eq!(sessions.apply_device_list(list(5, &[4]).body()), 0);
+        assert!(!is_revoked(&phone) && !is_revoked(&laptop));
+        assert_eq!(sessions.apply_device_list(newer.body()), 0, "nobody is ended twice");
+        assert_eq!(sessions.apply_device_list(list(7, &[3]).body()), 1);
+        assert!(is_revoked(&phone) && !is_revoked(&laptop));
+    }
+}
