@@ -158,8 +158,8 @@ impl<'c> WriteTx<'c> {
         Ok(())
     }
 
-    /// Appends what was decided. A tombstone drops the payloads of its tree, a `DeleteSpace` those of its space. The effects
-    /// come back with [`crate::Written`], after the commit.
+    /// Appends what was decided. A tombstone drops the payloads of its tree, a `DeleteSpace` those of its space, with a
+    /// client's verdicts about them. The effects come back with [`crate::Written`], after the commit.
     ///
     /// # Errors
     /// [`StoreError::StaleDecision`] if it was decided over another end of the log, [`StoreError::UnknownSpace`], or if the
@@ -182,34 +182,55 @@ impl<'c> WriteTx<'c> {
         Ok(position)
     }
 
-    /// The content of what a decision ends for good, a tree or the whole space, goes with it; the entries stay. Bytes that went.
+    /// The content of what a decision ends for good, a tree or the whole space, goes with it, and a client's verdicts about
+    /// that content; the entries stay. Bytes that went.
     fn drop_ended(&mut self, space_no: i64, tree_no: Option<i64>, decision: &Decision) -> Result<u64> {
-        let mut dropped = 0;
-        if let Some(tree_no) = tree_no.filter(|_| decision.tree().is_some_and(|tree| tree.after.purged.is_some())) {
-            let held = self.db.one(
-                "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE tree_no = ?1 AND kind = 4",
-                [tree_no],
-                |row| number(row, 0),
-            )?;
-            self.db.execute(
-                "UPDATE log SET payload = NULL WHERE tree_no = ?1 AND kind = 4 AND payload IS NOT NULL",
-                [tree_no],
-            )?;
-            dropped += held.unwrap_or_default();
-        }
-        if decision.acl().is_some_and(|acl| acl.deleted) {
-            let range = [log_key(space_no, Seq::ZERO)?, log_key_last(space_no)];
-            let held = self.db.one(
-                "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE key > ?1 AND key <= ?2",
-                range,
-                |row| number(row, 0),
-            )?;
-            self.db
-                .execute("UPDATE log SET payload = NULL WHERE key > ?1 AND key <= ?2 AND payload IS NOT NULL", range)?;
-            dropped += held.unwrap_or_default();
-        }
+        let ends_tree = decision.tree().is_some_and(|tree| tree.after.purged.is_some());
+        let ends_space = decision.acl().is_some_and(|acl| acl.deleted);
+        let dropped = match tree_no {
+            Some(tree_no) if ends_tree => self.drop_tree(space_no, tree_no)?,
+            Some(_) | None if ends_space => self.drop_space(space_no)?,
+            Some(_) | None => 0,
+        };
         self.count_bytes(usize::try_from(dropped).unwrap_or(usize::MAX));
         Ok(dropped)
+    }
+
+    fn drop_tree(&self, space_no: i64, tree_no: i64) -> Result<u64> {
+        let held = self.db.one(
+            "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE tree_no = ?1 AND kind = 4",
+            [tree_no],
+            |row| number(row, 0),
+        )?;
+        self.db.execute(
+            "UPDATE log SET payload = NULL WHERE tree_no = ?1 AND kind = 4 AND payload IS NOT NULL",
+            [tree_no],
+        )?;
+        self.db.execute(
+            "DELETE FROM verdicts WHERE space_no = ?1 AND tree = (SELECT id FROM trees WHERE tree_no = ?2)
+             AND change_id IN (SELECT id FROM log WHERE tree_no = ?2 AND kind = 4)",
+            [space_no, tree_no],
+        )?;
+        Ok(held.unwrap_or_default())
+    }
+
+    fn drop_space(&self, space_no: i64) -> Result<u64> {
+        let [first, last] = [log_key(space_no, Seq::ZERO)?, log_key_last(space_no)];
+        let held = self.db.one(
+            "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE key > ?1 AND key <= ?2",
+            [first, last],
+            |row| number(row, 0),
+        )?;
+        self.db.execute(
+            "UPDATE log SET payload = NULL WHERE key > ?1 AND key <= ?2 AND payload IS NOT NULL",
+            [first, last],
+        )?;
+        self.db.execute(
+            "DELETE FROM verdicts WHERE space_no = ?1
+             AND change_id NOT IN (SELECT id FROM log WHERE key > ?2 AND key <= ?3 AND flags = 1)",
+            [space_no, first, last],
+        )?;
+        Ok(held.unwrap_or_default())
     }
 
     /// Writes the row of a tree; its number.

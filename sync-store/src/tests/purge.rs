@@ -7,7 +7,7 @@ use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::log::{EntryKind, Submission, quarantine};
 
 use super::world::{self, acl, append, check_invariants, delete_space, found, heads, open, purge};
-use crate::{LogRow, Rebuilt, Store, StoreError, StoreKind};
+use crate::{LogRow, Rebuilt, Store, StoreError, StoreKind, VerdictKind, VerdictRow};
 
 /// Bytes that stand nowhere else: the mark of the tree, and the number of the change, over and over.
 fn content(mark: u8, n: u32, len: usize) -> Bytes {
@@ -99,6 +99,41 @@ async fn a_purge_drops_the_content_of_its_tree_and_nothing_else() {
         let store = Store::open(dir.path(), kind).unwrap();
         check_invariants(&store, space);
         assert_eq!(payloads(&store, space, Some(tree)), (60, 0));
+    }
+}
+
+/// Who comes late gets changes without content, and cannot know why before the tombstone. What it made of that goes with it;
+/// that the node logged what the rules refuse stays.
+#[tokio::test]
+async fn verdicts_about_the_content_go_with_it() {
+    for ends_space in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreKind::Client).unwrap();
+        let space = found(&store, 1).await;
+        let tree = write(&store, space, 1, 1, content(0xa1, 1, 500)).await;
+        let other = write(&store, space, 2, 2, content(0xb2, 2, 500)).await;
+        let changes = rows(&store, space).into_iter().filter(|row| row.kind == EntryKind::Change);
+        let ids: Vec<ChangeId> = changes.map(|row| row.id.into()).collect();
+        let bad = world::extend(&acl(&store, space), tree, &[ChangeId::from_hash([9; 32])], 7);
+        let bad_id = ChangeId::from(bad.id());
+        let named = [(tree, ids[0]), (other, ids[1]), (tree, bad_id)];
+        let job = move |tx: &mut crate::WriteTx<'_>| {
+            let decision = quarantine(&tx.view(space)?.unwrap(), &bad);
+            tx.append(space, decision)?;
+            for (tree, change) in named {
+                let verdict = VerdictRow { kind: VerdictKind::Quarantined, detail: "?".into(), seq: Seq(4) };
+                tx.put_verdict(space, tree, change, &verdict)?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        store.write(job).await.unwrap();
+        let acl = acl(&store, space);
+        append(&store, space, if ends_space { delete_space(&acl) } else { purge(&acl, tree) }).await;
+        let mut left: Vec<_> = store.read(|tx| tx.verdicts(space)).unwrap().into_iter().map(|(_, id, _)| id).collect();
+        left.sort_unstable();
+        let mut expected = if ends_space { vec![bad_id] } else { vec![bad_id, ids[1]] };
+        expected.sort_unstable();
+        assert_eq!(left, expected);
     }
 }
 
