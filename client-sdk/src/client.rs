@@ -436,7 +436,7 @@ impl Shared {
         self.spawn(register_then_follow(self.clone(), inner.clone()));
         if id != self.own.id {
             self.own.tell(ClientEvent::SpaceAppeared { space: id });
-            self.own.wake();
+            self.own.moved(id);
         }
         Ok(Space { inner })
     }

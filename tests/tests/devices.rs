@@ -29,14 +29,18 @@ fn named(dir: &TempDir, node: &NodeProcess, device: &str) -> ClientConfig {
 /// What the account's space says of its spaces.
 fn listed(client: &Client) -> Outcome<Vec<SpaceId>> {
     let objects = client.account_space()?.objects().list("headwater.account.space")?;
-    Ok(objects.iter().map(|o| o.id.parse()).collect::<Result<_, _>>()?)
+    let mut spaces = objects.iter().map(|o| o.id.parse()).collect::<Result<Vec<SpaceId>, _>>()?;
+    spaces.sort_unstable();
+    Ok(spaces)
 }
 
 /// Waits until the account's space lists exactly these.
 async fn lists(client: &Client, expected: &[SpaceId]) -> Outcome {
     let mut expected = expected.to_vec();
     expected.sort_unstable();
-    until(&client.account_space()?, || Ok((listed(client)? == expected).then_some(()))).await
+    let space = client.account_space()?;
+    let waiting = until(&space, || Ok((listed(client)? == expected).then_some(())));
+    tokio::time::timeout(PATIENCE, waiting).await?
 }
 
 /// The account's own space is the same on every device, lists what the account is in, and is in no listing itself.

@@ -9,7 +9,7 @@ mod events;
 mod spaces;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,11 +45,20 @@ pub(crate) struct Own {
     pub(crate) id: SpaceId,
     device_name: String,
     wake: Notify,
+    todo: Mutex<Todo>,
     events: broadcast::Sender<ClientEvent>,
     /// Spaces that the node is being asked about, and what the last attempt met.
     asking: Mutex<BTreeMap<SpaceId, String>>,
     /// Spaces that this account was a member of when this process last looked.
     member_of: Mutex<BTreeSet<SpaceId>>,
+}
+
+/// What has to be compared.
+#[derive(Default)]
+struct Todo {
+    /// As after opening: nothing was heard of what moved before.
+    everything: bool,
+    spaces: BTreeSet<SpaceId>,
 }
 
 impl Own {
@@ -58,23 +67,30 @@ impl Own {
             id,
             device_name,
             wake: Notify::new(),
+            todo: Mutex::new(Todo { everything: true, ..Todo::default() }),
             events: broadcast::channel(EVENTS_KEPT).0,
             asking: Mutex::default(),
             member_of: Mutex::default(),
         }
     }
 
-    /// Something moved that the account's space tells of, or the account's space itself.
-    pub(crate) fn wake(&self) {
+    /// Something moved about a space or the join of it, here or in the account's space.
+    pub(crate) fn moved(&self, space: SpaceId) {
+        self.todo().spaces.insert(space);
         self.wake.notify_one();
     }
 
-    /// Wakes on what a space says has happened in it.
+    fn todo(&self) -> MutexGuard<'_, Todo> {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens to what spaces say has happened in them.
     pub(crate) fn heard(&self, space: SpaceId, event: &Event) {
         match event {
-            Event::Acl { .. } => self.wake(),
-            Event::Object { .. } | Event::Tree { .. } if space == self.id => self.wake(),
-            Event::Object { .. }
+            Event::Acl { .. } if space != self.id => self.moved(space),
+            Event::Object { object_type, id, .. } if space == self.id => self.heard_own(object_type, id),
+            Event::Acl { .. }
+            | Event::Object { .. }
             | Event::Tree { .. }
             | Event::JoinRequested { .. }
             | Event::RequestDecided { .. }
@@ -85,6 +101,14 @@ impl Own {
             | Event::SpaceDeleted { .. }
             | Event::WriteRefused { .. }
             | Event::Lagged { .. } => {}
+        }
+    }
+
+    fn heard_own(&self, object_type: &str, id: &str) {
+        match (object_type, id.parse()) {
+            (SPACE, Ok(space)) => self.moved(space),
+            (DEVICE, _) => self.tell(ClientEvent::DevicesChanged),
+            _ => {}
         }
     }
 
@@ -158,7 +182,7 @@ pub(crate) fn absorb_derived(ring: &mut KeyRing, root: RawRecord, label: &[u8]) 
 }
 
 /// Compares whenever something moved, until the client closes.
-pub(crate) async fn run(shared: std::sync::Arc<Shared>) {
+pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         let again = match shared.compare_account().await {
             Ok(()) => None,
@@ -203,18 +227,38 @@ impl Client {
 }
 
 impl Shared {
-    pub(crate) fn account_space(self: &std::sync::Arc<Self>) -> Result<Space, ReadError> {
+    pub(crate) fn account_space(self: &Arc<Self>) -> Result<Space, ReadError> {
         self.open_space(self.own.id)
     }
 
     /// Writes what the account's space does not say yet, and fetches what it says and is not here.
-    async fn compare_account(self: &std::sync::Arc<Self>) -> Result<(), WriteError> {
-        self.compare_spaces().await?;
-        self.name_device().await
+    async fn compare_account(self: &Arc<Self>) -> Result<(), WriteError> {
+        let mut todo = std::mem::take(&mut *self.own.todo());
+        let compared = self.compare(&mut todo).await;
+        if compared.is_err() {
+            // Whatever is left is looked at again; what was done already changes nothing.
+            let mut left = self.own.todo();
+            left.everything |= todo.everything;
+            left.spaces.append(&mut todo.spaces);
+        }
+        compared
+    }
+
+    async fn compare(self: &Arc<Self>, todo: &mut Todo) -> Result<(), WriteError> {
+        if todo.everything {
+            self.name_device().await?;
+            todo.spaces.append(&mut self.known_spaces()?);
+            todo.everything = false;
+        }
+        while let Some(space) = todo.spaces.first().copied() {
+            self.compare_space(space).await?;
+            todo.spaces.remove(&space);
+        }
+        Ok(())
     }
 
     /// What this device is called, for the others.
-    async fn name_device(self: &std::sync::Arc<Self>) -> Result<(), WriteError> {
+    async fn name_device(self: &Arc<Self>) -> Result<(), WriteError> {
         let objects = self.account_space()?.objects();
         let id = self.identity.device().to_string();
         match objects.get(DEVICE, &id)? {

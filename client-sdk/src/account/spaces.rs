@@ -172,21 +172,24 @@ impl Shared {
         Ok(objects.iter().filter_map(|object| object.id.parse().ok()).collect())
     }
 
-    pub(super) async fn compare_spaces(self: &Arc<Self>) -> Result<(), WriteError> {
-        let listed = self.listed_spaces()?;
-        let rows = self.store.read(|tx| tx.spaces())?;
-        let local = rows.iter().map(|row| row.space).filter(|space| *space != self.own.id);
-        for space in local.chain(listed.iter().copied()).collect::<BTreeSet<_>>() {
-            let (here, listed) = (self.here(space)?, self.listed(space)?);
-            match (here, listed) {
-                (Here::Member, Listed::Never) => self.list_space(space).await?,
-                (Here::Deleted, Listed::Yes) => self.unlist_space(space).await?,
-                (Here::Member, Listed::Ended) | (Here::After | Here::Absent, Listed::Yes) => self.ask(space),
-                (Here::Member | Here::Before, Listed::Yes)
-                | (Here::Before | Here::After | Here::Deleted | Here::Absent, Listed::Never | Listed::Ended) => {}
-            }
-            self.tell_of_membership(space, here);
+    /// Every space that is here or listed, but the account's own.
+    pub(super) fn known_spaces(self: &Arc<Self>) -> Result<BTreeSet<SpaceId>, ReadError> {
+        let mut known = self.listed_spaces()?;
+        known.extend(self.store.read(|tx| tx.spaces())?.into_iter().map(|row| row.space));
+        known.remove(&self.own.id);
+        Ok(known)
+    }
+
+    pub(super) async fn compare_space(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        let (here, listed) = (self.here(space)?, self.listed(space)?);
+        match (here, listed) {
+            (Here::Member, Listed::Never) => self.list_space(space).await?,
+            (Here::Deleted, Listed::Yes) => self.unlist_space(space).await?,
+            (Here::Member, Listed::Ended) | (Here::After | Here::Absent, Listed::Yes) => self.ask(space),
+            (Here::Member | Here::Before, Listed::Yes)
+            | (Here::Before | Here::After | Here::Deleted | Here::Absent, Listed::Never | Listed::Ended) => {}
         }
+        self.tell_of_membership(space, here);
         Ok(())
     }
 
@@ -252,7 +255,7 @@ impl Shared {
             let _ = shared.cancel.run_until_cancelled(work).await;
             shared.own.asking.lock().unwrap_or_else(PoisonError::into_inner).remove(&space);
             // What moved in the meantime was left to this task.
-            shared.own.wake();
+            shared.own.moved(space);
         });
     }
 

@@ -154,13 +154,14 @@ pub(crate) fn compare(expected: Option<&Map<String, Value>>, seen: Option<&Map<S
 /// Shorter texts stand in random bytes by chance.
 const PLAINTEXT_BYTES_MIN: usize = 5;
 
-/// `the_node_never_holds_plaintext`: none of these texts stands in any of these bytes.
+/// `the_node_never_holds_plaintext`: none of these texts stands in any of these bytes. Accounts are no plaintext: the node
+/// knows who is in a space, and who founded how many.
 pub(crate) fn no_plaintext<'a>(
     plaintext: &BTreeSet<String>,
     held: impl Iterator<Item = &'a [u8]>,
 ) -> Result<(), Trouble> {
     for bytes in held {
-        for text in plaintext.iter().filter(|t| t.len() >= PLAINTEXT_BYTES_MIN) {
+        for text in plaintext.iter().filter(|t| t.len() >= PLAINTEXT_BYTES_MIN && !t.starts_with("acct_")) {
             if holds(bytes, text) {
                 return Err(Trouble::wrong("no plaintext", format!("the node holds {text:?}")));
             }
