@@ -139,9 +139,7 @@ impl Projection {
     /// Drops what a purge ended.
     pub(super) fn purge(&mut self, tx: &mut WriteTx<'_>, space: SpaceId, tree: TreeId) -> Result<(), ReadError> {
         self.states.remove(&tree);
-        tx.delete_object(space, tree)?;
-        // What could not be shown is not there any more; what breaks the rules broke them before.
-        forget_verdicts(tx, space, |of| *of == tree)
+        Ok(tx.delete_object(space, tree)?)
     }
 
     /// Drops everything: the space was deleted.
@@ -158,7 +156,7 @@ impl Projection {
                 }
             }
         }
-        forget_verdicts(tx, space, |_| true)
+        Ok(())
     }
 
     /// Writes the changed objects and the watermark.
@@ -221,15 +219,6 @@ pub(super) fn place_misplaced(
 
 /// Objects deleted at a time when a space ends.
 const OBJECTS_PAGE: usize = 512;
-
-fn forget_verdicts(tx: &mut WriteTx<'_>, space: SpaceId, of: impl Fn(&TreeId) -> bool) -> Result<(), ReadError> {
-    for (tree, change, verdict) in tx.verdicts(space)? {
-        if of(&tree) && verdict.kind != VerdictKind::Quarantined {
-            tx.delete_verdict(space, tree, change)?;
-        }
-    }
-    Ok(())
-}
 
 /// An object whose logged state moved.
 pub(super) struct ObjectTouched {
