@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::account::{self, ClientEvent, Own};
+use crate::account::{self, ClientEvent, Devices, Own};
 use crate::clock;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{CallError, OpenError, ReadError, WriteError, from_store_write};
@@ -41,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) display_name: Option<String>,
     /// The account's own space.
     pub(crate) own: Own,
+    pub(crate) devices: Devices,
     pub(crate) connection: watch::Receiver<Connection>,
     fresh: watch::Receiver<Option<Moment>>,
     /// Unbounded, and still bounded by what it carries: a space reports once for each frame that the shell gave it, and the
@@ -131,6 +132,7 @@ struct Settings {
     address: NodeAddress,
     display_name: Option<String>,
     own: Own,
+    devices: Devices,
     types: ObjectTypes,
 }
 
@@ -183,7 +185,8 @@ impl Client {
         let device_name = remember(&store, local, DEVICE_NAME, device_name).await?.unwrap_or_else(account::host_name);
         let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
         let own = Own::new(account::found(&store, &account, address.authority).await?, device_name);
-        let settings = Settings { account, address, display_name, own, types: ObjectTypes::new(types) };
+        let devices = Devices::load(&store, local, secrets.device.id())?;
+        let settings = Settings { account, address, display_name, own, devices, types: ObjectTypes::new(types) };
         let client = Self::start(secrets, store, settings);
         client.open_spaces()?;
         client.resume_joins()?;
@@ -192,7 +195,7 @@ impl Client {
     }
 
     fn start(secrets: Secrets, store: Store, settings: Settings) -> Self {
-        let Settings { account, address, display_name, own, types } = settings;
+        let Settings { account, address, display_name, own, devices, types } = settings;
         let identity = identity(&account, &secrets.device);
         let (connection, connection_rx) = watch::channel(Connection::Connecting);
         let (fresh, fresh_rx) = watch::channel(None);
@@ -206,6 +209,7 @@ impl Client {
             address,
             display_name,
             own,
+            devices,
             connection: connection_rx,
             fresh: fresh_rx,
             commands,
@@ -361,8 +365,6 @@ fn identity(account: &AccountKeys, device: &DeviceKeys) -> Identity {
         account: account.id(),
         device_key: device.signing_key().clone(),
         certificate: account.certify_device(device.id(), clock::wall_ms()).into_raw(),
-        // Version 0 declares nothing: every certified device may open sessions until the account makes a list.
-        device_list: account.device_list(0, vec![device.id()]).into_raw(),
     }
 }
 

@@ -201,16 +201,18 @@ impl From<RpcError> for CallError {
     }
 }
 
+/// True if the node may say otherwise a moment later.
+pub(crate) const fn is_transient(code: Code) -> bool {
+    matches!(code, Code::SessionExpired | Code::Overloaded | Code::ShuttingDown | Code::StoreFailed | Code::StoreFull)
+}
+
 impl CallError {
     /// True if the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Offline { .. } | Self::TimedOut | Self::Broken(_) => true,
-            Self::Refused(failure) => matches!(
-                failure.code,
-                Code::SessionExpired | Code::Overloaded | Code::ShuttingDown | Code::StoreFailed | Code::StoreFull
-            ),
+            Self::Refused(failure) => is_transient(failure.code),
             Self::BadAnswer(_) => false,
         }
     }
@@ -299,7 +301,7 @@ pub enum JoinError {
     Declined,
     #[error("the request was cancelled")]
     Cancelled,
-    #[error("no join of {space} is under way here")]
+    #[error("no device of the account joins {space}")]
     NoJoin { space: SpaceId },
     #[error("an admin let this account into {space} already: leave it instead")]
     AlreadyMember { space: SpaceId },

@@ -22,7 +22,7 @@ use crate::acl::read::{AclRead, Follow, Standing, standing};
 use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
 use crate::clock;
-use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
+use crate::error::{self, AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::space::{Space, SpaceInner};
 use crate::synced::Readability;
 
@@ -39,6 +39,8 @@ pub struct JoinInfo {
     pub mode: InviteMode,
     pub role: Role,
     pub stage: JoinStage,
+    /// False for a join that another device of the account began: [`Client::resume_join`] goes on with it here.
+    pub here: bool,
 }
 
 /// How far a join is.
@@ -59,9 +61,9 @@ pub enum JoinStage {
 
 /// What is kept of a join, encrypted, until it is ready.
 #[derive(Serialize, Deserialize)]
-struct JoinRow {
-    token: String,
-    stage: JoinStage,
+pub(crate) struct JoinRow {
+    pub(crate) token: String,
+    pub(crate) stage: JoinStage,
 }
 
 /// A join of one token. Dropping it stops the waiting, not the join.
@@ -99,21 +101,19 @@ impl Client {
         }
     }
 
-    /// Takes a join back that is not decided yet: kept durably first, so that it goes out by itself if the node is not reached
-    /// now (the error is `OFFLINE` then).
+    /// Takes a join back that is not decided yet, whichever device of the account began it: kept durably first, so that it goes
+    /// out by itself if the node is not reached now (the error is `OFFLINE` then).
     ///
     /// # Errors
     /// [`JoinError::NoJoin`] if nothing is under way; [`JoinError::AlreadyMember`] if an admin was faster: leave instead.
     pub async fn cancel_join(&self, space: SpaceId) -> Result<(), JoinError> {
         self.shared.stop_resuming(space);
-        let row = self.shared.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
-        let row = row.ok_or(JoinError::NoJoin { space })?;
-        let token = token_from_text(&row.token)?;
+        let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         self.shared.keep_join(space, &token, JoinStage::Cancelling).await?;
         self.shared.finish_cancelling(space).await
     }
 
-    /// Joins that are not ready yet.
+    /// Joins that are not ready yet, on any device of the account.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -122,9 +122,9 @@ impl Client {
         let info = |(space, row): (SpaceId, JoinRow)| {
             let token = token_from_text(&row.token).ok()?;
             let invited = token.body().spaces.iter().find(|s| s.space == space)?;
-            Some(JoinInfo { space, mode: invited.mode, role: invited.role, stage: row.stage })
+            Some(JoinInfo { space, mode: invited.mode, role: invited.role, stage: row.stage, here: true })
         };
-        Ok(rows.into_iter().filter_map(info).collect())
+        Ok(rows.into_iter().filter_map(info).chain(self.shared.joins_elsewhere()?).collect())
     }
 
     /// Goes on with the joins that an earlier process began.
@@ -170,6 +170,10 @@ impl Client {
 }
 
 impl Joining {
+    pub(crate) fn of(client: Client, token: Verified<InviteToken>, spaces: Vec<SpaceId>) -> Self {
+        Self { client, token, spaces }
+    }
+
     /// The spaces of the token.
     #[must_use]
     pub fn spaces(&self) -> &[SpaceId] {
@@ -185,7 +189,7 @@ impl Joining {
         let waiting = std::sync::Mutex::new("the node's answer".to_owned());
         let all = async {
             let mut spaces = Vec::with_capacity(self.spaces.len());
-            for invited in &self.token.body().spaces {
+            for invited in self.token.body().spaces.iter().filter(|s| self.spaces.contains(&s.space)) {
                 spaces.push(self.client.shared.ready(&self.token, invited, &waiting).await?);
             }
             Ok(spaces)
@@ -206,6 +210,12 @@ impl Joining {
 impl Shared {
     /// Takes a request back at the node, and forgets the join.
     async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+        self.cancel_at_node(space).await?;
+        self.forget_join(space).await?;
+        Ok(self.unlist_join(space).await?)
+    }
+
+    async fn cancel_at_node(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
             let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
@@ -214,7 +224,11 @@ impl Shared {
             let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
                 Ok(acl) => acl,
                 // Never asked, and nothing to be asked by any more.
-                Err(JoinError::Acl(AclError::Call(CallError::Refused(_)))) => return self.forget_join(space).await,
+                Err(JoinError::Acl(AclError::Call(CallError::Refused(refused))))
+                    if !error::is_transient(refused.code) =>
+                {
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             };
             let request = match standing(&acl.state, self) {
@@ -226,10 +240,10 @@ impl Shared {
                 Standing::Pending => acl.state.pending_request(&self.account.id()).map(|(request, _)| request),
                 Standing::Declined | Standing::Cancelled | Standing::Stranger => None,
             };
-            let Some(request) = request else { return self.forget_join(space).await };
+            let Some(request) = request else { return Ok(()) };
             let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
             match self.append_once(space, &record).await {
-                Ok(_) => return self.forget_join(space).await,
+                Ok(_) => return Ok(()),
                 // An admin or another joiner was faster: read what it did.
                 Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}
                 Err(error) => return Err(error.into()),
@@ -245,7 +259,7 @@ impl Shared {
         stop
     }
 
-    fn stop_resuming(&self, space: SpaceId) {
+    pub(crate) fn stop_resuming(&self, space: SpaceId) {
         if let Some(stop) = self.resuming.lock().unwrap_or_else(PoisonError::into_inner).remove(&space) {
             stop.cancel();
         }
@@ -263,7 +277,7 @@ impl Shared {
         Ok(())
     }
 
-    fn join_rows(&self) -> Result<Vec<(SpaceId, JoinRow)>, ReadError> {
+    pub(crate) fn join_rows(&self) -> Result<Vec<(SpaceId, JoinRow)>, ReadError> {
         let rows = self.store.read(|tx| tx.kv_scan(JOIN_PREFIX))?;
         let mut found = Vec::with_capacity(rows.len());
         for (key, sealed) in rows {
@@ -286,6 +300,7 @@ impl Shared {
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_put(&key, &sealed)?) };
         let written = self.store.write(job).await.map_err(read_from_write)?;
         self.store.durable(written.commit).await?;
+        self.join_moved(space);
         Ok(())
     }
 
@@ -311,6 +326,7 @@ impl Shared {
         if let Err(error) = self.store.write(job).await {
             tracing::warn!(space = %space.short(), error = %error, "the end of a join could not be noted");
         }
+        self.join_moved(space);
     }
 
     fn seal_join(&self, key: &str, token: &Verified<InviteToken>, stage: JoinStage) -> Vec<u8> {
@@ -323,11 +339,12 @@ impl Shared {
         let key = join_key(space);
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_delete(&key)?) };
         self.store.write(job).await.map_err(read_from_write)?;
+        self.join_moved(space);
         Ok(())
     }
 
     /// Up to the durable join or request.
-    async fn join_space(
+    pub(crate) async fn join_space(
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,

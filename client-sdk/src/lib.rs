@@ -53,7 +53,7 @@ mod status;
 mod synced;
 mod types;
 
-pub use account::{ClientEvent, ClientEvents};
+pub use account::{ClientEvent, ClientEvents, DeviceError, DeviceInfo};
 pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, JoinRequest, Preparation};
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};

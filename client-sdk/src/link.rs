@@ -99,6 +99,8 @@ pub(crate) async fn run(
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Opened(space)) => shell.opened(space).await,
+                // A device that was revoked asks again in its own time, however many wait for it.
+                Some(Command::Input(Input::Wake)) if shared.devices.is_revoked() => {}
                 Some(Command::Input(input)) => shell.handle(input).await,
                 Some(Command::Redial) => {
                     shell.last_error = Some(("this side began a new session".to_owned(), "REDIAL"));
@@ -280,11 +282,9 @@ impl Shell {
             fresh
         });
         self.shared.spawn(async move {
-            let nonce = rand::random();
-            let dialing = dial(&shared.address, &shared.identity, nonce, generation);
             let result = tokio::select! {
                 () = shared.cancel.cancelled() => return,
-                result = dialing => result,
+                result = dial_as_listed(&shared, generation) => result,
             };
             let _ = reports.send(Report::Dialed { generation, result }).await;
         });
@@ -329,6 +329,39 @@ impl Shell {
             let request = v1::HeadUpdatesRequest { message: Some(message) };
             // A node that reads nothing is as good as silent: the missing pongs end the connection.
             let _ = tokio::time::timeout(limits::RETRY_FIRST, requests.send(request)).await;
+        }
+    }
+}
+
+/// How often a device puts itself on the next list when others were faster.
+const LISTS_MAX: u32 = 20;
+
+/// Dials, and learns which devices the account has: of the session, or of its refusal. A device that stood on no list yet puts
+/// itself on the next one.
+async fn dial_as_listed(shared: &Shared, generation: u64) -> Result<Conn, DialError> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let offer = shared.devices.offer(&shared.account).into_raw();
+        let dialed = dial(&shared.address, &shared.identity, offer, rand::random(), generation).await;
+        let counts = match &dialed {
+            Ok(conn) => conn.device_list().cloned(),
+            Err(DialError::Refused(failure)) => failure.device_list.as_deref().cloned(),
+            Err(_) => None,
+        };
+        let news = match counts {
+            Some(list) => shared.learn_devices(list).await,
+            None => false,
+        };
+        let revoked = shared.devices.is_revoked();
+        match dialed {
+            // A node that lost the newest list is no way back.
+            Ok(_) if revoked => {
+                let failure = Failure::new(Code::DeviceRevoked, "the account took this device off its list");
+                return Err(DialError::Refused(failure));
+            }
+            Err(DialError::Refused(_)) if news && !revoked && attempt < LISTS_MAX => {}
+            Ok(_) | Err(_) => return dialed,
         }
     }
 }

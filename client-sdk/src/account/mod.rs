@@ -5,7 +5,9 @@
 //! writes or fetches what differs; it runs again whenever either of them moved. So it may be ended anywhere, and two devices
 //! that do it at once come to the same.
 
+mod devices;
 mod events;
+mod joins;
 mod spaces;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,8 @@ use crate::error::{OpenError, ReadError, WriteError};
 use crate::events::Event;
 use crate::space::Space;
 
+pub(crate) use devices::Devices;
+pub use devices::{DeviceError, DeviceInfo};
 pub use events::{ClientEvent, ClientEvents};
 
 /// The label that the account's own space is derived with.
@@ -37,6 +41,10 @@ const LABEL: &[u8] = b"account";
 pub(crate) const SPACE: &str = "headwater.account.space";
 /// One object for every device; its id is the device's.
 pub(crate) const DEVICE: &str = "headwater.account.device";
+/// One object for every join that is not over; its id is the space's.
+pub(crate) const JOIN: &str = "headwater.account.join";
+/// The account's device list, as it counts at the node; its only id is `self`.
+pub(crate) const LIST: &str = "headwater.account.devices";
 const EVENTS_KEPT: usize = 1024;
 
 /// What a client keeps in memory about its account's space.
@@ -58,6 +66,7 @@ pub(crate) struct Own {
 struct Todo {
     /// As after opening: nothing was heard of what moved before.
     everything: bool,
+    devices: bool,
     spaces: BTreeSet<SpaceId>,
 }
 
@@ -77,6 +86,12 @@ impl Own {
     /// Something moved about a space or the join of it, here or in the account's space.
     pub(crate) fn moved(&self, space: SpaceId) {
         self.todo().spaces.insert(space);
+        self.wake.notify_one();
+    }
+
+    /// The device list moved, here or in the account's space.
+    fn devices_moved(&self) {
+        self.todo().devices = true;
         self.wake.notify_one();
     }
 
@@ -107,7 +122,12 @@ impl Own {
     fn heard_own(&self, object_type: &str, id: &str) {
         match (object_type, id.parse()) {
             (SPACE, Ok(space)) => self.moved(space),
+            (JOIN, Ok(space)) => {
+                self.tell(ClientEvent::JoinsChanged);
+                self.moved(space);
+            }
             (DEVICE, _) => self.tell(ClientEvent::DevicesChanged),
+            (LIST, _) => self.devices_moved(),
             _ => {}
         }
     }
@@ -233,12 +253,17 @@ impl Shared {
 
     /// Writes what the account's space does not say yet, and fetches what it says and is not here.
     async fn compare_account(self: &Arc<Self>) -> Result<(), WriteError> {
+        if self.devices.is_revoked() {
+            // What it would write reaches nobody, and what it has stays as it is.
+            return Ok(());
+        }
         let mut todo = std::mem::take(&mut *self.own.todo());
         let compared = self.compare(&mut todo).await;
         if compared.is_err() {
             // Whatever is left is looked at again; what was done already changes nothing.
             let mut left = self.own.todo();
             left.everything |= todo.everything;
+            left.devices |= todo.devices;
             left.spaces.append(&mut todo.spaces);
         }
         compared
@@ -248,10 +273,16 @@ impl Shared {
         if todo.everything {
             self.name_device().await?;
             todo.spaces.append(&mut self.known_spaces()?);
-            todo.everything = false;
+            todo.spaces.extend(self.known_joins()?);
+            (todo.everything, todo.devices) = (false, true);
+        }
+        if todo.devices {
+            self.compare_devices().await?;
+            todo.devices = false;
         }
         while let Some(space) = todo.spaces.first().copied() {
             self.compare_space(space).await?;
+            self.compare_join(space).await?;
             todo.spaces.remove(&space);
         }
         Ok(())
@@ -269,6 +300,14 @@ impl Shared {
                 objects.put(DEVICE, &id, device).await.map(|_| ())
             }
         }
+    }
+}
+
+/// An object that is gone already needs no end.
+fn end<T>(deleted: Result<T, WriteError>) -> Result<(), WriteError> {
+    match deleted {
+        Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -21,7 +21,7 @@ use sync_core::ids::SpaceId;
 use sync_core::limits;
 use sync_proto::v1;
 
-use super::{ClientEvent, SPACE};
+use super::{ClientEvent, SPACE, end};
 use crate::acl::read::{Follow, Standing, standing};
 use crate::client::{Client, Shared};
 use crate::clock;
@@ -34,7 +34,7 @@ const ASK_PAUSE: Duration = Duration::from_millis(250);
 
 /// How the account stands in a space, by what is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Here {
+pub(super) enum Here {
     Absent,
     /// The log here does not reach the account's membership yet.
     Before,
@@ -208,7 +208,7 @@ impl Shared {
         }
     }
 
-    fn here(self: &Arc<Self>, space: SpaceId) -> Result<Here, ReadError> {
+    pub(super) fn here(self: &Arc<Self>, space: SpaceId) -> Result<Here, ReadError> {
         let Some(acl) = self.store.read(|tx| tx.acl(space))? else { return Ok(Here::Absent) };
         if acl.deleted {
             return Ok(Here::Deleted);
@@ -339,12 +339,4 @@ impl Shared {
 fn forbidden(space: SpaceId) -> JoinError {
     let text = format!("the account is no member of {} now", space.short());
     CallError::Refused(sync_proto::status::Failure::new(Code::Forbidden, text)).into()
-}
-
-/// An object that is gone already needs no end.
-fn end<T>(deleted: Result<T, WriteError>) -> Result<(), WriteError> {
-    match deleted {
-        Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
 }

@@ -11,12 +11,13 @@ use hyper_util::rt::TokioIo;
 use sync_core::code::Code;
 use sync_core::ids::AuthorityId;
 use sync_core::limits;
-use sync_core::record::{NodeCertificate, Verified};
+use sync_core::pb::SignedRecord;
+use sync_core::record::{NodeCertificate, RawRecord, Verified};
 use sync_core::session::{Nonces, sign_proof, verify_challenge};
 use sync_core::token::{NodeAddress, Transport};
 use sync_proto::status::Failure;
 use sync_proto::v1::sync_client::SyncClient;
-use sync_proto::v1::{Challenge, Hello, Proof, VersionRange};
+use sync_proto::v1::{self, Challenge, Hello, Proof, VersionRange};
 use sync_proto::{WireError, array, id, read_verified, required};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -119,13 +120,15 @@ impl fmt::Display for Step {
     }
 }
 
-/// Opens a connection and a session on it. `client_nonce` must be fresh; `generation` is the caller's number for the result.
+/// Opens a connection and a session on it. `device_list` is the account's newest that we know; `client_nonce` must be fresh;
+/// `generation` is the caller's number for the result.
 ///
 /// # Errors
 /// [`DialError`]. None of them is final: networks, nodes and certificates get repaired.
 pub(crate) async fn dial(
     address: &NodeAddress,
     identity: &Identity,
+    device_list: RawRecord,
     client_nonce: [u8; 32],
     generation: u64,
 ) -> Result<Conn, DialError> {
@@ -138,13 +141,19 @@ pub(crate) async fn dial(
         }
         Transport::Plain => (start_http2(address, &endpoint, tcp).await?, None),
     };
-    let challenge = open_session(address, &channel, identity, &client_nonce).await?;
+    let challenge = open_session(address, &channel, identity, device_list, &client_nonce).await?;
     let proven = verify_answer(address, identity, client_nonce, &challenge, pinned.as_ref())?;
-    let token = prove_session(address, &channel, identity, &proven, challenge.session).await?;
+    let (token, device_list) = prove_session(address, &channel, identity, &proven, challenge.session).await?;
     let rpc = SyncClient::new(InterceptedService::new(channel, token))
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX + FRAMING_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX + FRAMING_BYTES_MAX);
-    Ok(Conn { rpc, nonces: proven.nonces, node: Arc::new(proven.certificate), generation })
+    Ok(Conn {
+        rpc,
+        nonces: proven.nonces,
+        node: Arc::new(proven.certificate),
+        generation,
+        device_list: device_list.map(Arc::new),
+    })
 }
 
 // ---- the connection -------------------------------------------------------------------------------------------------
@@ -214,6 +223,7 @@ async fn open_session(
     address: &NodeAddress,
     channel: &Channel,
     identity: &Identity,
+    device_list: RawRecord,
     client_nonce: &[u8; 32],
 ) -> Result<Challenge, DialError> {
     let hello = Hello {
@@ -222,7 +232,7 @@ async fn open_session(
         account: identity.account.to_bytes(),
         device: identity.device().to_bytes(),
         certificate: Some(identity.certificate.clone().into()),
-        device_list: Some(identity.device_list.clone().into()),
+        device_list: Some(device_list.into()),
         client_nonce: Bytes::copy_from_slice(client_nonce),
     };
     let mut rpc = SyncClient::new(channel.clone());
@@ -291,16 +301,17 @@ async fn prove_session(
     identity: &Identity,
     proven: &Proven,
     session: Bytes,
-) -> Result<SessionToken, DialError> {
+) -> Result<(SessionToken, Option<SignedRecord>), DialError> {
     let signature = sign_proof(&identity.device_key, &proven.nonces, &address.authority);
     let proof = Proof { session, signature: Bytes::copy_from_slice(&signature) };
     let mut rpc = SyncClient::new(channel.clone());
     let proved = within(address, Step::ProveSession, rpc.prove_session(proof)).await?;
-    let token = proved.map_err(|status| refused(Step::ProveSession, status))?.into_inner().token;
+    let answer = proved.map_err(|status| refused(Step::ProveSession, status))?.into_inner();
+    let v1::SessionToken { token, expires_in_ms: _, device_list } = answer;
     if token.is_empty() {
         return Err(stranger(address, Stranger::Answer(WireError::Missing("token"))));
     }
-    Ok(token_metadata(&token))
+    Ok((token_metadata(&token), device_list))
 }
 
 fn token_metadata(token: &[u8]) -> SessionToken {
@@ -381,13 +392,17 @@ mod tests {
         let account = AccountId::from(&account_key.verifying_key());
         let device = DeviceId::from(&device_key.verifying_key());
         let certificate = DeviceCertificate { account, device, at_ms: 1 };
-        let device_list = DeviceList { account, version: 1, devices: vec![device] };
         Identity {
             account,
             device_key,
             certificate: Verified::sign(&certificate, &account_key, None).expect("signed").into_raw(),
-            device_list: Verified::sign(&device_list, &account_key, None).expect("signed").into_raw(),
         }
+    }
+
+    fn device_list() -> RawRecord {
+        let Identity { account, .. } = identity();
+        let body = DeviceList { account, version: 1, devices: vec![identity().device()] };
+        Verified::sign(&body, &key(20), None).expect("signed").into_raw()
     }
 
     fn certificate(authority_seed: u8, node_seed: u8) -> Verified<NodeCertificate> {
@@ -460,7 +475,10 @@ mod tests {
     }
 
     async fn dial_code(endpoint: &str, transport: Transport) -> &'static str {
-        dial(&address(endpoint, transport), &identity(), CLIENT_NONCE, 1).await.expect_err("no node").code()
+        dial(&address(endpoint, transport), &identity(), device_list(), CLIENT_NONCE, 1)
+            .await
+            .expect_err("no node")
+            .code()
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use sync_core::ids::{AccountId, DeviceId};
+use sync_core::pb::SignedRecord;
 use sync_core::record::{NodeCertificate, RawRecord, Verified};
 use sync_core::session::Nonces;
 use sync_proto::TOKEN_KEY;
@@ -34,8 +35,6 @@ pub(crate) struct Identity {
     pub device_key: SigningKey,
     /// The account's `DeviceCertificate` of this device.
     pub certificate: RawRecord,
-    /// The newest `DeviceList` of the account that we know.
-    pub device_list: RawRecord,
 }
 
 impl Identity {
@@ -47,7 +46,7 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { account, device_key: _, certificate: _, device_list: _ } = self;
+        let Self { account, device_key: _, certificate: _ } = self;
         f.debug_struct("Identity").field("account", account).field("device", &self.device()).finish_non_exhaustive()
     }
 }
@@ -60,9 +59,15 @@ pub(crate) struct Conn {
     nonces: Nonces,
     node: Arc<Verified<NodeCertificate>>,
     generation: u64,
+    device_list: Option<Arc<SignedRecord>>,
 }
 
 impl Conn {
+    /// The account's device list that the node said counts, unverified.
+    pub(crate) fn device_list(&self) -> Option<&SignedRecord> {
+        self.device_list.as_deref()
+    }
+
     /// A client on this connection. Calls have no deadline of their own.
     pub(crate) fn rpc(&self) -> Rpc {
         self.rpc.clone()
@@ -86,7 +91,7 @@ impl Conn {
 
 impl fmt::Debug for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rpc: _, nonces: _, node, generation } = self;
+        let Self { rpc: _, nonces: _, node, generation, device_list: _ } = self;
         f.debug_struct("Conn").field("node", node.body()).field("generation", generation).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,139 @@
+//! Joins that are not over, so that another device of the account can finish or cancel them.
+//!
+//! A device lists the joins that it works on under its own id, and ends the entry when the join is over for it. An entry that
+//! another device ended is not written again: a local row remembers that it was.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use sync_core::ids::SpaceId;
+use sync_core::record::{InviteToken, Verified};
+use sync_core::token::token_from_text;
+use sync_store::WriteTx;
+
+use super::spaces::Here;
+use super::{ClientEvent, JOIN, end};
+use crate::client::{Client, Shared};
+use crate::error::{JoinError, ReadError, WriteError, from_store_write};
+use crate::join::{JoinInfo, JoinStage, Joining};
+use crate::objects::Object;
+
+const LISTED_PREFIX: &str = "join-listed/";
+
+impl Client {
+    /// Goes on here with a join, whichever device of the account began it. Returns as [`Client::join`] does.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let begun_elsewhere = client.joins()?.into_iter().find(|join| !join.here);
+    /// if let Some(join) = begun_elsewhere {
+    ///     let spaces = client.resume_join(join.space).await?.ready(std::time::Duration::from_secs(60)).await?;
+    ///     println!("{:?}", spaces[0].name()?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`JoinError::NoJoin`] if no device of the account joins the space; or as [`Client::join`].
+    pub async fn resume_join(&self, space: SpaceId) -> Result<Joining, JoinError> {
+        let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
+        let invited = token.body().spaces.iter().find(|s| s.space == space).cloned();
+        let invited = invited.ok_or(JoinError::NoJoin { space })?;
+        self.shared.stop_resuming(space);
+        self.shared.join_space(&token, &invited).await?;
+        Ok(Joining::of(self.clone(), token, vec![space]))
+    }
+}
+
+impl Shared {
+    /// The token of a join that is not over, whichever device began it.
+    pub(crate) fn join_token(self: &Arc<Self>, space: SpaceId) -> Result<Option<Verified<InviteToken>>, ReadError> {
+        if let Some((_, row)) = self.join_rows()?.into_iter().find(|(of, _)| *of == space) {
+            return Ok(token_from_text(&row.token).ok());
+        }
+        let listed = self.account_space()?.objects().get(JOIN, &space.to_string())?;
+        Ok(listed.and_then(|object| token_from_text(object.fields.get("token")?.as_str()?).ok()))
+    }
+
+    /// After a join that another device began was ended here: nobody is left to end its entry.
+    pub(crate) async fn unlist_join(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        end(self.account_space()?.objects().delete(JOIN, &space.to_string()).await)
+    }
+
+    /// Joins that other devices of the account work on.
+    pub(crate) fn joins_elsewhere(self: &Arc<Self>) -> Result<Vec<JoinInfo>, ReadError> {
+        let here = self.join_rows()?;
+        let mut joins = Vec::new();
+        for object in self.account_space()?.objects().list(JOIN)? {
+            let Some(info) = info_of(&object) else { continue };
+            let is_known = here.iter().any(|(space, _)| *space == info.space);
+            if !is_known && self.here(info.space)? != Here::Member {
+                joins.push(info);
+            }
+        }
+        Ok(joins)
+    }
+
+    /// Every space that a join is known of, here or in the account's space.
+    pub(super) fn known_joins(self: &Arc<Self>) -> Result<Vec<SpaceId>, ReadError> {
+        let objects = self.account_space()?.objects().list(JOIN)?;
+        let listed = objects.iter().filter_map(|object| object.id.parse().ok());
+        Ok(self.join_rows()?.into_iter().map(|(space, _)| space).chain(listed).collect())
+    }
+
+    pub(super) async fn compare_join(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        let (id, device) = (space.to_string(), self.identity.device().to_string());
+        let objects = self.account_space()?.objects();
+        let listed = objects.get(JOIN, &id)?;
+        let is_ours = listed.as_ref().is_some_and(|o| o.fields.get("device") == Some(&json!(device)));
+        let is_member = self.here(space)? == Here::Member;
+        let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
+        let active = row.filter(|row| !is_member && matches!(row.stage, JoinStage::Kept | JoinStage::Requested));
+        let marker = format!("{LISTED_PREFIX}{space}");
+        let was_listed = self.store.read(|tx| tx.kv(&marker))?.is_some();
+        match active {
+            Some(row) if is_ours || !was_listed => {
+                let fields = json!({ "token": row.token, "stage": row.stage, "device": device });
+                objects.put(JOIN, &id, fields).await?;
+                if !was_listed {
+                    self.mark(move |tx| tx.kv_put(&marker, &[])).await?;
+                }
+            }
+            // Another device goes on with it, or ended it: the node will tell us what came of it.
+            Some(_) => {}
+            None => {
+                if listed.is_some() && (is_ours || is_member) {
+                    end(objects.delete(JOIN, &id).await)?;
+                }
+                if was_listed {
+                    self.mark(move |tx| tx.kv_delete(&marker)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn mark(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_>) -> Result<(), sync_store::StoreError> + Send + 'static,
+    ) -> Result<(), WriteError> {
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(change(tx)?) };
+        self.store.write(job).await.map_err(from_store_write)?;
+        Ok(())
+    }
+
+    /// A join began, moved or ended here.
+    pub(crate) fn join_moved(&self, space: SpaceId) {
+        self.own.tell(ClientEvent::JoinsChanged);
+        self.own.moved(space);
+    }
+}
+
+fn info_of(object: &Object) -> Option<JoinInfo> {
+    let space: SpaceId = object.id.parse().ok()?;
+    let token = token_from_text(object.fields.get("token")?.as_str()?).ok()?;
+    let stage = serde_json::from_value(object.fields.get("stage")?.clone()).ok()?;
+    let invited = token.body().spaces.iter().find(|s| s.space == space)?;
+    Some(JoinInfo { space, mode: invited.mode, role: invited.role, stage, here: false })
+}
