@@ -346,6 +346,8 @@ mod tests {
             seq: 0,
             members: 1,
             registration: Registration::Registered,
+            role: Some(client_sdk::Role::Owner),
+            deleted: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sync_core::ids::{AccountId, AclId, HistoryId, SpaceId};
 use sync_core::limits;
 use sync_core::log::genesis;
-use sync_core::record::{AclContent, AclRecord, AclRoot, RawRecord, Salt, SpaceHeader, SpaceOptions, Verified};
+use sync_core::record::{AclContent, AclRecord, AclRoot, RawRecord, Role, Salt, SpaceHeader, SpaceOptions, Verified};
 use sync_core::session::{Input, Moment};
 use sync_core::token::NodeAddress;
 use sync_e2ee::{AccountKeys, DeviceKeys, LocalKey, Mnemonic, Recipient, Secrets, SpaceKeys, seal_keys};
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::account::{self, ClientEvent, Devices, Own};
 use crate::clock;
 use crate::connect::{Conn, Identity, failure};
-use crate::error::{CallError, OpenError, ReadError, WriteError, from_store_write};
+use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
 use crate::home::{self, Unlock};
 use crate::link::{self, Command, Connection};
 use crate::space::{Space, SpaceInner};
@@ -145,6 +145,10 @@ pub struct SpaceInfo {
     pub seq: u64,
     pub members: usize,
     pub registration: Registration,
+    /// This account's role; `None` for a former member.
+    pub role: Option<Role>,
+    /// The owner deleted the space.
+    pub deleted: bool,
 }
 
 impl Client {
@@ -259,7 +263,15 @@ impl Client {
     /// # Errors
     /// [`WriteError`].
     pub async fn create_space(&self, name: &str) -> Result<Space, WriteError> {
-        let founded = found(&self.shared.account, self.shared.address.authority);
+        self.create_space_with(name, SpaceOptions::default()).await
+    }
+
+    /// Makes a space with its own options: whether new members read what was written before they came, say.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn create_space_with(&self, name: &str, options: SpaceOptions) -> Result<Space, WriteError> {
+        let founded = found(&self.shared.account, self.shared.address.authority, options);
         let id = founded.space();
         let history = HistoryId(rand::random());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
@@ -271,6 +283,24 @@ impl Client {
         let info = serde_json::json!({ "name": name });
         space.objects().put(SPACE_INFO, "self", info).await?;
         Ok(space)
+    }
+
+    /// Drops everything of a space from this device: for a space that this account is not in any more, or that was deleted.
+    /// What is refused and was not exported goes with it.
+    ///
+    /// # Errors
+    /// [`AclError::StillAMember`]: leave first.
+    pub async fn forget_space(&self, id: SpaceId) -> Result<(), AclError> {
+        let space = self.space(id)?;
+        let acl = space.inner.acl()?;
+        if !acl.deleted && acl.members.contains_key(&self.account()) {
+            return Err(AclError::StillAMember { space: id });
+        }
+        self.shared.unlist_space(id).await?;
+        self.shared.close_space(&space.inner);
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.forget_space(id)?) };
+        self.shared.store.write(job).await.map_err(from_store_write)?;
+        Ok(())
     }
 
     /// An open space.
@@ -291,12 +321,15 @@ impl Client {
         for row in rows.into_iter().filter(|row| row.space != self.shared.own.id) {
             let space = self.space(row.space)?;
             let registration = self.shared.store.read(|tx| tx.node_state(row.space))?.registration;
+            let acl = space.acl()?;
             infos.push(SpaceInfo {
                 id: row.space,
                 name: space.name()?,
                 seq: row.position.seq.0,
-                members: space.acl()?.members.len(),
+                members: acl.members.len(),
                 registration,
+                role: acl.role(&self.account()),
+                deleted: acl.deleted,
             });
         }
         Ok(infos)
@@ -369,7 +402,7 @@ fn identity(account: &AccountKeys, device: &DeviceKeys) -> Identity {
 }
 
 /// The records that begin a space.
-fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId) -> sync_core::log::Genesis {
+fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId, options: SpaceOptions) -> sync_core::log::Genesis {
     const OWN: &str = "records made here have the form that is checked here";
     let mut rng = rand::rng();
     let keys = SpaceKeys::generate(&mut rng);
@@ -377,7 +410,7 @@ fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId) -> sync_core:
     let seal = seal_keys(None, epoch, Recipient::Account(account.id()), &keys, &mut rng).expect(OWN);
     let root = AclRoot {
         owner: account.id(),
-        options: SpaceOptions::default(),
+        options,
         key_id: keys.key_id(),
         history_id: keys.history_id().expect("fresh keys have a history key"),
         profile_key: keys.profile_public(),
@@ -441,6 +474,13 @@ impl Shared {
             self.own.moved(id);
         }
         Ok(Space { inner })
+    }
+
+    /// Ends the sync of a space, and forgets the open instance.
+    fn close_space(&self, space: &Arc<SpaceInner>) {
+        self.lock_spaces().remove(&space.id);
+        space.closed.cancel();
+        let _ = self.commands.send(Command::Closed(space.id));
     }
 
     pub(crate) fn redial(&self) {

@@ -245,6 +245,8 @@ pub enum AclError {
     Contended { attempts: u32 },
     #[error("the keys could not be sealed")]
     Seal(#[from] SealError),
+    #[error("this account is a member of {space}: leave first")]
+    StillAMember { space: SpaceId },
     #[error("{account} has no pending request")]
     NoRequest { account: AccountId },
     #[error("{tree} has nothing on the node yet, so an acceptance cannot promise it")]
@@ -279,6 +281,7 @@ impl AclError {
             Self::Read(error) => error.code(),
             Self::Contended { .. } => "ACL_CONFLICT",
             Self::Seal(_) => "BAD_SEALS",
+            Self::StillAMember { .. } => "STILL_A_MEMBER",
             Self::NoRequest { .. } => "REQUEST_UNKNOWN",
             Self::NothingToPromise { .. } => "BAD_FRONTIER",
             Self::NotDurable(_) => "NOT_DURABLE",

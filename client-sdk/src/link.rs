@@ -44,6 +44,7 @@ impl Connection {
 /// What the rest of the client asks of the shell.
 pub(crate) enum Command {
     Opened(Arc<SpaceInner>),
+    Closed(SpaceId),
     Input(Input),
     /// End this session and open another.
     Redial,
@@ -99,6 +100,10 @@ pub(crate) async fn run(
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Opened(space)) => shell.opened(space).await,
+                Some(Command::Closed(space)) => {
+                    shell.spaces.remove(&space);
+                    shell.handle(Input::SpaceClosed { space }).await;
+                }
                 // A device that was revoked asks again in its own time, however many wait for it.
                 Some(Command::Input(Input::Wake)) if shared.devices.is_revoked() => {}
                 Some(Command::Input(input)) => shell.handle(input).await,

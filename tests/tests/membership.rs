@@ -1,6 +1,9 @@
 //! Who is in a space, with real processes: removal, leaving, roles, direct adding, replacing, deletion, purge.
 
-use client_sdk::{AclChange, AclError, Client, Code, Effect, InviteOptions, ReasonCode, RefusedContent, Role, Space};
+use client_sdk::{
+    AclChange, AclError, Client, Code, Effect, HistoryMode, InviteOptions, ReasonCode, RefusedContent, Role, Space,
+    SpaceOptions,
+};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
 
@@ -221,4 +224,84 @@ async fn approval_prepares_what_the_member_is_meant_to_see() -> Outcome {
         assert_eq!(theirs.name()?.as_deref(), Some("Club"));
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_a_space_without_history_read_from_now_on() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let options = SpaceOptions { history: HistoryMode::SinceJoin, ..SpaceOptions::default() };
+    let space = admin.create_space_with("Club", options).await?;
+    space.objects().put("note", "old", json!({ "text": "before" })).await?;
+    let asked = TestClient::create("Asked", node.address()).await;
+    let by_approval = join(&space, &asked, Role::Writer).await?;
+    let invited = TestClient::create("Invited", node.address()).await;
+    let invite = space.invite(InviteOptions::open()).await?;
+    let by_invite = invited.join(&invite.token).await?.ready(PATIENCE).await?.remove(0);
+    let added = TestClient::create("Added", node.address()).await;
+    space.add_members(&[(added.account(), Role::Admin)]).await?;
+    let by_hand = added.open_joined(space.id(), PATIENCE).await?;
+    space.objects().put("note", "new", json!({ "text": "after" })).await?;
+    space.await_synced().await?;
+    for theirs in [&by_approval, &by_invite, &by_hand] {
+        let synced = theirs.await_synced().await?;
+        assert!(!synced.hidden.is_empty(), "the past is there, and hidden");
+        assert!(theirs.objects().get("note", "old")?.is_none());
+        assert_eq!(object(theirs, "note", "new")?.fields["text"], "after");
+        assert_eq!(theirs.name()?.as_deref(), Some("Club"));
+    }
+    by_hand.rotate_keys().await?;
+    by_invite.objects().put("note", "newer", json!({ "text": "all" })).await?;
+    by_invite.await_synced().await?;
+    space.await_synced().await?;
+    assert_eq!(object(&space, "note", "newer")?.fields["text"], "all");
+    assert_eq!(object(&space, "note", "old")?.fields["text"], "before", "who was there reads on");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_members_copy_can_be_forgotten_and_come_back() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.objects().put("note", "1", json!({ "text": "mine" })).await?;
+    theirs.await_synced().await?;
+    assert_eq!(member.forget_space(space.id()).await.expect_err("a member").code(), "STILL_A_MEMBER");
+    theirs.leave().await?;
+    gone(&theirs).await?;
+    member.forget_space(space.id()).await?;
+    assert_eq!(member.spaces()?.len(), 0);
+    assert!(member.space(space.id()).is_err());
+    let member = member.reopen().await;
+    assert_eq!(member.spaces()?.len(), 0);
+    let again = join(&space, &member, Role::Reader).await?;
+    again.await_synced().await?;
+    assert_eq!(object(&again, "note", "1")?.fields["text"], "mine");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_account_is_replaced() -> Outcome {
+    let node = NodeProcess::start();
+    let (admin, space) = club(&node).await?;
+    let stolen = TestClient::create("Stolen", node.address()).await;
+    let theirs = join(&space, &stolen, Role::Admin).await?;
+    theirs.objects().put("note", "1", json!({ "text": "mine" })).await?;
+    theirs.await_synced().await?;
+    let fresh = TestClient::create("Fresh", node.address()).await;
+    space.replace_account(stolen.account(), fresh.account()).await?;
+    gone(&theirs).await?;
+    let anew = fresh.open_joined(space.id(), PATIENCE).await?;
+    anew.await_synced().await?;
+    assert_eq!(object(&anew, "note", "1")?.fields["text"], "mine");
+    assert_eq!(space.acl()?.role(&fresh.account()), Some(Role::Admin));
+    // An owner can do it for itself alone, as long as it is faster than the thief.
+    let heir = TestClient::create("Heir", node.address()).await;
+    assert!(anew.replace_account(admin.account(), heir.account()).await.is_err());
+    space.replace_account(admin.account(), heir.account()).await?;
+    let heirs = heir.open_joined(space.id(), PATIENCE).await?;
+    assert_eq!(heirs.acl()?.owner, heir.account());
+    heirs.remove_members(&[admin.account()]).await?;
+    gone(&space).await
 }

@@ -20,7 +20,7 @@ use crate::status::Confirmed;
 
 pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: CancellationToken) {
     let compared = tokio::select! {
-        () = space.shared.cancel.cancelled() => return,
+        () = space.closed.cancelled() => return,
         () = superseded.cancelled() => return,
         compared = space.compare(&conn) => compared,
     };

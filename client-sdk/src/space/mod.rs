@@ -20,6 +20,7 @@ use sync_core::record::{AclRecord, AclRoot, Kind, RawRecord, Role, verify_as};
 use sync_e2ee::KeyRing;
 use sync_store::{ReadTx, WriteId, WriteState};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::account;
 use crate::client::Shared;
@@ -61,6 +62,8 @@ pub(crate) struct SpaceInner {
     /// Up to here, keys, live trees and events have followed the log.
     announced: AtomicU64,
     confirmed: Mutex<Option<Confirmed>>,
+    /// Ends with the client, or when the space is forgotten.
+    pub(crate) closed: CancellationToken,
     /// Moves whenever anything about this space's sync may have changed.
     pub(crate) moved: watch::Sender<u64>,
 }
@@ -98,6 +101,7 @@ impl SpaceInner {
             node_seq: watch::channel(Seq::ZERO).0,
             announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
             confirmed: Mutex::new(None),
+            closed: shared.cancel.child_token(),
             moved: watch::channel(0).0,
         });
         shared.spawn(worker::run(inner.clone(), inbound));
@@ -175,7 +179,7 @@ impl SpaceInner {
     }
 
     pub(crate) fn feed(&self) -> Events {
-        Events::new(self.events.subscribe(), self.shared.cancel.clone())
+        Events::new(self.events.subscribe(), self.closed.clone())
     }
 
     fn emit(&self, event: Event) {
@@ -325,7 +329,7 @@ impl Space {
         tokio::select! {
             // An error means that the space is gone; the caller's next read says so.
             _ = moved.wait_for(|now| *now > *since) => {}
-            () = self.inner.shared.cancel.cancelled() => {}
+            () = self.inner.closed.cancelled() => {}
         }
         *since = *moved.borrow();
     }

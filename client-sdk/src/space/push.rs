@@ -31,13 +31,13 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
     let mut connection = space.shared.connection.clone();
     loop {
         let online = tokio::select! {
-            () = space.shared.cancel.cancelled() => return,
+            () = space.closed.cancelled() => return,
             online = connection.wait_for(|c| c.online().is_some()) => online.map(|c| c.online()),
         };
         let Ok(Some(conn)) = online else { return };
         let generation = conn.generation();
         let ended = tokio::select! {
-            () = space.shared.cancel.cancelled() => return,
+            () = space.closed.cancelled() => return,
             ended = space.push_on(&conn) => ended,
             _ = connection.wait_for(|c| c.generation() != Some(generation)) => continue,
         };
@@ -45,7 +45,7 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
             tracing::debug!(space = %space.id.short(), error = %error, "pushing stopped");
         }
         tokio::select! {
-            () = space.shared.cancel.cancelled() => return,
+            () = space.closed.cancelled() => return,
             () = tokio::time::sleep(limits::RETRY_FIRST) => {}
         }
     }

@@ -38,7 +38,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
     let mut comparison = CancellationToken::new();
     loop {
         let inbound = tokio::select! {
-            () = space.shared.cancel.cancelled() => return,
+            () = space.closed.cancelled() => return,
             inbound = inbox.recv() => inbound,
         };
         match inbound {
