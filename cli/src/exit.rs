@@ -155,6 +155,7 @@ pub(crate) fn of_acl(error: &AclError) -> Exit {
         AclError::Read(error) => of_read(error),
         AclError::Contended { .. } => Exit::NotSynced,
         AclError::Seal(_) | AclError::Record(_) => Exit::Internal,
+        AclError::NoSpaces => Exit::Usage,
         AclError::StillAMember { .. } => Exit::Refused,
         AclError::NoRequest { .. } | AclError::NothingToPromise { .. } => Exit::NotFound,
         AclError::NotDurable(error) => of_not_synced(error),

@@ -245,6 +245,8 @@ pub enum AclError {
     Contended { attempts: u32 },
     #[error("the keys could not be sealed")]
     Seal(#[from] SealError),
+    #[error("an invite is to at least one space")]
+    NoSpaces,
     #[error("this account is a member of {space}: leave first")]
     StillAMember { space: SpaceId },
     #[error("{account} has no pending request")]
@@ -281,6 +283,7 @@ impl AclError {
             Self::Read(error) => error.code(),
             Self::Contended { .. } => "ACL_CONFLICT",
             Self::Seal(_) => "BAD_SEALS",
+            Self::NoSpaces => "NO_SPACES",
             Self::StillAMember { .. } => "STILL_A_MEMBER",
             Self::NoRequest { .. } => "REQUEST_UNKNOWN",
             Self::NothingToPromise { .. } => "BAD_FRONTIER",

@@ -26,6 +26,8 @@ pub enum AclChange {
     Leave,
     /// Ends an invite; an open one takes the present keys with it.
     RevokeInvite { invite: InviteId },
+    /// Accepts a request to join, with nothing to prepare; see [`Space::approve`].
+    AcceptRequest { request: AclId, role: Option<Role> },
     /// Declines a request to join.
     DeclineRequest { request: AclId },
     /// New keys for what is written from now on.
@@ -64,6 +66,7 @@ impl AclChange {
                 };
                 vec![AclContent::RevokeInvite { invite: *invite, rotation }]
             }
+            Self::AcceptRequest { request, role } => accept(space, acl, *request, *role)?,
             Self::DeclineRequest { request } => vec![AclContent::DeclineJoin { request: *request }],
             Self::RotateKeys => vec![AclContent::RotateKey {
                 rotation: space.rotation(acl, &[], OpenInvites::Reseal { except: None })?.0,
@@ -105,18 +108,33 @@ pub(super) fn sealed(
     seal_to(acl, acl.epoch, account, role, &space.current_keys(acl)?)
 }
 
-/// Who is not to read what was written before gets new keys, made in the same record.
-fn add_members(space: &SpaceInner, acl: &AclState, members: &[(AccountId, Role)]) -> Result<Vec<AclContent>, AclError> {
-    let history = acl.options.history;
-    let mut contents = Vec::with_capacity(2);
-    let (epoch, keys) = if members.iter().any(|(_, role)| reads_from_now_on(history, *role)) {
+fn accept(space: &SpaceInner, acl: &AclState, request: AclId, role: Option<Role>) -> Result<Vec<AclContent>, AclError> {
+    let claim = SpaceInner::pending_claim(acl, request)?;
+    let role = role.unwrap_or(claim.role);
+    let (mut contents, epoch, keys) = keys_for_new(space, acl, &[role])?;
+    let seals = vec![seal_to(acl, epoch, claim.account, role, &keys)?];
+    contents.push(AclContent::AcceptJoin { request, role, seals, frontier: Vec::new() });
+    Ok(contents)
+}
+
+/// The keys that new members of these roles get. Who is not to read what was written before gets new ones, made in the same
+/// record.
+pub(super) fn keys_for_new(
+    space: &SpaceInner,
+    acl: &AclState,
+    roles: &[Role],
+) -> Result<(Vec<AclContent>, Epoch, SpaceKeys), AclError> {
+    if roles.iter().any(|role| reads_from_now_on(acl.options.history, *role)) {
         let (rotation, keys) = space.rotation(acl, &[], OpenInvites::Reseal { except: None })?;
         let epoch = rotation.epoch;
-        contents.push(AclContent::RotateKey { rotation });
-        (epoch, keys)
-    } else {
-        (acl.epoch, space.current_keys(acl)?)
-    };
+        return Ok((vec![AclContent::RotateKey { rotation }], epoch, keys));
+    }
+    Ok((Vec::new(), acl.epoch, space.current_keys(acl)?))
+}
+
+fn add_members(space: &SpaceInner, acl: &AclState, members: &[(AccountId, Role)]) -> Result<Vec<AclContent>, AclError> {
+    let roles: Vec<_> = members.iter().map(|(_, role)| *role).collect();
+    let (mut contents, epoch, keys) = keys_for_new(space, acl, &roles)?;
     let seal =
         |(account, role): &(AccountId, Role)| Ok((*account, *role, seal_to(acl, epoch, *account, *role, &keys)?));
     let members = members.iter().map(seal).collect::<Result<_, AclError>>()?;

@@ -9,7 +9,8 @@ use sync_core::record::{AclContent, CreateInvite, InviteMode, InviteToken, Invit
 use sync_core::token::token_to_text;
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
 
-use super::{OpenInvites, keys_for, open_name, reads_from_now_on};
+use super::change::keys_for_new;
+use super::{keys_for, open_name, reads_from_now_on};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{AclError, ReadError};
@@ -136,11 +137,11 @@ impl Client {
     ///
     /// # Errors
     /// [`AclError`] of the first space where no invite could be made; those made before are revoked again.
-    ///
-    /// # Panics
-    /// If there is no space.
+    /// [`AclError::NoSpaces`] for none at all.
     pub async fn invite_to(&self, spaces: &[(Space, InviteOptions)]) -> Result<Invite, AclError> {
-        assert!(!spaces.is_empty(), "an invite is to at least one space");
+        if spaces.is_empty() {
+            return Err(AclError::NoSpaces);
+        }
         let mut made: Vec<(usize, MadeInvite)> = Vec::with_capacity(spaces.len());
         for (at, (space, options)) in spaces.iter().enumerate() {
             match space.inner.invite(options.clone()).await {
@@ -202,14 +203,8 @@ impl SpaceInner {
         let seals = match options.mode {
             InviteMode::Approval => Vec::new(),
             InviteMode::Open => {
-                let (epoch, keys) = if reads_from_now_on(history, options.role) {
-                    let (rotation, keys) = self.rotation(acl, &[], OpenInvites::Reseal { except: None })?;
-                    let epoch = rotation.epoch;
-                    contents.push(AclContent::RotateKey { rotation });
-                    (epoch, keys)
-                } else {
-                    (acl.epoch, self.current_keys(acl)?)
-                };
+                let (rotated, epoch, keys) = keys_for_new(self, acl, &[options.role])?;
+                contents.extend(rotated);
                 let keys = keys_for(history, options.role, &keys);
                 vec![seal_keys(Some(self.id), epoch, Recipient::Invite(key), &keys, &mut rand::rng())?]
             }

@@ -146,7 +146,7 @@ impl SpaceInner {
     }
 
     /// Checks that a request is pending, and reads what it asks for.
-    fn pending_claim(acl: &AclState, request: AclId) -> Result<&sync_core::record::JoinClaim, AclError> {
+    pub(super) fn pending_claim(acl: &AclState, request: AclId) -> Result<&sync_core::record::JoinClaim, AclError> {
         let pending = acl.requests.get(&request).filter(|r| r.status == RequestStatus::Pending);
         Ok(&pending.ok_or(Reject::Acl(AclReject::RequestUnknown { request }))?.claim)
     }
