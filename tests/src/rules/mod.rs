@@ -4,4 +4,4 @@ mod map_log;
 mod world;
 
 pub use map_log::{MapLog, Taken};
-pub use world::PureWorld;
+pub use world::{Judged, PureWorld};

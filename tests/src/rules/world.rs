@@ -13,7 +13,7 @@ use rand_chacha::ChaCha20Rng;
 use serde_json::{Map, Value, json};
 use sync_core::acl::{AclReject, AclState, InviteStatus, RequestStatus, sign_join_proof};
 use sync_core::code::{Code, NextStep};
-use sync_core::ids::{AccountId, AclId, AuthorityId, ChangeId, Epoch, Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, AclId, AuthorityId, ChangeId, Epoch, InviteId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::{EntryKind, Genesis, Reject, Submission, genesis, may_write, space_id};
 use sync_core::record::{
@@ -105,7 +105,18 @@ pub struct PureWorld {
     plaintext: BTreeSet<String>,
     /// All keys that were ever made here, by their published id: what a patched client may have from anywhere.
     all_keys: BTreeMap<[u8; 32], SpaceKeys>,
+    judged: Vec<Judged>,
     clock_ms: u64,
+}
+
+/// A submission that the node judged, where, and how.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    pub space: SpaceId,
+    /// The end of the log before it.
+    pub after: Seq,
+    pub submission: Submission,
+    pub verdict: Result<Taken, Reject>,
 }
 
 impl std::fmt::Debug for PureWorld {
@@ -159,6 +170,7 @@ impl PureWorld {
             latest: None,
             plaintext: BTreeSet::new(),
             all_keys: BTreeMap::new(),
+            judged: Vec::new(),
             clock_ms: 1,
         }
     }
@@ -238,6 +250,55 @@ impl PureWorld {
             | Act::Settles
             | Act::Holds { .. } => unreachable!("needs no space"),
         }
+    }
+
+    // ---- for tests that look inside ---------------------------------------------------------------------------------
+
+    /// The log of a space at the node, if it knows the space.
+    #[must_use]
+    pub fn node_log_of(&self, name: &str) -> Option<&MapLog> {
+        self.node.get(self.names.get(name)?)
+    }
+
+    /// How a space began.
+    #[must_use]
+    pub fn genesis_of(&self, name: &str) -> Option<&Genesis> {
+        self.genesis.get(self.names.get(name)?)
+    }
+
+    /// Everything that the node was ever asked to take, in order.
+    #[must_use]
+    pub fn judged(&self) -> &[Judged] {
+        &self.judged
+    }
+
+    /// Who took part so far.
+    pub fn accounts(&self) -> impl Iterator<Item = (&str, AccountId)> {
+        self.people.iter().map(|(who, person)| (who.as_str(), person.keys.id()))
+    }
+
+    /// A person's copy of a space, and the epochs whose keys it holds.
+    #[must_use]
+    pub fn replica_of(&self, who: &str, name: &str) -> Option<(&MapLog, BTreeSet<Epoch>)> {
+        let replica = self.people.get(who)?.replicas.get(self.names.get(name)?)?;
+        let epochs = replica.log.acl_state().epochs.keys().filter(|epoch| replica.ring.holds(**epoch));
+        Some((&replica.log, epochs.copied().collect()))
+    }
+
+    /// The invites whose secret a person was ever handed.
+    #[must_use]
+    pub fn invites_seen_by(&self, who: &str) -> BTreeSet<InviteId> {
+        self.people.get(who).into_iter().flat_map(|p| &p.secrets).map(InviteSecret::id).collect()
+    }
+
+    /// The epochs that a person can open with the whole log of the node and every invite that it was ever handed.
+    #[must_use]
+    pub fn opened_by(&self, who: &str, name: &str) -> BTreeSet<Epoch> {
+        let Some((space, log)) = self.names.get(name).and_then(|id| Some((*id, self.node.get(id)?))) else {
+            return BTreeSet::new();
+        };
+        let ring = self.opens(who, space).expect("the node knows the space");
+        log.acl_state().epochs.keys().filter(|epoch| ring.holds(**epoch)).copied().collect()
     }
 
     // ---- people and spaces ------------------------------------------------------------------------------------------
@@ -578,7 +639,11 @@ impl PureWorld {
     fn append_at_node(&mut self, space: SpaceId, submission: &Submission) -> Result<Taken, Reject> {
         let log = self.node.get_mut(&space).expect("a space that is registered");
         let (before, members) = (log.entries().len(), log.acl_state().members.clone());
-        let taken = log.take(submission)?;
+        let verdict = log.take(submission);
+        let after = Seq(before as u64);
+        self.judged.push(Judged { space, after, submission: submission.clone(), verdict: verdict.clone() });
+        let taken = verdict?;
+        let log = &self.node[&space];
         if let Some(tree) = submission.tree() {
             log.heads_of_a_tree_are_its_changes_without_children(tree);
         }
@@ -755,6 +820,7 @@ impl PureWorld {
     }
 
     fn join(&mut self, who: &str, space: SpaceId, by: Option<&str>, forced: bool) -> Result<(), Trouble> {
+        self.meet(by.unwrap_or(who));
         let tokens = &self.person(by.unwrap_or(who)).tokens;
         let token = tokens.iter().rev().find(|t| t.space == space).cloned();
         let token = token.ok_or_else(|| Trouble::wrong("an invite", format!("nobody gave {who} one")))?;

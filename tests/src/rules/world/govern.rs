@@ -1,6 +1,5 @@
 //! Acts on members, keys and the end of a space.
 
-use sync_core::ids::InviteId;
 use sync_core::record::Rotation;
 use sync_e2ee::{HistoryAccess, make_rotation};
 
