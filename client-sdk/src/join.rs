@@ -150,20 +150,7 @@ impl Client {
                 });
                 continue;
             }
-            let Ok(token) = token_from_text(&row.token) else { continue };
-            let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { continue };
-            let shared = self.shared.clone();
-            let stopped = shared.start_resuming(space);
-            self.shared.spawn(async move {
-                let work = async {
-                    if let Err(error) = shared.follow_join(&token, &invited).await {
-                        tracing::info!(space = %space.short(), error = %error, "a join did not finish");
-                        shared.note_join_failed(&token, space, &error).await;
-                    }
-                };
-                // Nothing remains of work that was stopped: what matters of it is in the node's log.
-                let _ = stopped.run_until_cancelled(work).await;
-            });
+            self.shared.follow_in_background(space, &row);
         }
         Ok(())
     }
@@ -250,6 +237,27 @@ impl Shared {
             }
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// Goes on with a join in the background, unless that was begun before.
+    pub(crate) fn follow_in_background(self: &Arc<Self>, space: SpaceId, row: &JoinRow) {
+        let Ok(token) = token_from_text(&row.token) else { return };
+        let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { return };
+        if self.resuming.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&space) {
+            return;
+        }
+        let shared = self.clone();
+        let stopped = shared.start_resuming(space);
+        self.spawn(async move {
+            let work = async {
+                if let Err(error) = shared.follow_join(&token, &invited).await {
+                    tracing::info!(space = %space.short(), error = %error, "a join did not finish");
+                    shared.note_join_failed(&token, space, &error).await;
+                }
+            };
+            // Nothing remains of work that was stopped: what matters of it is in the node's log.
+            let _ = stopped.run_until_cancelled(Box::pin(work)).await;
+        });
     }
 
     /// What ends the background work on a join: the client's end, or a call that takes the join over.

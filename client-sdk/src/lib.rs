@@ -53,7 +53,9 @@ mod status;
 mod synced;
 mod types;
 
-pub use account::{ClientEvent, ClientEvents, DeviceError, DeviceInfo};
+pub use account::{
+    ClientEvent, ClientEvents, DeviceError, DeviceInfo, MissingSpace, MissingWhy, RecoverError, Recovered,
+};
 pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, JoinRequest, Preparation};
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};

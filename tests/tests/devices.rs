@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use client_sdk::{Client, ClientConfig, ClientEvent, Mnemonic, Space, SpaceId};
+use client_sdk::{Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, ReasonCode, Role, Space, SpaceId};
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, config, object, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, config, object, seen, until};
 use tempfile::TempDir;
 
 /// An account's first device, with the words.
@@ -112,5 +112,313 @@ async fn a_space_that_comes_is_told_of() -> Outcome {
     let nowhere = SpaceId::from_hash([7; 32]);
     let missing = b.wait_for_space(nowhere, Duration::from_millis(10)).await;
     assert_eq!(missing.expect_err("there is no such space").code(), "TIMED_OUT");
+    Ok(())
+}
+
+// ---- devices ----------------------------------------------------------------------------------------------------------
+
+/// Waits until the client knows exactly these devices.
+async fn knows(client: &Client, expected: &[&TestClient]) -> Outcome {
+    let mut expected: Vec<_> = expected.iter().map(|c| c.device()).collect();
+    expected.sort_unstable();
+    let mut events = client.events();
+    let waiting = async {
+        loop {
+            let known: Vec<_> = client.devices()?.into_iter().map(|d| d.id).collect();
+            if known == expected {
+                return Outcome::Ok(());
+            }
+            events.next().await.ok_or("the client was closed")?;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await?
+}
+
+/// Waits until the client says that the node refuses this very device.
+async fn is_refused(client: &Client, space: &Space) -> Outcome {
+    until(space, || {
+        let refused = space.explain()?.iter().any(|r| r.code == ReasonCode::SessionRefused);
+        Ok((refused && client.is_revoked()).then_some(()))
+    })
+    .await
+}
+
+/// S64: two devices write, and one is revoked while its stream runs. The other goes on; the revoked one stays as it was.
+#[tokio::test]
+async fn s64_two_devices_of_one_account() -> Outcome {
+    let node = NodeProcess::start();
+    let (a, words) = first(&node).await?;
+    let space = a.create_space("Shopping").await?;
+    let b = another(&node, &words, "phone").await?;
+    let there = b.wait_for_space(space.id(), PATIENCE).await?;
+    there.await_synced().await?;
+    let (here, elsewhere) = (space.objects(), there.objects());
+    tokio::try_join!(
+        here.put("item", "milk", json!({ "title": "Milk" })),
+        elsewhere.put("item", "milk", json!({ "bought": 2 })),
+        here.put("item", "tea", json!({ "title": "Tea" })),
+        elsewhere.put("item", "rice", json!({ "title": "Rice" })),
+    )?;
+    for _ in 0..2 {
+        space.await_synced().await?;
+        there.await_synced().await?;
+    }
+    assert_eq!(seen(&space)?, seen(&there)?);
+    let milk = object(&space, "item", "milk")?;
+    assert_eq!((&milk.fields["title"], &milk.fields["bought"]), (&json!("Milk"), &json!(2)));
+    knows(&a, &[&a, &b]).await?;
+    knows(&b, &[&a, &b]).await?;
+    until(&a.account_space()?, || {
+        let devices = a.devices()?;
+        let phone = devices.iter().find(|d| d.id == b.device());
+        Ok(phone.filter(|d| d.name.as_deref() == Some("phone") && !d.is_this).map(|_| ()))
+    })
+    .await?;
+
+    let mut told = b.events();
+    a.revoke_device(b.device()).await?;
+    happens(&mut told, ClientEvent::DeviceRevoked).await?;
+    is_refused(&b, &there).await?;
+    knows(&a, &[&a]).await?;
+    // What it has can be read, and what it writes goes nowhere.
+    assert_eq!(object(&there, "item", "tea")?.fields["title"], "Tea");
+    there.objects().put("item", "tea", json!({ "title": "Stolen" })).await?;
+    space.objects().put("item", "salt", json!({ "title": "Salt" })).await?;
+    space.await_synced().await?;
+    assert_eq!(object(&space, "item", "tea")?.fields["title"], "Tea");
+
+    // It stays revoked when it is opened again, and says so again.
+    let b = b.reopen().await;
+    let mut told = b.events();
+    let there = b.space(space.id())?;
+    if !b.is_revoked() {
+        happens(&mut told, ClientEvent::DeviceRevoked).await?;
+    }
+    is_refused(&b, &there).await?;
+    let refused = there.await_synced_within(Duration::from_millis(300)).await;
+    assert!(refused.is_err());
+    knows(&a, &[&a]).await?;
+    Ok(())
+}
+
+/// What cannot be revoked says so.
+#[tokio::test]
+async fn a_revocation_that_makes_no_sense_is_refused() -> Outcome {
+    let node = NodeProcess::start();
+    let (a, words) = first(&node).await?;
+    let refused = a.revoke_device(a.device()).await.expect_err("the device itself");
+    assert_eq!(refused.code(), "THIS_DEVICE");
+    let (stranger, _) = first(&node).await?;
+    let refused = a.revoke_device(stranger.device()).await.expect_err("another account's device");
+    assert_eq!(refused.code(), "DEVICE_NOT_LISTED");
+    let b = another(&node, &words, "phone").await?;
+    knows(&a, &[&a, &b]).await?;
+    a.revoke_device(b.device()).await?;
+    let refused = a.revoke_device(b.device()).await.expect_err("it is off the list");
+    assert_eq!(refused.code(), "DEVICE_NOT_LISTED");
+    assert!(stranger.devices()?.iter().all(|d| d.is_this));
+    Ok(())
+}
+
+/// Two fresh devices at once: both end on the list, whoever is first.
+#[tokio::test(flavor = "multi_thread")]
+async fn fresh_devices_at_once_all_end_on_the_list() -> Outcome {
+    let mut node = NodeProcess::start();
+    node.kill();
+    let (a, words) = first(&node).await?;
+    let (b, c) = tokio::try_join!(another(&node, &words, "phone"), another(&node, &words, "tablet"))?;
+    node.restart();
+    tokio::try_join!(a.connected(PATIENCE), b.connected(PATIENCE), c.connected(PATIENCE))?;
+    for client in [&a, &b, &c] {
+        knows(client, &[&a, &b, &c]).await?;
+        assert!(!client.is_revoked());
+    }
+    Ok(())
+}
+
+/// One device revokes a second while a third puts itself on the list; two devices revoke two others. Nothing is lost of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_the_list_at_once_all_hold() -> Outcome {
+    let node = NodeProcess::start();
+    let (a, words) = first(&node).await?;
+    let (b, c) = tokio::try_join!(another(&node, &words, "phone"), another(&node, &words, "tablet"))?;
+    let d = another(&node, &words, "watch").await?;
+    for client in [&a, &b] {
+        knows(client, &[&a, &b, &c, &d]).await?;
+    }
+    let fresh = another(&node, &words, "frame");
+    let (revoke_c, revoke_d) = (async { Outcome::Ok(a.revoke_device(c.device()).await?) }, async {
+        Outcome::Ok(b.revoke_device(d.device()).await?)
+    });
+    let ((), (), e) = tokio::try_join!(revoke_c, revoke_d, fresh)?;
+    for client in [&a, &b, &e] {
+        knows(client, &[&a, &b, &e]).await?;
+    }
+    for (client, is_revoked) in [(&a, false), (&b, false), (&e, false)] {
+        assert_eq!(client.is_revoked(), is_revoked);
+    }
+    is_refused(&c, &c.account_space()?).await?;
+    is_refused(&d, &d.account_space()?).await?;
+    // Two that revoke each other: one of them wins.
+    let (one, other) = tokio::join!(a.revoke_device(b.device()), b.revoke_device(a.device()));
+    assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+    Ok(())
+}
+
+/// A third device while the first is offline for the whole time: it learns of everything when it comes back.
+#[tokio::test]
+async fn the_first_device_may_be_away_for_long() -> Outcome {
+    let node = NodeProcess::start();
+    let (a, words) = first(&node).await?;
+    let kept = a.create_space("Kept").await?;
+    kept.await_synced().await?;
+    a.account_space()?.await_synced().await?;
+    let TestClient { dir, client } = a;
+    client.close().await;
+
+    let b = another(&node, &words, "phone").await?;
+    b.wait_for_space(kept.id(), PATIENCE).await?;
+    let c = another(&node, &words, "tablet").await?;
+    let trips = c.create_space("Trips").await?;
+    b.wait_for_space(trips.id(), PATIENCE).await?;
+    lists(&c, &[kept.id(), trips.id()]).await?;
+    c.account_space()?.await_synced().await?;
+
+    let a = TestClient::open(dir).await;
+    a.wait_for_space(trips.id(), PATIENCE).await?.await_synced().await?;
+    for client in [&a, &b, &c] {
+        knows(client, &[&a, &b, &c]).await?;
+        lists(client, &[kept.id(), trips.id()]).await?;
+    }
+    Ok(())
+}
+
+/// Two accounts in one process, on one node: neither sees anything of the other.
+#[tokio::test]
+async fn two_accounts_in_one_process_stay_apart() -> Outcome {
+    let node = NodeProcess::start();
+    let ((a, words), (b, _)) = (first(&node).await?, first(&node).await?);
+    let (ours, theirs) = (a.create_space("Ours").await?, b.create_space("Theirs").await?);
+    lists(&a, &[ours.id()]).await?;
+    lists(&b, &[theirs.id()]).await?;
+    assert_ne!(a.account_space()?.id(), b.account_space()?.id());
+    assert!(a.space(theirs.id()).is_err() && b.space(ours.id()).is_err());
+    assert!(a.space(b.account_space()?.id()).is_err());
+    b.account_space()?.await_synced().await?;
+    let stranger = a.open_joined(b.account_space()?.id(), Duration::from_millis(300)).await;
+    assert_eq!(stranger.expect_err("another account's own space").code(), "TIMED_OUT");
+    a.account_space()?.await_synced().await?;
+    let again = another(&node, &words, "phone").await?;
+    let recovered = again.recovered(PATIENCE).await?;
+    assert_eq!(recovered.spaces.iter().map(Space::id).collect::<Vec<_>>(), [ours.id()]);
+    assert_eq!(b.devices()?.len(), 1);
+    Ok(())
+}
+
+// ---- joins and recovery -------------------------------------------------------------------------------------------------
+
+/// Waits until the client shows exactly these joins, with or without the space being joined here.
+async fn joins(client: &Client, expected: &[(SpaceId, bool)]) -> Outcome {
+    let mut events = client.events();
+    let waiting = async {
+        loop {
+            let known: Vec<_> = client.joins()?.into_iter().map(|j| (j.space, j.here)).collect();
+            if known == expected {
+                return Outcome::Ok(());
+            }
+            events.next().await.ok_or("the client was closed")?;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.map_err(|_| format!("{:?}", client.joins()))?
+}
+
+/// A join that one device began is seen on the other, which cancels one and finishes the next.
+#[tokio::test]
+async fn a_join_is_finished_or_cancelled_by_another_device() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let (a, words) = first(&node).await?;
+    let b = another(&node, &words, "phone").await?;
+    let club = admin.create_space("Club").await?;
+    let invite = club.invite(InviteOptions::approval()).await?;
+    a.join(&invite.token).await?;
+    joins(&a, &[(club.id(), true)]).await?;
+    joins(&b, &[(club.id(), false)]).await?;
+
+    b.cancel_join(club.id()).await?;
+    joins(&b, &[]).await?;
+    joins(&a, &[]).await?;
+    club.await_synced().await?;
+    assert!(club.request_of(a.account()).is_err(), "the request was taken back");
+    let none = b.resume_join(club.id()).await.expect_err("it is over");
+    assert_eq!(none.code(), "NO_JOIN");
+
+    // The same invite again; this time the second device finishes it.
+    a.join(&invite.token).await?;
+    joins(&b, &[(club.id(), false)]).await?;
+    let joining = b.resume_join(club.id()).await?;
+    let there = accept(&club, &b, &joining, Role::Writer, &[]).await?;
+    assert_eq!(there.name()?.as_deref(), Some("Club"));
+    joins(&b, &[]).await?;
+    a.wait_for_space(club.id(), PATIENCE).await?.await_synced().await?;
+    for client in [&a, &b] {
+        lists(client, &[club.id()]).await?;
+    }
+    Ok(())
+}
+
+/// S66: spaces, roles, keys of all epochs, objects, names and pending joins come back.
+#[tokio::test]
+async fn s66_recovery_from_the_words_alone() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let (a, words) = first(&node).await?;
+    let own = a.create_space("Own").await?;
+    own.objects().put("item", "old", json!({ "title": "Before the rotation" })).await?;
+    own.await_synced().await?;
+    own.rotate_keys().await?;
+    own.objects().put("item", "new", json!({ "title": "After the rotation" })).await?;
+    own.await_synced().await?;
+    let club = admin.create_space("Club").await?;
+    club.objects().put("note", "rules", json!({ "text": "be kind" })).await?;
+    let member = sync_tests::harness::join(&club, &a, Role::Admin).await?;
+    member.await_synced().await?;
+    let waiting = admin.create_space("Waiting").await?;
+    let invite = waiting.invite(InviteOptions::approval()).await?;
+    a.join(&invite.token).await?;
+    lists(&a, &[own.id(), club.id()]).await?;
+    until(&a.account_space()?, || {
+        Ok((!a.account_space()?.objects().list("headwater.account.join")?.is_empty()).then_some(()))
+    })
+    .await?;
+    a.account_space()?.await_synced().await?;
+    let TestClient { dir, client } = a;
+    client.close().await;
+    drop(dir);
+
+    let again = another(&node, &words, "new laptop").await?;
+    let recovered = again.recovered(PATIENCE).await?;
+    let mut expected = [own.id(), club.id()];
+    expected.sort_unstable();
+    assert_eq!(recovered.spaces.iter().map(Space::id).collect::<Vec<_>>(), expected);
+    assert_eq!(recovered.joins.iter().map(|j| (j.space, j.here)).collect::<Vec<_>>(), [(waiting.id(), false)]);
+    let own = again.space(own.id())?;
+    assert_eq!(own.name()?.as_deref(), Some("Own"));
+    for (id, title) in [("old", "Before the rotation"), ("new", "After the rotation")] {
+        assert_eq!(object(&own, "item", id)?.fields["title"], title);
+    }
+    let club = again.space(club.id())?;
+    assert_eq!(object(&club, "note", "rules")?.fields["text"], "be kind");
+    assert_eq!(club.acl()?.members[&again.account()].role, Role::Admin);
+    assert_eq!(own.acl()?.members[&again.account()].role, Role::Owner);
+    let joining = again.resume_join(waiting.id()).await?;
+    accept(&waiting, &again, &joining, Role::Reader, &[]).await?;
+
+    // Without the node there is nothing to recover from, and it says so.
+    let mut node = node;
+    node.kill();
+    let alone = another(&node, &words, "offline").await?;
+    let missing = alone.recovered(Duration::from_millis(300)).await.expect_err("no node");
+    assert_eq!(missing.code(), "NO_NODE");
     Ok(())
 }

@@ -89,7 +89,7 @@ impl Shared {
         let is_ours = listed.as_ref().is_some_and(|o| o.fields.get("device") == Some(&json!(device)));
         let is_member = self.here(space)? == Here::Member;
         let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
-        let active = row.filter(|row| !is_member && matches!(row.stage, JoinStage::Kept | JoinStage::Requested));
+        let active = row.filter(|row| !is_member && is_under_way(row.stage));
         let marker = format!("{LISTED_PREFIX}{space}");
         let was_listed = self.store.read(|tx| tx.kv(&marker))?.is_some();
         match active {
@@ -100,7 +100,11 @@ impl Shared {
                     self.mark(move |tx| tx.kv_put(&marker, &[])).await?;
                 }
             }
-            // Another device goes on with it, or ended it: the node will tell us what came of it.
+            // Another device ended it: the space's log says how.
+            Some(row) if listed.is_none() && row.stage != JoinStage::Cancelling => {
+                self.follow_in_background(space, &row)
+            }
+            // Another device goes on with it.
             Some(_) => {}
             None => {
                 if listed.is_some() && (is_ours || is_member) {
@@ -127,6 +131,13 @@ impl Shared {
     pub(crate) fn join_moved(&self, space: SpaceId) {
         self.own.tell(ClientEvent::JoinsChanged);
         self.own.moved(space);
+    }
+}
+
+const fn is_under_way(stage: JoinStage) -> bool {
+    match stage {
+        JoinStage::Kept | JoinStage::Requested | JoinStage::Cancelling => true,
+        JoinStage::Joined | JoinStage::Declined => false,
     }
 }
 

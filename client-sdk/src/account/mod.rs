@@ -8,6 +8,7 @@
 mod devices;
 mod events;
 mod joins;
+mod recovery;
 mod spaces;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,7 @@ use crate::space::Space;
 pub(crate) use devices::Devices;
 pub use devices::{DeviceError, DeviceInfo};
 pub use events::{ClientEvent, ClientEvents};
+pub use recovery::{MissingSpace, MissingWhy, RecoverError, Recovered};
 
 /// The label that the account's own space is derived with.
 const LABEL: &[u8] = b"account";
