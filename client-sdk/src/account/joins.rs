@@ -65,7 +65,12 @@ impl Shared {
     pub(crate) fn joins_elsewhere(self: &Arc<Self>) -> Result<Vec<JoinInfo>, ReadError> {
         let here = self.join_rows()?;
         let mut joins = Vec::new();
+        let device = json!(self.identity.device().to_string());
         for object in self.account_space()?.objects().list(JOIN)? {
+            // What this device listed and works on no more is over; the entry goes in a moment.
+            if object.fields.get("device") == Some(&device) {
+                continue;
+            }
             let Some(info) = info_of(&object) else { continue };
             let is_known = here.iter().any(|(space, _)| *space == info.space);
             if !is_known && self.here(info.space)? != Here::Member {
