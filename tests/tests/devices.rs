@@ -422,3 +422,70 @@ async fn s66_recovery_from_the_words_alone() -> Outcome {
     assert_eq!(missing.code(), "NO_NODE");
     Ok(())
 }
+
+// ---- what ended stays ended -----------------------------------------------------------------------------------------
+
+/// A device that was away while another one left a space does not bring it back; joining again does.
+#[tokio::test]
+async fn a_space_that_was_left_is_not_brought_back() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let (a, words) = first(&node).await?;
+    let b = another(&node, &words, "phone").await?;
+    let club = admin.create_space("Club").await?;
+    let here = sync_tests::harness::join(&club, &a, Role::Writer).await?;
+    b.wait_for_space(club.id(), PATIENCE).await?.await_synced().await?;
+    b.account_space()?.await_synced().await?;
+    let TestClient { dir, client } = b;
+    client.close().await;
+
+    let mut gone = a.events();
+    here.leave().await?;
+    happens(&mut gone, ClientEvent::SpaceGone { space: club.id() }).await?;
+    lists(&a, &[]).await?;
+    a.account_space()?.await_synced().await?;
+
+    let b = TestClient::open(dir).await;
+    lists(&b, &[]).await?;
+    let stale = b.space(club.id())?;
+    until(&stale, || Ok(stale.acl()?.left.contains_key(&b.account()).then_some(()))).await?;
+    for client in [&a, &b] {
+        client.account_space()?.await_synced().await?;
+        lists(client, &[]).await?;
+    }
+
+    sync_tests::harness::join(&club, &b, Role::Writer).await?;
+    for client in [&a, &b] {
+        lists(client, &[club.id()]).await?;
+    }
+    Ok(())
+}
+
+/// An admin put the account into a space without an invite: its id is enough, and the other device finds it by itself.
+#[tokio::test]
+async fn who_was_added_needs_only_the_id() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let (a, words) = first(&node).await?;
+    let b = another(&node, &words, "phone").await?;
+    let club = admin.create_space("Club").await?;
+    club.await_synced().await?;
+    let early = a.open_joined(club.id(), Duration::from_millis(300)).await;
+    assert_eq!(early.expect_err("nobody added it yet").code(), "TIMED_OUT");
+    club.add_members(&[(a.account(), Role::Writer)]).await?;
+    let here = a.open_joined(club.id(), PATIENCE).await?;
+    here.await_synced().await?;
+    assert_eq!(here.name()?.as_deref(), Some("Club"));
+    here.objects().put("note", "hello", json!({ "text": "hello" })).await?;
+    b.wait_for_space(club.id(), PATIENCE).await?.await_synced().await?;
+
+    club.remove_members(&[a.account()]).await?;
+    for client in [&a, &b] {
+        lists(client, &[]).await?;
+    }
+    club.add_members(&[(a.account(), Role::Writer)]).await?;
+    let joined = b.open_joined(club.id(), PATIENCE).await;
+    assert!(joined.is_ok(), "{joined:?}");
+    lists(&a, &[club.id()]).await?;
+    Ok(())
+}

@@ -208,17 +208,17 @@ impl Shared {
         }
     }
 
-    pub(super) fn here(self: &Arc<Self>, space: SpaceId) -> Result<Here, ReadError> {
+    pub(super) fn here(&self, space: SpaceId) -> Result<Here, ReadError> {
         let Some(acl) = self.store.read(|tx| tx.acl(space))? else { return Ok(Here::Absent) };
         if acl.deleted {
             return Ok(Here::Deleted);
         }
-        if acl.members.contains_key(&self.account.id()) {
+        let account = self.account.id();
+        if acl.members.contains_key(&account) {
             return Ok(Here::Member);
         }
-        // Whoever holds keys was a member where they were given.
-        let had_keys = self.open_space(space)?.inner.ring().newest().is_some();
-        Ok(if had_keys { Here::After } else { Here::Before })
+        let was_member = acl.removed.contains_key(&account) || acl.left.contains_key(&account);
+        Ok(if was_member { Here::After } else { Here::Before })
     }
 
     fn listed(self: &Arc<Self>, space: SpaceId) -> Result<Listed, ReadError> {

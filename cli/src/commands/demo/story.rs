@@ -23,8 +23,6 @@ use crate::text;
 /// No wait of the story takes longer.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-const ASK_INTERVAL: Duration = Duration::from_millis(2);
-
 const PROFILE: &str = "profile";
 const SECRET_NOTE: &str = "Only members can read this line";
 const SPACE_NAME: &str = "The demo's world atlas";
@@ -276,25 +274,12 @@ fn needles(types: &ByType) -> Vec<String> {
 
 /// Waits until the member's own copy of the log is at least so long.
 async fn downloaded(member: &Client, id: SpaceId, seq: u64) -> Result<Space, CliError> {
-    let space = adopted(member, id).await?;
+    let space = member.wait_for_space(id, DEADLINE).await?;
     let mut since = 0;
     while space.status()?.seq < seq {
         space.status_changed(&mut since).await;
     }
     Ok(space)
-}
-
-/// Waits until the member has the space. A space that is not here yet has no feed to wait on, so it is asked for.
-async fn adopted(member: &Client, id: SpaceId) -> Result<Space, CliError> {
-    let mut ask = tokio::time::interval(ASK_INTERVAL);
-    loop {
-        ask.tick().await;
-        match member.space(id) {
-            Ok(space) => return Ok(space),
-            Err(client_sdk::ReadError::UnknownSpace(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 async fn wait_for_state(space: &Space, state: SyncState) -> Result<(), CliError> {
