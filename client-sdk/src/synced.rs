@@ -433,7 +433,7 @@ pub(crate) enum Readability {
     Hidden,
 }
 
-fn store_failed(error: &ReadError) -> NotSynced {
+pub(crate) fn store_failed(error: &ReadError) -> NotSynced {
     let reason = Reason::new(ReasonCode::StoreFailed, "local store", error.to_string());
     NotSynced { code: NotSyncedCode::StoreFailed, residue: vec![reason] }
 }

@@ -54,12 +54,12 @@ impl AccountKeys {
     /// The account's devices, in any order; a node keeps the highest version and refuses devices that are not on it.
     ///
     /// # Panics
-    /// If there are more than [`limits::IDS_PER_REQUEST_MAX`] devices: no reader would take such a list.
+    /// If there are more than [`limits::DEVICES_MAX`] devices: no reader would take such a list.
     #[must_use]
     pub fn device_list(&self, version: u64, mut devices: Vec<DeviceId>) -> Verified<DeviceList> {
         devices.sort_unstable();
         devices.dedup();
-        assert!(devices.len() <= limits::IDS_PER_REQUEST_MAX, "an account has at most 1,000 devices");
+        assert!(devices.len() <= limits::DEVICES_MAX, "an account has at most 64 devices");
         let body = DeviceList { account: self.id(), version, devices };
         Verified::sign(&body, &self.key, None).expect("sorted, within the limit, strong keys, and ours signs")
     }

@@ -203,7 +203,8 @@ fn hello(account: &AccountKeys, device: &DeviceKeys, mut devices: Vec<DeviceId>,
         account: account.id().to_bytes(),
         device: device.id().to_bytes(),
         certificate: Some(account.certify_device(device.id(), 1).into_raw().into()),
-        device_list: Some(account.device_list(1, devices).into_raw().into()),
+        // The account's own client made version 1.
+        device_list: Some(account.device_list(2, devices).into_raw().into()),
         client_nonce: Bytes::copy_from_slice(&client_nonce),
     }
 }

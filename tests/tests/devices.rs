@@ -386,12 +386,7 @@ async fn s66_recovery_from_the_words_alone() -> Outcome {
     let waiting = admin.create_space("Waiting").await?;
     let invite = waiting.invite(InviteOptions::approval()).await?;
     a.join(&invite.token).await?;
-    lists(&a, &[own.id(), club.id()]).await?;
-    until(&a.account_space()?, || {
-        Ok((!a.account_space()?.objects().list("headwater.account.join")?.is_empty()).then_some(()))
-    })
-    .await?;
-    a.account_space()?.await_synced().await?;
+    a.account_synced(PATIENCE).await?;
     let TestClient { dir, client } = a;
     client.close().await;
     drop(dir);

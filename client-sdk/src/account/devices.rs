@@ -135,7 +135,7 @@ impl Devices {
         let DeviceList { version, devices, .. } = counted.body();
         if has(counted, self.device) {
             counted.clone()
-        } else if known.was_listed || devices.len() >= limits::IDS_PER_REQUEST_MAX {
+        } else if known.was_listed || devices.len() >= limits::DEVICES_MAX {
             account.device_list(0, vec![self.device])
         } else {
             account.device_list(version.saturating_add(1), devices.iter().copied().chain([self.device]).collect())

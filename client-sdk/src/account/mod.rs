@@ -25,12 +25,13 @@ use sync_core::record::{
 };
 use sync_e2ee::{AccountKeys, KeyRing, SpaceKeys};
 use sync_store::{Store, WriteTx};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::client::{Client, Shared, open_from_store_write};
-use crate::error::{OpenError, ReadError, WriteError};
+use crate::error::{NotSynced, OpenError, ReadError, WriteError};
 use crate::events::Event;
 use crate::space::Space;
+use crate::synced::Synced;
 
 pub(crate) use devices::Devices;
 pub use devices::{DeviceError, DeviceInfo};
@@ -56,6 +57,8 @@ pub(crate) struct Own {
     device_name: String,
     wake: Notify,
     todo: Mutex<Todo>,
+    /// True while nothing is left to compare.
+    settled: watch::Sender<bool>,
     events: broadcast::Sender<ClientEvent>,
     /// Spaces that the node is being asked about, and what the last attempt met.
     asking: Mutex<BTreeMap<SpaceId, String>>,
@@ -79,6 +82,7 @@ impl Own {
             device_name,
             wake: Notify::new(),
             todo: Mutex::new(Todo { everything: true, ..Todo::default() }),
+            settled: watch::channel(false).0,
             events: broadcast::channel(EVENTS_KEPT).0,
             asking: Mutex::default(),
             member_of: Mutex::default(),
@@ -87,13 +91,19 @@ impl Own {
 
     /// Something moved about a space or the join of it, here or in the account's space.
     pub(crate) fn moved(&self, space: SpaceId) {
-        self.todo().spaces.insert(space);
-        self.wake.notify_one();
+        self.left_to_do(|todo| _ = todo.spaces.insert(space));
     }
 
     /// The device list moved, here or in the account's space.
     fn devices_moved(&self) {
-        self.todo().devices = true;
+        self.left_to_do(|todo| todo.devices = true);
+    }
+
+    fn left_to_do(&self, note: impl FnOnce(&mut Todo)) {
+        let mut todo = self.todo();
+        note(&mut todo);
+        self.settled.send_replace(false);
+        drop(todo);
         self.wake.notify_one();
     }
 
@@ -234,9 +244,8 @@ impl Client {
     /// joins are objects in it. It is in no listing. What it holds is written by the SDK alone.
     ///
     /// ```no_run
-    /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// // What another device would find now is on the node's disk.
-    /// client.account_space()?.await_synced().await?;
+    /// # fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// println!("{:?}", client.account_space()?.status()?.state);
     /// # Ok(())
     /// # }
     /// ```
@@ -245,6 +254,28 @@ impl Client {
     /// [`ReadError`].
     pub fn account_space(&self) -> Result<Space, ReadError> {
         self.shared.account_space()
+    }
+
+    /// Waits until the account's space says all that this device has to say, and is synced: another device finds every space
+    /// and every unfinished join of this one from then on.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.create_space("Shopping").await?;
+    /// client.account_synced(std::time::Duration::from_secs(30)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`NotSynced`] with everything that is missing, after `timeout`.
+    pub async fn account_synced(&self, timeout: Duration) -> Result<Synced, NotSynced> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut settled = self.shared.own.settled.subscribe();
+        // Whatever keeps it from settling keeps it from being synced, and is named by that.
+        let _ = tokio::time::timeout_at(deadline, settled.wait_for(|settled| *settled)).await;
+        let space = self.account_space().map_err(|error| crate::synced::store_failed(&error))?;
+        space.await_synced_within(deadline.saturating_duration_since(tokio::time::Instant::now())).await
     }
 }
 
@@ -267,6 +298,9 @@ impl Shared {
             left.everything |= todo.everything;
             left.devices |= todo.devices;
             left.spaces.append(&mut todo.spaces);
+        } else {
+            let left = self.own.todo();
+            self.own.settled.send_replace(!left.everything && !left.devices && left.spaces.is_empty());
         }
         compared
     }
