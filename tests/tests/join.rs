@@ -29,7 +29,7 @@ async fn s56_declined_then_asked_again() -> Outcome {
     let joining = member.join(&token).await?;
     space.decline(pending(&space).await).await?;
     assert!(matches!(joining.ready(PATIENCE).await, Err(JoinError::Declined)));
-    assert!(member.joins()?.is_empty(), "nothing of it stays behind");
+    assert_eq!(member.joins()?, [], "nothing of it stays behind");
 
     // Another process of the same account learns of a decline that came while nobody waited.
     member.join(&token).await?;
