@@ -58,7 +58,9 @@ scripts! {
     acl_back_date, acl_contents, acl_deletion, acl_heads, acl_history, acl_history_join, acl_invite_rules, acl_invites,
     acl_leave, acl_once_race, acl_pending, acl_purge, acl_purge_late, acl_records, acl_removal, acl_requests,
     acl_rotation, acl_targets, acl_transfer, acl_write_rules, approval, concurrent, decline, example, forged,
-    node_restart, offline, open_invite, owner, partial, profiles, readers, revive, roles, two_spaces, used_up,
+    member_deletion, member_history, member_invites, member_leave, member_pending, member_purge, member_purge_late,
+    member_removal, member_rules, member_transfer, node_restart, offline, open_invite, owner, partial, profiles,
+    readers, revive, roles, two_spaces, used_up,
 }
 
 #[test]
@@ -78,7 +80,11 @@ fn every_script_is_played() {
 /// So that the suite of membership rules cannot shrink unnoticed.
 #[test]
 fn the_rules_of_membership_have_many_steps() {
-    let scripts: Vec<_> = NAMES.iter().filter(|name| name.starts_with("acl_")).map(|name| read(name)).collect();
+    let scripts: Vec<_> = NAMES
+        .iter()
+        .filter(|name| name.starts_with("acl_") || name.starts_with("member_"))
+        .map(|name| read(name))
+        .collect();
     let steps: Vec<_> = scripts.iter().flat_map(|script| &script.steps).collect();
     let refusals: Vec<_> = steps.iter().filter_map(|step| step.refusal.as_deref()).collect();
     let codes: BTreeSet<_> = refusals.iter().collect();

@@ -993,6 +993,9 @@ impl PureWorld {
         let tree = root.tree_id();
         let acl = replica.log.acl_state();
         let logged = replica.log.trees().get(&tree);
+        if acl.deleted {
+            return Err(rejected(&Reject::SpaceDeleted));
+        }
         may_write(acl, tree, &root, logged, &keys.id(), &acl.head).map_err(|reject| rejected(&reject))?;
         if root.write_rule.once && replica.pending.iter().any(|p| p.tree() == tree) {
             return Err(rejected(&Reject::OnceTaken { tree }));

@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client_sdk::{
-    AclError, AclId, InviteMode, InviteOptions, JoinError, Joining, NodeAddress, NotSynced, Object, ReadError, Role,
-    Space, SpaceId, TreeId, WriteError,
+    AccountId, AclError, AclId, ClientConfig, HistoryMode, InviteId, InviteMode, InviteOptions, JoinError, Joining,
+    NodeAddress, NotSynced, NotSyncedCode, Object, ObjectType, ReadError, Role, Space, SpaceId, SpaceOptions, TreeId,
+    WriteError,
 };
 use serde_json::{Map, Value};
-use sync_core::record::HistoryMode;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{Act, ObjectName, Shown, Step, Trouble, World, compare, holds, no_plaintext, plain};
-use crate::harness::{NodeProcess, PATIENCE, TestClient};
+use super::{Act, Governing, ObjectName, Shown, Step, Trouble, World, compare, holds, no_plaintext, plain};
+use crate::harness::{NodeProcess, PATIENCE, TestClient, until};
 
 /// What must not become ready is given this long.
 const MOMENT: Duration = Duration::from_millis(500);
@@ -87,7 +87,16 @@ async fn accept(listener: TcpListener, endpoint: String, open: watch::Receiver<b
 
 struct Token {
     space: SpaceId,
+    id: InviteId,
     text: String,
+}
+
+/// Declares the types of objects in scripts that have a write rule of their own.
+fn with_types(config: ClientConfig) -> ClientConfig {
+    let types = ["ballot", "notice", "statute", "diary", "pass", "badge"];
+    types
+        .into_iter()
+        .fold(config, |config, name| config.object_type(ObjectType::new(name).rule(move |id| super::rule_of(name, id))))
 }
 
 struct Person {
@@ -114,10 +123,6 @@ impl std::fmt::Debug for RealWorld {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RealWorld").field("node", &self.node.address()).finish_non_exhaustive()
     }
-}
-
-fn not_there() -> Result<(), Trouble> {
-    Err(Trouble::wrong("a call of the SDK", "not there yet"))
 }
 
 fn only_pure() -> Result<(), Trouble> {
@@ -190,8 +195,7 @@ impl RealWorld {
     async fn perform(&mut self, step: &Step) -> Result<(), Trouble> {
         let who = step.who.as_str();
         match &step.act {
-            Act::Creates { space, history: HistoryMode::All } => self.create_space(who, space).await,
-            Act::Creates { space: _, history: HistoryMode::SinceJoin } => not_there(),
+            Act::Creates { space, history } => self.create_space(who, space, *history).await,
             Act::GoesOffline => {
                 self.person(who).await.relay.cut().await;
                 Ok(())
@@ -220,7 +224,10 @@ impl RealWorld {
             | Act::Deletes { .. }
             | Act::Reads { .. }
             | Act::Lists { .. } => self.perform_in(step, self.space_id(step)?).await,
-            Act::Governs(_) | Act::Purges { .. } | Act::HasRefused { .. } | Act::Dismisses => not_there(),
+            Act::Governs(act) => self.govern(who, self.space_id(step)?, act).await,
+            Act::Purges { .. } | Act::HasRefused { .. } | Act::Dismisses => {
+                self.act_on_object(step, self.space_id(step)?).await
+            }
             Act::Forges(_) | Act::HoldsEpochs { .. } | Act::HoldsNoKey { .. } => only_pure(),
         }
     }
@@ -276,8 +283,23 @@ impl RealWorld {
                 return match shown {
                     Shown::Nothing => compare(None, seen.as_ref()),
                     Shown::Fields(fields) => compare(Some(fields), seen.as_ref()),
-                    Shown::Hidden => not_there(),
+                    Shown::Hidden => is_hidden(&space, &object),
                 };
+            }
+            Act::Purges { object } => {
+                let object = self.resolve(object).await;
+                space.objects().purge(&object.object_type, &object.id).await?;
+            }
+            Act::HasRefused { count } => {
+                let refused = space.refused()?;
+                if refused.len() != *count {
+                    return Err(Trouble::wrong(count, format!("{refused:?}")));
+                }
+            }
+            Act::Dismisses => {
+                for refused in space.refused()? {
+                    space.dismiss(refused.write).await?;
+                }
             }
             Act::Lists { object_type, count } => {
                 let ids: Vec<_> = space.objects().list(object_type)?.into_iter().map(|o| o.id).collect();
@@ -298,11 +320,8 @@ impl RealWorld {
             | Act::Settles
             | Act::Governs(_)
             | Act::Forges(_)
-            | Act::Purges { .. }
             | Act::HoldsEpochs { .. }
             | Act::HoldsNoKey { .. }
-            | Act::HasRefused { .. }
-            | Act::Dismisses
             | Act::Agrees
             | Act::Holds { .. } => unreachable!("not on an object"),
         }
@@ -315,7 +334,7 @@ impl RealWorld {
         if !self.people.contains_key(name) {
             let relay = TcpRelay::to(self.node.address().endpoint.clone()).await;
             let address = NodeAddress { endpoint: relay.address.to_string(), ..self.node.address().clone() };
-            let client = Some(TestClient::create(name, &address).await);
+            let client = Some(TestClient::create_with(name, &address, with_types).await);
             self.people.insert(name.to_owned(), Person { client, relay, joining: BTreeMap::new() });
         }
         self.people.get_mut(name).expect("just made")
@@ -355,8 +374,12 @@ impl RealWorld {
         self.plaintext.extend(fields.iter().flat_map(|(field, value)| [field.clone(), plain(value)]));
     }
 
-    async fn create_space(&mut self, who: &str, name: &str) -> Result<(), Trouble> {
+    async fn create_space(&mut self, who: &str, name: &str, history: HistoryMode) -> Result<(), Trouble> {
         let space = self.person(who).await.client().create_space(name).await?;
+        if history != HistoryMode::All {
+            // A space begins with all of its history, and nobody else is there yet.
+            set_history(&space, history).await?;
+        }
         self.plaintext.insert(name.to_owned());
         self.names.insert(name.to_owned(), space.id());
         self.latest = Some(space.id());
@@ -399,13 +422,55 @@ impl RealWorld {
         options.role = role;
         options.max_uses = max_uses;
         options.must_see = self.trees(&space, must_see).await?;
-        let text = space.invite(options).await?.token;
-        self.tokens.entry(whom.to_owned()).or_default().push(Token { space: id, text });
+        let invite = space.invite(options).await?;
+        let token = Token { space: id, id: invite.id(), text: invite.token };
+        self.tokens.entry(whom.to_owned()).or_default().push(token);
         if mode.is_some() {
             return Ok(());
         }
         self.join(whom, id, None).await?;
         self.space(whom, id).await.map(|_| ())
+    }
+
+    async fn account(&mut self, who: &str) -> AccountId {
+        self.person(who).await.client().account()
+    }
+
+    async fn govern(&mut self, who: &str, id: SpaceId, act: &Governing) -> Result<(), Trouble> {
+        if *act == Governing::Cancels {
+            return Ok(self.person(who).await.client().cancel_join(id).await?);
+        }
+        let space = self.space(who, id).await?;
+        match act {
+            Governing::Removes { whom } => {
+                let mut accounts = Vec::with_capacity(whom.len());
+                for name in whom {
+                    accounts.push(self.account(name).await);
+                }
+                space.remove_members(&accounts).await?;
+            }
+            Governing::Leaves => space.leave().await?,
+            Governing::Makes { whom, role } => space.change_role(self.account(whom).await, *role).await?,
+            Governing::Adds { whom, role } => {
+                space.add_members(&[(self.account(whom).await, *role)]).await?;
+                let person = self.person(whom).await;
+                if person.relay.is_open() {
+                    person.client().open_joined(id, PATIENCE).await?;
+                }
+            }
+            Governing::Revokes { whom } => {
+                let given = self.tokens.get(whom).into_iter().flatten().rfind(|t| t.space == id).map(|t| t.id);
+                let invite = given.ok_or_else(|| Trouble::wrong("an invite", format!("nobody gave {whom} one")))?;
+                space.revoke_invite(invite).await?;
+            }
+            Governing::Rotates => space.rotate_keys().await?,
+            Governing::Reseals { whom } => space.reseal(self.account(whom).await).await?,
+            Governing::Transfers { to } => space.transfer_ownership(self.account(to).await).await?,
+            Governing::SetsHistory { history } => set_history(&space, *history).await?,
+            Governing::DeletesSpace => space.delete().await?,
+            Governing::Cancels => unreachable!("done above"),
+        }
+        Ok(())
     }
 
     async fn trees(&mut self, space: &Space, objects: &[ObjectName]) -> Result<Vec<TreeId>, Trouble> {
@@ -485,7 +550,7 @@ impl RealWorld {
             for who in self.online() {
                 for id in self.spaces() {
                     match self.space(&who, id).await {
-                        Ok(space) => drop(space.await_synced_within(PATIENCE).await?),
+                        Ok(space) => settle_one(&space, self.account(&who).await).await?,
                         Err(Trouble::Refused { code, .. }) if code == "SPACE_UNKNOWN" => {}
                         Err(trouble) => return Err(trouble),
                     }
@@ -499,7 +564,11 @@ impl RealWorld {
         for id in self.spaces() {
             let mut first: Option<(String, Seen)> = None;
             for who in self.online() {
-                let Ok(space) = self.people[&who].client().space(id) else { continue };
+                let client = self.people[&who].client();
+                let Ok(space) = client.space(id) else { continue };
+                if !space.acl()?.members.contains_key(&client.account()) {
+                    continue;
+                }
                 let seen = Seen::of(&space)?;
                 match &first {
                     None => first = Some((who, seen)),
@@ -528,6 +597,40 @@ impl RealWorld {
         let files = files_in(self.node.dir()).map_err(|e| Trouble::wrong("files of the node", e))?;
         no_plaintext(&self.plaintext, files.iter().map(Vec::as_slice))
     }
+}
+
+async fn set_history(space: &Space, history: HistoryMode) -> Result<(), Trouble> {
+    let options = space.acl()?.options;
+    Ok(space.set_options(SpaceOptions { history, ..options }).await?)
+}
+
+/// A member is in sync; a former one knows that it is one, and has nothing refused that it did not set aside.
+async fn settle_one(space: &Space, account: AccountId) -> Result<(), Trouble> {
+    let synced = space.await_synced_within(PATIENCE).await;
+    if synced.as_ref().is_err_and(|e| e.code == NotSyncedCode::Forbidden) {
+        // The node does not talk to it any more; its own copy learns why.
+        let ended = || Ok((!space.acl()?.members.contains_key(&account)).then_some(()));
+        let wrong = |happened: String| Trouble::wrong("the end of the membership, in its own log", happened);
+        let learned = tokio::time::timeout(PATIENCE, until(space, ended)).await;
+        learned.map_err(|_| wrong("it did not come".to_owned()))?.map_err(|e| wrong(e.to_string()))?;
+    }
+    if space.acl()?.members.contains_key(&account) {
+        return Ok(synced.map(drop)?);
+    }
+    match space.refused()?.first() {
+        None => Ok(()),
+        Some(refused) => Err(Trouble::refused("REFUSED", &refused.message)),
+    }
+}
+
+/// In the log, and nothing of it is readable here.
+fn is_hidden(space: &Space, object: &ObjectName) -> Result<(), Trouble> {
+    let expected = "a tree that this reader cannot read";
+    let tree = space.objects().tree(&object.object_type, &object.id)?;
+    let tree = tree.ok_or_else(|| Trouble::wrong(expected, "there is no such tree"))?;
+    let changes = tree.changes()?;
+    let hidden = !changes.is_empty() && changes.iter().all(|c| c.content.is_none()) && !tree.snapshot()?.purged;
+    if hidden { Ok(()) } else { Err(Trouble::wrong(expected, format!("{changes:?}"))) }
 }
 
 impl Person {
