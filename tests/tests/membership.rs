@@ -6,6 +6,7 @@ use client_sdk::{
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+use sync_tests::relay::{Calls, Relay};
 
 async fn club(node: &NodeProcess) -> Outcome<(TestClient, Space)> {
     let admin = TestClient::create("Admin", node.address()).await;
@@ -304,4 +305,26 @@ async fn a_stolen_account_is_replaced() -> Outcome {
     assert_eq!(heirs.acl()?.owner, heir.account());
     heirs.remove_members(&[admin.account()]).await?;
     gone(&space).await
+}
+
+/// As above, with the process alive all the time and the network away.
+#[tokio::test(flavor = "multi_thread")]
+async fn s52_a_member_who_was_cut_off_while_it_was_removed() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let (_admin, space) = club(&node).await?;
+    let relay = Relay::start(node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    relay.calls(|_| Calls::Refuse);
+    relay.cut();
+    theirs.objects().put("note", "1", json!({ "text": "offline" })).await?.expect("a change");
+    space.remove_members(&[member.account()]).await?;
+    relay.heal();
+    member.reconnect();
+    gone(&theirs).await?;
+    assert_eq!(theirs.refused()?.len(), 1);
+    let failed = theirs.await_synced().await.expect_err("not a member");
+    assert_eq!(failed.code.name(), "FORBIDDEN", "{failed:?}");
+    Ok(())
 }
