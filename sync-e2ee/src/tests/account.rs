@@ -54,9 +54,9 @@ fn a_device_list_takes_any_order_and_repeats() {
 }
 
 #[test]
-#[should_panic(expected = "at most 1,000 devices")]
+#[should_panic(expected = "at most 64 devices")]
 fn a_device_list_over_the_limit_is_a_bug_of_the_caller() {
-    let devices = (0..=limits::IDS_PER_REQUEST_MAX as u64).map(|seed| DeviceKeys::generate(&mut rng(seed)).id());
+    let devices = (0..=limits::DEVICES_MAX as u64).map(|seed| DeviceKeys::generate(&mut rng(seed)).id());
     let _ = alice().device_list(1, devices.collect());
 }
 
