@@ -218,7 +218,7 @@ pub async fn accept(
     promised: &[TreeId],
 ) -> Outcome<Space> {
     let request = request_of(space, member).await?;
-    space.approve(request, Some(role), |w| Ok(w.promise_trees(promised))).await?;
+    space.approve(request, Some(role), |w| w.promise_trees(promised)).await?;
     Ok(joining.ready(PATIENCE).await?.remove(0))
 }
 

@@ -98,7 +98,7 @@ async fn story() -> Result<Story, Box<dyn std::error::Error>> {
     space.await_synced().await?;
     space
         .approve(space.request_of(third.account())?, None, |w| {
-            Ok(w.promise_trees(&[objects.tree_id(packet_type, packet)?]))
+            w.promise_trees(&[objects.tree_id(packet_type, packet)?])
         })
         .await?;
     joining.ready(PATIENCE).await?;

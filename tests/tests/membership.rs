@@ -213,8 +213,7 @@ async fn approval_prepares_what_the_member_is_meant_to_see() -> Outcome {
         space
             .approve(request, None, |w| {
                 let id = w.account().to_string();
-                w.put("profile", &id, json!({ "title": "new" }))?;
-                Ok(())
+                w.put("profile", &id, json!({ "title": "new" }))
             })
             .await?;
         let theirs = joining.ready(PATIENCE).await?.remove(0);

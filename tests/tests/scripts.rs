@@ -58,7 +58,7 @@ scripts! {
     acl_back_date, acl_contents, acl_deletion, acl_heads, acl_history, acl_history_join, acl_invite_rules, acl_invites,
     acl_leave, acl_once_race, acl_pending, acl_purge, acl_purge_late, acl_records, acl_removal, acl_requests,
     acl_rotation, acl_targets, acl_transfer, acl_write_rules, approval, concurrent, decline, example, forged,
-    member_deletion, member_history, member_invites, member_leave, member_pending, member_purge, member_purge_late,
+    member_deletion, member_history, member_invites, member_leave, member_offline, member_pending, member_purge, member_purge_late,
     member_removal, member_rules, member_transfer, node_restart, offline, open_invite, owner, partial, profiles,
     readers, revive, roles, two_spaces, used_up,
 }

@@ -119,12 +119,12 @@ async fn s02_ready_waits_for_what_the_acceptance_promises() -> Outcome {
     let invite = space.invite(InviteOptions::approval()).await?;
     let joining = member.join(&invite.token).await?;
     let request = request_of(&space, &member).await?;
-    let nothing = space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await;
+    let nothing = space.approve(request, None, |w| w.promise_trees(&[tree])).await;
     assert!(matches!(nothing, Err(AclError::NothingToPromise { tree: named }) if named == tree), "{nothing:?}");
 
     space.objects().put("profile", &member.own(), json!({ "name": "Member" })).await?;
     relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
-    space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await?;
+    space.approve(request, None, |w| w.promise_trees(&[tree])).await?;
     let not_ready = joining.ready(A_MOMENT).await;
     assert!(matches!(&not_ready, Err(JoinError::NotReady { .. })), "{not_ready:?}");
     relay.heal();
@@ -336,7 +336,7 @@ async fn s26_node_killed_between_request_and_approval() -> Outcome {
     node.restart();
     admin.connected(PATIENCE).await?;
     let request = request_of(&space, &member).await?;
-    space.approve(request, None, |w| Ok(w.promise_trees(&[tree]))).await?;
+    space.approve(request, None, |w| w.promise_trees(&[tree])).await?;
     node.kill();
     node.restart();
     member.reconnect();

@@ -276,7 +276,7 @@ pub(crate) async fn approve(app: &App, args: Approve) -> Result<Answer, CliError
         for request in &requests {
             let promised = promised(app, space, &args.promise, request)?;
             let _spinner = app.out.spinner(format!("accepting {}", request.account.short()));
-            space.approve(request.id, role, |w| Ok(w.promise_trees(&promised))).await?;
+            space.approve(request.id, role, |w| w.promise_trees(&promised)).await?;
         }
         answer_decided(app, space, &requests, "accepted")
     })

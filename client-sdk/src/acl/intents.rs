@@ -34,7 +34,12 @@ impl SpaceInner {
         let key = leave_key(self.id);
         let row = self.shared.local.seal_row(key.as_bytes(), b"leave", &mut rand::rng());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
-            Ok(if leaving { tx.kv_put(&key, &row)? } else { tx.kv_delete(&key)? })
+            if leaving {
+                tx.kv_put(&key, &row)?
+            } else {
+                tx.kv_delete(&key)?
+            }
+            Ok(())
         };
         let written = self.shared.store.write(job).await.map_err(from_store_write)?;
         self.shared.store.durable(written.commit).await?;

@@ -51,39 +51,43 @@ impl Preparation {
     /// Writes fields of an object, as [`crate::Objects::put`] does, and promises the object.
     ///
     /// # Errors
-    /// [`WriteError`] if these cannot be fields or names of an object.
-    pub fn put(&mut self, object_type: &str, id: &str, fields: Value) -> Result<&mut Self, WriteError> {
-        let Value::Object(fields) = fields else { return Err(WriteError::NotAnObject) };
-        object::check_exact(&Value::Object(fields.clone()))?;
+    /// [`AclError::Write`] if these cannot be fields or names of an object.
+    pub fn put(&mut self, object_type: &str, id: &str, fields: Value) -> Result<(), AclError> {
+        let Value::Object(fields) = fields else { return Err(WriteError::NotAnObject.into()) };
+        object::check_exact(&Value::Object(fields.clone())).map_err(WriteError::from)?;
         let key = ObjectKey::new(object_type, id)?;
         self.steps.push(Step { key: Ok(key), act: Act::Put(fields) });
-        Ok(self)
+        Ok(())
     }
 
     /// Applies operations to an object that exists, and promises the object.
     ///
     /// # Errors
-    /// [`WriteError`] if the operations are not acceptable.
-    pub fn update(&mut self, object_type: &str, id: &str, update: Update) -> Result<&mut Self, WriteError> {
-        object::check(update.ops())?;
+    /// [`AclError::Write`] if the operations are not acceptable.
+    pub fn update(&mut self, object_type: &str, id: &str, update: Update) -> Result<(), AclError> {
+        object::check(update.ops()).map_err(WriteError::from)?;
         let key = ObjectKey::new(object_type, id)?;
         self.steps.push(Step { key: Ok(key), act: Act::Update(update) });
-        Ok(self)
+        Ok(())
     }
 
     /// Promises an object as it is.
     ///
     /// # Errors
-    /// [`WriteError::BadName`].
-    pub fn promise(&mut self, object_type: &str, id: &str) -> Result<&mut Self, WriteError> {
+    /// [`AclError::Write`] for a bad name.
+    pub fn promise(&mut self, object_type: &str, id: &str) -> Result<(), AclError> {
         let key = ObjectKey::new(object_type, id)?;
         self.steps.push(Step { key: Ok(key), act: Act::Promise });
-        Ok(self)
+        Ok(())
     }
 
     /// Promises trees as they are: the application's own, or objects'.
-    pub fn promise_trees(&mut self, trees: &[TreeId]) {
+    ///
+    /// # Errors
+    /// None; the same form as the others.
+    pub fn promise_trees(&mut self, trees: &[TreeId]) -> Result<(), AclError> {
         self.steps.extend(trees.iter().map(|tree| Step { key: Err(*tree), act: Act::Promise }));
+        Ok(())
     }
 }
 

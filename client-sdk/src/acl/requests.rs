@@ -70,8 +70,8 @@ impl Space {
     /// space
     ///     .approve(request, None, |w| {
     ///         let id = w.account().to_string();
-    ///         w.put("profile", &id, serde_json::json!({ "title": "New here" }))?.promise("headwater.space", "self")?;
-    ///         Ok(())
+    ///         w.put("profile", &id, serde_json::json!({ "title": "New here" }))?;
+    ///         w.promise("page", "welcome")
     ///     })
     ///     .await
     /// # }

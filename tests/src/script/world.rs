@@ -516,7 +516,7 @@ impl RealWorld {
     ) -> Result<(), Trouble> {
         let (space, request) = self.request_of(who, id, whom).await?;
         let promised = self.trees(&space, promising).await?;
-        space.approve(request, role, |w| Ok(w.promise_trees(&promised))).await?;
+        space.approve(request, role, |w| w.promise_trees(&promised)).await?;
         if let Some((_, is_in)) = self.person(whom).await.joining.get_mut(&id) {
             *is_in = true;
         }

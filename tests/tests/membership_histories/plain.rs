@@ -123,9 +123,13 @@ impl Plain {
     }
 
     fn set(&mut self, who: AccountId, role: Option<Role>) {
+        let before = self.role(&who);
         self.members.retain(|(account, _)| *account != who);
         self.members.extend(role.map(|role| (who, role)));
-        self.since.push((who, self.at));
+        // A role that is given again is as old as it was.
+        if before != role {
+            self.since.push((who, self.at));
+        }
     }
 
     /// Nobody writes as of a time before it was what it is.

@@ -136,10 +136,7 @@ impl<'a> Story<'a> {
         self.timeline.say(Actor::Admin, format!("sees that {} asks", account.short()))?;
         let id = account.to_string();
         let profile = json!({ "name": "Bo", "note": SECRET_NOTE, "welcome": ["привет", "你好", "أهلا"] });
-        let write = |w: &mut client_sdk::Preparation| {
-            w.put(PROFILE, &id, profile.clone())?;
-            Ok(())
-        };
+        let write = |w: &mut client_sdk::Preparation| w.put(PROFILE, &id, profile.clone());
         atlas.approve(request, None, write).await?;
         self.timeline.say(Actor::Admin, "writes the member's profile, and accepts once it is on the node's disk")?;
         Ok(profile)
