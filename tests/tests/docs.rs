@@ -97,6 +97,38 @@ fn every_reason_is_explained() {
     }
 }
 
+/// Every code that the SDK gives by itself.
+#[test]
+fn every_code_of_the_sdk_is_listed() {
+    let page = read("docs/errors.md");
+    let mut found = BTreeSet::new();
+    for path in files().into_iter().filter(|path| path.starts_with("client-sdk/src")) {
+        let source = read(path.to_str().expect("a name in UTF-8"));
+        let codes = source.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned);
+        let is_code = |text: &String| text.len() > 3 && text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        found.extend(codes.filter(is_code));
+    }
+    assert!(found.len() > 40, "{found:?}");
+    for code in found {
+        let listed = |c: char| !(c.is_ascii_uppercase() || c == '_');
+        assert!(page.split(listed).any(|word| word == code), "docs/errors.md says nothing of {code}");
+    }
+}
+
+/// Every limit has its row, and every row its limit.
+#[test]
+fn the_limits_are_those_of_the_code() {
+    let page = read("docs/guarantees.md");
+    let source = read("sync-core/src/limits.rs");
+    for line in source.lines().filter_map(|line| line.strip_prefix("pub const ")) {
+        let name = line.split(':').next().expect("a name");
+        // KEEPALIVE_INTERVAL and KEEPALIVE_TIMEOUT share a row, and so do the pauses.
+        let short = name.split_once('_').map_or(name, |(_, rest)| rest);
+        let named = page.contains(name) || page.contains(&format!(", _{short} |"));
+        assert!(named, "docs/guarantees.md says nothing of {name}");
+    }
+}
+
 /// Every act of the ACL is on the page of formats, by the name that errors give it.
 #[test]
 fn every_act_of_the_acl_is_described() {

@@ -63,7 +63,7 @@ impl Space {
     /// whole with them.
     ///
     /// # Errors
-    /// [`AclError`]; `NOTHING_TO_PROMISE` for a tree that nobody wrote yet.
+    /// [`AclError`]; [`AclError::NothingToPromise`] (`BAD_FRONTIER`) for a tree that nobody wrote yet.
     ///
     /// ```no_run
     /// # async fn f(space: client_sdk::Space, request: client_sdk::AclId) -> Result<(), client_sdk::AclError> {
