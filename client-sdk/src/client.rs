@@ -268,6 +268,16 @@ impl Client {
 
     /// Makes a space with its own options: whether new members read what was written before they came, say.
     ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use client_sdk::{HistoryMode, SpaceOptions};
+    /// // Whoever comes later reads what is written from then on.
+    /// let options = SpaceOptions { history: HistoryMode::SinceJoin, min_version: 0 };
+    /// let space = client.create_space_with("Board", options).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`WriteError`].
     pub async fn create_space_with(&self, name: &str, options: SpaceOptions) -> Result<Space, WriteError> {

@@ -77,6 +77,15 @@ pub struct Joining {
 impl Client {
     /// Joins the spaces of a token, or asks to: returns when the join or the request is durable at the node.
     ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, token: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let joining = client.join(token).await?;
+    /// let spaces = joining.ready(std::time::Duration::from_secs(60)).await?;
+    /// println!("{:?}", spaces[0].name()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`JoinError`]; with several spaces, of the first that failed, named. The others are joined.
     pub async fn join(&self, token: &str) -> Result<Joining, JoinError> {
@@ -103,6 +112,15 @@ impl Client {
 
     /// Takes a join back that is not decided yet, whichever device of the account began it: kept durably first, so that it goes
     /// out by itself if the node is not reached now (the error is `OFFLINE` then).
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// for join in client.joins()? {
+    ///     client.cancel_join(join.space).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`JoinError::NoJoin`] if nothing is under way; [`JoinError::AlreadyMember`] if an admin was faster: leave instead.

@@ -115,6 +115,16 @@ impl Objects {
     /// Writes the named fields of an object, making it if it does not exist. Fields that are not named stay as they are.
     /// Returns once the write survives a killed process; `None` if the object says all of it already.
     ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// let items = space.objects();
+    /// items.put("item", "milk", serde_json::json!({ "title": "Milk", "done": false })).await?;
+    /// // A field that is not named stays as it is.
+    /// items.put("item", "milk", serde_json::json!({ "done": true })).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`WriteError`]; nothing is written then.
     pub async fn put(&self, object_type: &str, id: &str, fields: Value) -> Result<Option<WriteId>, WriteError> {
@@ -156,6 +166,15 @@ impl Objects {
 
     /// Purges an object: its content is dropped here, at the node and at every member, for good, and nobody can write it
     /// again. See [`crate::Space::purge_tree`].
+    ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// let write = space.objects().purge("photo", "passport").await?;
+    /// space.await_durable(write).await?;
+    /// // The node has dropped it; the members drop it as they read the tombstone.
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`WriteError`].

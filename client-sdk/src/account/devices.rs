@@ -216,8 +216,9 @@ impl Client {
     }
 
     /// Takes a device off the account's list. Returns when the node has the new list: it ends that device's sessions and opens
-    /// no more for it. What the device holds already stays on it, and so do the account's words if it has them: keys that it
-    /// knows are changed by [`Space::rotate_keys`](crate::Space::rotate_keys).
+    /// no more for it. What the device holds stays on it, behind its lock: its vault has the account's words, too. Whoever can
+    /// open that is the account, and new keys do not shut it out; the remedy is another account
+    /// ([`Space::replace_account`](crate::Space::replace_account)).
     ///
     /// ```no_run
     /// # async fn doc(client: client_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {

@@ -34,7 +34,7 @@ pub enum AclChange {
     RotateKeys,
     /// Gives a member the keys again, because those in the log do not open (`KEY_OWED`).
     Reseal { account: AccountId },
-    /// Who reads history, and which versions may write.
+    /// Who reads history, and the format version that members must be able to read, which nothing judges yet.
     SetOptions { options: SpaceOptions },
     /// Makes a member the owner; the former owner becomes an admin.
     TransferOwnership { account: AccountId },
@@ -211,6 +211,14 @@ impl Space {
 
     /// Puts a new account in the place of a stolen one; see [`AclChange::ReplaceAccount`].
     ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space, stolen: client_sdk::AccountId, new: client_sdk::AccountId) -> Result<(), Box<dyn std::error::Error>> {
+    /// // By an admin above both, in every space that the stolen account is in.
+    /// space.replace_account(stolen, new).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`AclError`].
     pub async fn replace_account(&self, old: AccountId, new: AccountId) -> Result<(), AclError> {
@@ -277,6 +285,15 @@ impl Space {
     /// Leaves the space. Kept durably first: if the node is not reached now it goes out by itself as soon as it is, also from a
     /// later process, and the error is `OFFLINE`. What this account reads it can read until the next rotation, which the
     /// first admin makes who sees it.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// space.leave().await?;
+    /// // What is here may be read still, until it is dropped.
+    /// client.forget_space(space.id()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`AclError`]; an owner transfers the space first.

@@ -47,7 +47,8 @@ impl InviteOptions {
         }
     }
 
-    /// An invite by which whoever holds it joins by itself, as a writer. Its holder can read the space without joining.
+    /// An invite by which whoever holds it joins by itself, as a writer. Its secret is a read key: together with somebody who
+    /// has the node's data its holder reads without joining.
     #[must_use]
     pub fn open() -> Self {
         Self { mode: InviteMode::Open, ..Self::approval() }
@@ -94,6 +95,16 @@ pub struct InviteInfo {
 impl Space {
     /// Makes an invite.
     ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// use client_sdk::{InviteOptions, Role};
+    /// let options = InviteOptions { role: Role::Reader, max_uses: Some(1), ..InviteOptions::approval() };
+    /// // The one line that is handed to whoever is invited.
+    /// println!("{}", space.invite(options).await?.token);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`AclError`].
     pub async fn invite(&self, options: InviteOptions) -> Result<Invite, AclError> {
@@ -134,6 +145,15 @@ fn label_epoch(acl: &AclState, invite: &sync_core::acl::Invite) -> Epoch {
 
 impl Client {
     /// One token for several spaces: an invite is made in each, in order, and whoever joins by the token joins them all.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, club: client_sdk::Space, board: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// use client_sdk::InviteOptions;
+    /// let both = [(club, InviteOptions::open()), (board, InviteOptions::approval())];
+    /// println!("{}", client.invite_to(&both).await?.token);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`AclError`] of the first space where no invite could be made; those made before are revoked again.

@@ -14,7 +14,7 @@ use crate::space::Space;
 /// What a change would do: who gains and loses what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AclPlan {
-    /// The names of the record's contents, in order, as in docs/formats.md.
+    /// The names of the record's contents, in order, as in docs/acl.md.
     pub contents: Vec<&'static str>,
     /// In the order: members, invites, keys, the space.
     pub effects: Vec<Effect>,
@@ -25,7 +25,8 @@ pub struct AclPlan {
 pub enum Effect {
     /// Becomes a member. `reads_history`: everything written before, too; otherwise from now on.
     Joins { account: AccountId, role: Role, reads_history: bool },
-    /// Is a member no more: its writes are refused from here on, it reads nothing written later.
+    /// Is a member no more: its writes are refused from here on, it reads nothing written later (who leaves: from the next
+    /// rotation on).
     Goes { account: AccountId, role: Role },
     /// Has another role.
     Role { account: AccountId, from: Role, to: Role },
@@ -45,6 +46,19 @@ pub enum Effect {
 
 impl Space {
     /// What a change would do, on the ACL as it is here now. Nothing is sent.
+    ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space, bob: client_sdk::AccountId) -> Result<(), Box<dyn std::error::Error>> {
+    /// use client_sdk::{AclChange, Effect};
+    /// let plan = space.plan(&AclChange::RemoveMembers { accounts: vec![bob] })?;
+    /// for effect in plan.effects {
+    ///     if let Effect::NewKeys { members, .. } = effect {
+    ///         println!("new keys for {members} members");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`AclError`], the same that [`Space::change`] would give here: what the rules refuse has no plan.

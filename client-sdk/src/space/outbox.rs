@@ -186,6 +186,18 @@ impl Space {
 
     /// Makes a refused write anew, on top of everything that is here, and sends it again: after the role came back, say.
     ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// for refused in space.refused()? {
+    ///     println!("{}: {}", refused.code, refused.message);
+    ///     if space.retry(refused.write).await.is_err() {
+    ///         space.dismiss(refused.write).await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`WriteError`], if the rules refuse it still; it stays refused then.
     pub async fn retry(&self, write: WriteId) -> Result<(), WriteError> {
