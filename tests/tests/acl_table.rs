@@ -827,14 +827,15 @@ fn begun_by_the_actor(space: &mut Space, rule: WriteRule) -> Option<TreeId> {
 
 #[test]
 fn the_place_of_a_record_is_judged_first() {
+    type Make = fn() -> Vec<AclContent>;
     type Edit = fn(&mut AclRecord);
-    let leave: fn() -> Vec<AclContent> = || vec![AclContent::Leave];
-    let invites: fn() -> Vec<AclContent> = || {
+    let leave: Make = || vec![AclContent::Leave];
+    let invites: Make = || {
         let invite = |n| AclContent::CreateInvite(Space::invite(n, InviteMode::Approval, Role::Reader));
         vec![invite(NEW), invite(OPEN)]
     };
-    let after_the_end: fn() -> Vec<AclContent> = || vec![AclContent::DeleteSpace, AclContent::Leave];
-    let cases: [(&str, fn() -> Vec<AclContent>, Edit); 5] = [
+    let after_the_end: Make = || vec![AclContent::DeleteSpace, AclContent::Leave];
+    let cases: [(&str, Make, Edit); 5] = [
         ("it names this space", leave, |r| r.space = sync_core::ids::SpaceId::from_hash([8; 32])),
         ("prev is the ACL head", leave, |r| r.prev = AclId::from_hash([8; 32])),
         ("index is the next number", leave, |r| r.index += 1),
