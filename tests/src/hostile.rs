@@ -1,29 +1,43 @@
 //! A patched client: keys of its own, a real session, and any bytes it likes. It makes records that are right, and spoils them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
+use client_sdk::object::{self, Existence, Op};
+use client_sdk::{Client, ClientConfig};
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use prost::Message as _;
 use rand::RngExt as _;
-use sync_core::acl::AclState;
+use serde_json::Value;
+use sync_core::acl::{AclState, InviteStatus, sign_join_proof, sign_read_proof};
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, AclId, AuthorityId, Chain, ChangeId, DeviceId, EntryId, Epoch, Seq, SpaceId, TreeId};
-use sync_core::log::genesis;
+use sync_core::log::{Submission, genesis, quarantine};
 use sync_core::pb;
 use sync_core::record::{
-    AclContent, AclRecord, AclRoot, Body, ChangeKind, Kind, NodeCertificate, PayloadClaim, RawRecord, Receipt,
-    SpaceHeader, Tombstone, TreeChange, TreeName, TreeRoot, VERSION, Verified, WriteRule, verify_as,
+    AclContent, AclRecord, AclRoot, Body, ChangeKind, InviteMode, JoinClaim, Kind, NodeCertificate, PayloadClaim,
+    RawRecord, Receipt, Role, Rotation, SpaceHeader, Tombstone, TreeChange, TreeName, TreeRoot, VERSION, Verified,
+    WriteRule, verify, verify_as,
 };
 use sync_core::session::{Nonces, sign_proof};
 use sync_core::token::{NodeAddress, Transport};
-use sync_e2ee::{AccountKeys, ContentContext, DeviceKeys, Envelope, KeyRing, Mnemonic, encrypt};
+use sync_e2ee::{
+    AccountKeys, ContentContext, DeviceKeys, Envelope, HistoryAccess, InviteSecret, KeyRing, Mnemonic, Recipient,
+    SpaceKeys, encrypt, make_rotation, object_root, seal_keys,
+};
 use sync_proto::status::Failure;
 use sync_proto::v1::sync_client::SyncClient;
 use sync_proto::v1::{self, acl_read_entry::Entry, verdict::Outcome};
 use sync_proto::{TOKEN_KEY, read_verified};
+use sync_store::{Store, StoreError, StoreKind};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
+
+use crate::harness::{NodeProcess, TestClient, config};
 
 const OWN: &str = "a record made here has the form that is checked here";
 const HONEST_NODE: &str = "the node under test answers as the protocol says";
@@ -35,6 +49,36 @@ const HONEST_NODE: &str = "the node under test answers as the protocol says";
 #[must_use]
 pub fn code_of(status: &Status) -> Code {
     Failure::from_status(status).unwrap_or_else(|| panic!("not a typed failure: {status:?}")).code
+}
+
+/// A person with an honest client, whose words a test knows: a patched client can be the same person.
+#[derive(Debug)]
+pub struct Person {
+    pub client: TestClient,
+    pub words: Mnemonic,
+}
+
+impl Person {
+    /// Makes an account that uses the node.
+    pub async fn new(name: &str, node: &NodeAddress) -> Self {
+        Self::with(node, |config| config.name(name)).await
+    }
+
+    /// Makes an account that uses the node, with more settings.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub async fn with(node: &NodeAddress, more: impl FnOnce(ClientConfig) -> ClientConfig) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = more(config(dir.path()).node(node.clone()));
+        let (client, words) = Client::create(config).await.expect("a client can be made");
+        Self { client: TestClient { dir, client }, words }
+    }
+
+    /// The same person with a patched client, beside the honest one.
+    pub async fn patched(&self, node: &NodeAddress) -> Hostile {
+        Hostile::beside(node, &self.words, vec![self.client.device()]).await
+    }
 }
 
 /// A patched client with an open session. Speaks to a node without TLS.
@@ -183,19 +227,82 @@ impl Hostile {
     pub async fn read(&mut self, space: SpaceId) -> Known {
         // What is not durable is not shown.
         self.standing(space).await;
-        let message = v1::AclReadRequest { space: space.to_bytes(), from_seq: 0, follow: false, invite_proof: None };
+        self.read_acl(space, None).await.expect(HONEST_NODE)
+    }
+
+    /// Reads as much of the ACL as the node shows: to members, to former ones, and to the holder of an invite.
+    ///
+    /// # Errors
+    /// The node's.
+    ///
+    /// # Panics
+    /// If the log breaks the rules.
+    pub async fn read_acl(&mut self, space: SpaceId, invite: Option<&InviteSecret>) -> Result<Known, Status> {
+        let proof = |secret: &InviteSecret| {
+            let signature = sign_read_proof(secret.signing_key(), &self.nonces(), space, self.account.id());
+            v1::InviteProof { invite: secret.id().to_bytes(), signature: Bytes::copy_from_slice(&signature) }
+        };
+        let invite_proof = invite.map(proof);
+        let message = v1::AclReadRequest { space: space.to_bytes(), from_seq: 0, follow: false, invite_proof };
         let request = self.request(message);
-        let mut stream = self.rpc.acl_read(request).await.expect(HONEST_NODE).into_inner();
-        let mut reader = Reader::default();
-        while let Some(message) = stream.message().await.expect(HONEST_NODE) {
+        let mut stream = self.rpc.acl_read(request).await?.into_inner();
+        let mut reader = Reader { invite: invite.cloned(), ..Reader::default() };
+        while let Some(message) = stream.message().await? {
             reader.header = reader.header.or(message.header);
             reader.entries.extend(message.entries);
         }
-        reader.finish(space, &self.account)
+        Ok(reader.finish(space, &self.account))
+    }
+
+    /// Subscribes to the log of a space from after `cursor`.
+    ///
+    /// # Panics
+    /// If the node takes no stream.
+    pub async fn tail(&mut self, space: SpaceId, cursor: Seq) -> Tail {
+        let (requests, stream) = mpsc::channel(1);
+        let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder: Vec::new() };
+        let message = v1::head_updates_request::Message::Subscribe(subscribe);
+        let subscribe = v1::HeadUpdatesRequest { message: Some(message) };
+        requests.send(subscribe).await.expect("there is room for the first");
+        let request = self.request(ReceiverStream::new(stream));
+        let frames = self.rpc.head_updates(request).await.expect(HONEST_NODE).into_inner();
+        Tail { frames, _requests: requests }
+    }
+}
+
+/// A subscription, as long as it lives.
+#[derive(Debug)]
+pub struct Tail {
+    frames: Streaming<v1::HeadUpdatesResponse>,
+    _requests: mpsc::Sender<v1::HeadUpdatesRequest>,
+}
+
+impl Tail {
+    /// Takes what comes until the node refuses to go on: the entries, and why.
+    ///
+    /// # Panics
+    /// If the stream ends in another way.
+    pub async fn until_refused(&mut self) -> (Vec<v1::LogEntry>, Code) {
+        use v1::head_updates_response::Message;
+        let mut entries = Vec::new();
+        loop {
+            let frame = self.frames.message().await.expect(HONEST_NODE).expect("a tail goes on until it is refused");
+            match frame.message.expect(HONEST_NODE) {
+                Message::Update(update) => entries.extend(update.entries),
+                Message::Refused(refused) => {
+                    let code = refused.error.expect(HONEST_NODE).code;
+                    return (entries, Code::from_number(code).expect("a known code"));
+                }
+                Message::Heartbeat(_) | Message::Pong(_) | Message::Durable(_) => {}
+                Message::Rewound(rewound) => panic!("{rewound:?}"),
+            }
+        }
     }
 }
 
 fn hello(account: &AccountKeys, device: &DeviceKeys, mut devices: Vec<DeviceId>, client_nonce: [u8; 32]) -> v1::Hello {
+    // Each list replaces the one before.
+    static VERSIONS: AtomicU64 = AtomicU64::new(1);
     devices.push(device.id());
     v1::Hello {
         versions: Some(v1::VersionRange { min: 1, max: 1 }),
@@ -203,8 +310,7 @@ fn hello(account: &AccountKeys, device: &DeviceKeys, mut devices: Vec<DeviceId>,
         account: account.id().to_bytes(),
         device: device.id().to_bytes(),
         certificate: Some(account.certify_device(device.id(), 1).into_raw().into()),
-        // The account's own client made version 1.
-        device_list: Some(account.device_list(2, devices).into_raw().into()),
+        device_list: Some(account.device_list(VERSIONS.fetch_add(1, Ordering::Relaxed), devices).into_raw().into()),
         client_nonce: Bytes::copy_from_slice(&client_nonce),
     }
 }
@@ -235,6 +341,7 @@ pub struct Known {
 
 #[derive(Default)]
 struct Reader {
+    invite: Option<InviteSecret>,
     header: Option<pb::SignedRecord>,
     entries: Vec<v1::AclReadEntry>,
 }
@@ -263,6 +370,9 @@ impl Reader {
         let mut acl = begin.acl().clone();
         let mut ring = KeyRing::new(account.clone());
         ring.absorb_root(root.body()).expect("the keys of the root open");
+        if let Some(secret) = self.invite {
+            ring.hold_invite(secret);
+        }
         for (seq, raw) in records {
             let record: Verified<AclRecord> = verify_as(raw).expect(HONEST_NODE);
             let before = acl.epoch;
@@ -285,6 +395,11 @@ pub struct Pen {
 }
 
 impl Pen {
+    /// Writes as this account, as of now.
+    pub async fn of(patched: &mut Hostile, space: SpaceId) -> Self {
+        Self { account: patched.account.clone(), known: patched.read(space).await }
+    }
+
     /// The space that is written to.
     #[must_use]
     pub fn space(&self) -> SpaceId {
@@ -307,16 +422,58 @@ impl Pen {
     /// If the keys of the epoch are not here.
     #[must_use]
     pub fn draft(&self, tree: TreeId, parents: &[ChangeId], text: &[u8]) -> (TreeChange, Bytes) {
-        let (acl, author) = (&self.known.acl, self.account.id());
-        let keys = self.known.ring.keys(acl.epoch).expect("the keys of the epoch");
-        let context = ContentContext { space: acl.space, tree, epoch: acl.epoch, author, kind: ChangeKind::Content };
         let envelope = Envelope {
             object_type: String::new(),
             object_id: String::new(),
             data_type: "text".to_owned(),
             payload: Bytes::copy_from_slice(text),
         };
-        let encrypted = encrypt(keys, &context, &envelope, &mut rand::rng()).expect("small enough");
+        self.sealed(tree, parents, &envelope)
+    }
+
+    /// The root that an object has under a write rule.
+    ///
+    /// # Panics
+    /// If the key of names is not here.
+    #[must_use]
+    pub fn object_root(&self, object_type: &str, id: &str, rule: WriteRule) -> Verified<TreeRoot> {
+        let name_key = self.known.ring.name_key().expect("the key of names");
+        Verified::unsigned(&object_root(self.space(), name_key, object_type, id, rule)).expect(OWN)
+    }
+
+    /// A change that sets fields of an object, in the tree of any root, after `spoil` had its way with it; no parents: the
+    /// first of its tree, with the root.
+    ///
+    /// # Panics
+    /// If the fields are not an object.
+    pub fn object(
+        &self,
+        (object_type, id): (&str, &str),
+        root: &Verified<TreeRoot>,
+        parents: &[ChangeId],
+        fields: Value,
+        spoil: impl FnOnce(&mut TreeChange),
+    ) -> v1::PushItem {
+        let Value::Object(fields) = fields else { panic!("not an object: {fields}") };
+        let mut ops: Vec<Op> = fields.into_iter().map(|(field, value)| Op::Set { field, value }).collect();
+        ops.push(Op::Exists(Existence::Present));
+        let envelope = Envelope {
+            object_type: object_type.to_owned(),
+            object_id: id.to_owned(),
+            data_type: object::DATA_TYPE.to_owned(),
+            payload: object::encode(&ops),
+        };
+        let (mut change, payload) = self.sealed(root.id().into(), parents, &envelope);
+        spoil(&mut change);
+        let root = parents.is_empty().then(|| root.raw().clone().into());
+        item(root, self.signed(&change, Some(payload)))
+    }
+
+    fn sealed(&self, tree: TreeId, parents: &[ChangeId], envelope: &Envelope) -> (TreeChange, Bytes) {
+        let (acl, author) = (&self.known.acl, self.account.id());
+        let keys = self.known.ring.keys(acl.epoch).expect("the keys of the epoch");
+        let context = ContentContext { space: acl.space, tree, epoch: acl.epoch, author, kind: ChangeKind::Content };
+        let encrypted = encrypt(keys, &context, envelope, &mut rand::rng()).expect("small enough");
         let root = [TreeChange::root_as_parent(tree)];
         let change = TreeChange {
             tree,
@@ -383,6 +540,36 @@ impl Pen {
         }
     }
 
+    /// New keys for all members but `without`; open invites get them too, unless somebody goes.
+    ///
+    /// # Panics
+    /// If the keys of the epoch are not here.
+    #[must_use]
+    pub fn rotation(&self, without: &[AccountId]) -> (Rotation, SpaceKeys) {
+        let acl = &self.known.acl;
+        let stays = acl.members.keys().filter(|account| !without.contains(account));
+        let members: Vec<_> = stays.map(|account| (*account, HistoryAccess::WithHistory)).collect();
+        let keys = self.known.ring.keys(acl.epoch).expect("the keys of the epoch");
+        let (mut rotation, keys) =
+            make_rotation(acl.space, (acl.epoch, keys), &members, &mut rand::rng()).expect("members have good keys");
+        let open = acl.invites.iter().filter(|(_, i)| i.status == InviteStatus::Live);
+        let open = open.filter(|(_, i)| i.content.mode == InviteMode::Open && without.is_empty());
+        for (invite, _) in open {
+            let to = Recipient::Invite(*invite);
+            let seal = seal_keys(Some(acl.space), rotation.epoch, to, &keys, &mut rand::rng());
+            rotation.invite_seals.push(seal.expect("an invite has a good key"));
+        }
+        (rotation, keys)
+    }
+
+    /// This account's word that it holds an invite.
+    #[must_use]
+    pub fn claim(&self, secret: &InviteSecret, role: Role) -> JoinClaim {
+        let account = self.account.id();
+        let proof = sign_join_proof(secret.signing_key(), self.space(), account, role);
+        JoinClaim { invite: secret.id(), account, role, proof, profile_ct: Bytes::new() }
+    }
+
     /// Signs a body as it is, whatever it says.
     #[must_use]
     pub fn signed<B: Body>(&self, body: &B, payload: Option<Bytes>) -> pb::SignedRecord {
@@ -394,6 +581,42 @@ impl Pen {
 #[must_use]
 pub fn item(root: Option<pb::SignedRecord>, record: pb::SignedRecord) -> v1::PushItem {
     v1::PushItem { tag: 0, root, record: Some(record) }
+}
+
+/// The change of an item.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn id_of(item: &v1::PushItem) -> ChangeId {
+    let record = item.record.clone().expect("an item has a record");
+    RawRecord::try_from(record).expect("a known kind").id().into()
+}
+
+/// What lies in the log of a space at a node that lies: these too, whatever the rules say. The node is stopped, and runs again
+/// afterwards.
+///
+/// # Panics
+/// If an item has not the form of a record, or the store fails.
+pub async fn slip_in(node: &mut NodeProcess, space: SpaceId, items: Vec<v1::PushItem>) {
+    let read = |record: pb::SignedRecord| verify(RawRecord::try_from(record).expect("a known kind")).expect("a record");
+    let submissions: Vec<Submission> = items
+        .into_iter()
+        .map(|item| Submission::pair(item.root.map(read), read(item.record.expect("a record"))).expect("an entry"))
+        .collect();
+    node.kill();
+    let store = Store::open(&node.dir().join("store"), StoreKind::Node).expect("the store of a node that is down");
+    let job = move |tx: &mut sync_store::WriteTx<'_>| -> Result<(), StoreError> {
+        for submission in &submissions {
+            let decision = quarantine(&tx.view(space)?.expect("the space"), submission);
+            tx.append(space, decision)?;
+        }
+        Ok(())
+    };
+    let written = store.write(job).await.expect("written");
+    store.durable(written.commit).await.expect("on the disk");
+    store.close().await;
+    node.restart();
 }
 
 /// Any bytes as the body of a record, with a signature that fits them.

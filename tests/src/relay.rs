@@ -44,9 +44,11 @@ pub enum Calls {
 }
 
 type FrameRule = Box<dyn FnMut(&Frame) -> Fate + Send>;
+type Edit = Box<dyn FnMut(&mut Frame) + Send>;
 type CallRule = Box<dyn FnMut(&'static str) -> Calls + Send>;
 
 struct Rules {
+    edit: Edit,
     frames: FrameRule,
     calls: CallRule,
     /// How often each fate other than passing was met.
@@ -64,8 +66,9 @@ impl Faults {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn frame(&self, frame: &Frame) -> Fate {
+    fn frame(&self, frame: &mut Frame) -> Fate {
         let mut rules = self.rules();
+        (rules.edit)(frame);
         let fate = (rules.frames)(frame);
         if fate != Fate::Pass {
             *rules.met.entry("frames").or_default() += 1;
@@ -108,8 +111,12 @@ impl Relay {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = listener.local_addr().expect("a bound listener has an address").to_string();
         let channel = Channel::from_shared(format!("http://{}", node.endpoint)).expect("an endpoint").connect_lazy();
-        let rules =
-            Rules { frames: Box::new(|_| Fate::Pass), calls: Box::new(|_| Calls::Forward), met: BTreeMap::new() };
+        let rules = Rules {
+            edit: Box::new(|_| {}),
+            frames: Box::new(|_| Fate::Pass),
+            calls: Box::new(|_| Calls::Forward),
+            met: BTreeMap::new(),
+        };
         let (healed, cut) = (watch::channel(0).0, watch::channel(0).0);
         let faults = Arc::new(Faults { rules: Mutex::new(rules), healed, cut });
         let service = SyncServer::new(Forward { node: SyncClient::new(channel), faults: faults.clone() });
@@ -129,6 +136,11 @@ impl Relay {
         self.faults.rules().frames = Box::new(rule);
     }
 
+    /// From now on, `edit` changes each message of the tail before it goes on: a node that lies.
+    pub fn edits(&self, edit: impl FnMut(&mut Frame) + Send + 'static) {
+        self.faults.rules().edit = Box::new(edit);
+    }
+
     /// From now on, `rule` says what becomes of each call, by the name of its rpc.
     pub fn calls(&self, rule: impl FnMut(&'static str) -> Calls + Send + 'static) {
         self.faults.rules().calls = Box::new(rule);
@@ -142,6 +154,7 @@ impl Relay {
     /// Lets everything pass from now on, and first what was held.
     pub fn heal(&self) {
         let mut rules = self.faults.rules();
+        rules.edit = Box::new(|_| {});
         rules.frames = Box::new(|_| Fate::Pass);
         rules.calls = Box::new(|_| Calls::Forward);
         self.faults.healed.send_modify(|n| *n += 1);
@@ -285,8 +298,8 @@ impl Tail {
         }
     }
 
-    async fn take(&mut self, frame: Frame) -> Result<(), Gone> {
-        match self.faults.frame(&frame) {
+    async fn take(&mut self, mut frame: Frame) -> Result<(), Gone> {
+        match self.faults.frame(&mut frame) {
             Fate::Drop => Ok(()),
             Fate::Pass => self.pass(frame).await,
             Fate::Twice => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_sdk::{
-    CallError, Client, ClientConfig, InviteMode, InviteOptions, JoinError, NodeAddress, NotSyncedCode, ObjectType,
+    CallError, Client, InviteMode, InviteOptions, JoinError, NodeAddress, NotSyncedCode, ObjectType,
     ReasonCode, Space, TokenError, WriteError, WriteState,
 };
 use serde_json::json;
@@ -20,36 +20,15 @@ use sync_core::token::{token_from_text, token_to_text};
 use sync_core::{limits, pb};
 use sync_e2ee::{InviteSecret, Mnemonic};
 use sync_proto::v1;
-use sync_tests::harness::{NodeProcess, PATIENCE, TestClient, binary, config};
-use sync_tests::hostile::{Hostile, Misspelling, Pen, Said, code_of, flipped, item, said, signed_bytes, some_account};
+use sync_tests::harness::{NodeProcess, PATIENCE, binary, config};
+use sync_tests::hostile::{
+    Hostile, Misspelling, Pen, Person, Said, code_of, flipped, id_of, item, said, signed_bytes, some_account,
+};
 use tonic::Status;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 // ---- the stage ------------------------------------------------------------------------------------------------------
-
-/// A person with an honest client, whose words a test knows: a patched client can be the same person.
-struct Person {
-    client: TestClient,
-    words: Mnemonic,
-}
-
-impl Person {
-    async fn new(name: &str, node: &NodeAddress) -> Self {
-        Self::with(node, |config| config.name(name)).await
-    }
-
-    async fn with(node: &NodeAddress, more: impl FnOnce(ClientConfig) -> ClientConfig) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let config = more(config(dir.path()).node(node.clone()));
-        let (client, words) = Client::create(config).await.expect("a client can be made");
-        Self { client: TestClient { dir, client }, words }
-    }
-
-    async fn patched(&self, node: &NodeAddress) -> Hostile {
-        Hostile::beside(node, &self.words, vec![self.client.device()]).await
-    }
-}
 
 /// A node with a space; an admin and a reader, each with an honest and a patched client; and records to spoil or to build on.
 struct Stage {
@@ -164,12 +143,7 @@ impl Stage {
 }
 
 async fn pen(patched: &mut Hostile, space: &Space) -> Pen {
-    Pen { account: patched.account.clone(), known: patched.read(space.id()).await }
-}
-
-fn id_of(item: &v1::PushItem) -> ChangeId {
-    let record = item.record.clone().expect("an item has a record");
-    sync_core::record::RawRecord::try_from(record).expect("a known kind").id().into()
+    Pen::of(patched, space.id()).await
 }
 
 /// An act that only the owner may do and that changes nothing.
