@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use client_sdk::NodeAddress;
+use bytes::Bytes;
+use client_sdk::{NodeAddress, SpaceId};
 use sync_proto::v1::sync_client::SyncClient;
 use sync_proto::v1::sync_server::{Sync, SyncServer};
 use sync_proto::v1::{self, head_updates_response};
@@ -41,11 +42,15 @@ pub enum Calls {
     Refuse,
     /// The node does what it is asked; then UNAVAILABLE instead of its (first) answer.
     LoseAnswer,
+    /// No answer at all; the node never hears of it.
+    HangBefore,
+    /// The node does what it is asked, and no answer comes through.
+    HangAfter,
 }
 
 type FrameRule = Box<dyn FnMut(&Frame) -> Fate + Send>;
 type Edit = Box<dyn FnMut(&mut Frame) + Send>;
-type CallRule = Box<dyn FnMut(&'static str) -> Calls + Send>;
+type CallRule = Box<dyn FnMut(&'static str, &[u8]) -> Calls + Send>;
 
 struct Rules {
     edit: Edit,
@@ -76,9 +81,9 @@ impl Faults {
         fate
     }
 
-    fn call(&self, name: &'static str) -> Calls {
+    fn call(&self, name: &'static str, space: &[u8]) -> Calls {
         let mut rules = self.rules();
-        let fate = (rules.calls)(name);
+        let fate = (rules.calls)(name, space);
         if fate != Calls::Forward {
             *rules.met.entry(name).or_default() += 1;
         }
@@ -114,7 +119,7 @@ impl Relay {
         let rules = Rules {
             edit: Box::new(|_| {}),
             frames: Box::new(|_| Fate::Pass),
-            calls: Box::new(|_| Calls::Forward),
+            calls: Box::new(|_, _| Calls::Forward),
             met: BTreeMap::new(),
         };
         let (healed, cut) = (watch::channel(0).0, watch::channel(0).0);
@@ -142,8 +147,18 @@ impl Relay {
     }
 
     /// From now on, `rule` says what becomes of each call, by the name of its rpc.
-    pub fn calls(&self, rule: impl FnMut(&'static str) -> Calls + Send + 'static) {
+    pub fn calls(&self, mut rule: impl FnMut(&'static str) -> Calls + Send + 'static) {
+        self.calls_of(move |name, _| rule(name));
+    }
+
+    /// As [`Relay::calls`], by the space, too; it is empty where a call concerns none or several.
+    pub fn calls_of(&self, rule: impl FnMut(&'static str, &[u8]) -> Calls + Send + 'static) {
         self.faults.rules().calls = Box::new(rule);
+    }
+
+    /// From now on, no call for this space comes through.
+    pub fn refuse_space(&self, refused: SpaceId) {
+        self.calls_of(move |_, space| if *space == *refused.as_bytes() { Calls::Refuse } else { Calls::Forward });
     }
 
     /// Ends every stream that is open, as a network does.
@@ -156,7 +171,7 @@ impl Relay {
         let mut rules = self.faults.rules();
         rules.edit = Box::new(|_| {});
         rules.frames = Box::new(|_| Fate::Pass);
-        rules.calls = Box::new(|_| Calls::Forward);
+        rules.calls = Box::new(|_, _| Calls::Forward);
         self.faults.healed.send_modify(|n| *n += 1);
     }
 
@@ -208,24 +223,30 @@ type Answers<T> = ReceiverStream<Result<T, Status>>;
 impl Forward {
     async fn unary<Q, A, F>(
         &self,
-        name: &'static str,
+        (name, space): (&'static str, Bytes),
         request: Request<Q>,
         call: impl FnOnce(SyncClient<Channel>, Request<Q>) -> F,
     ) -> Result<Response<A>, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let fate = self.faults.call(name);
-        if fate == Calls::Refuse {
-            return Err(unavailable());
+        let fate = self.faults.call(name, &space);
+        match fate {
+            Calls::Refuse => return Err(unavailable()),
+            Calls::HangBefore => return std::future::pending().await,
+            Calls::Forward | Calls::LoseAnswer | Calls::HangAfter => {}
         }
         let answer = call(self.node.clone(), fresh(request)).await;
-        if fate == Calls::LoseAnswer { Err(unavailable()) } else { answer }
+        match fate {
+            Calls::LoseAnswer => Err(unavailable()),
+            Calls::HangAfter => std::future::pending().await,
+            Calls::Forward | Calls::Refuse | Calls::HangBefore => answer,
+        }
     }
 
     async fn stream<Q, A, F>(
         &self,
-        name: &'static str,
+        (name, space): (&'static str, Bytes),
         request: Q,
         call: impl FnOnce(SyncClient<Channel>, Q) -> F,
     ) -> Result<Response<Answers<A>>, Status>
@@ -233,11 +254,16 @@ impl Forward {
         A: Send + 'static,
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
     {
-        let fate = self.faults.call(name);
-        if fate == Calls::Refuse {
-            return Err(unavailable());
+        let fate = self.faults.call(name, &space);
+        match fate {
+            Calls::Refuse => return Err(unavailable()),
+            Calls::HangBefore => return std::future::pending().await,
+            Calls::Forward | Calls::LoseAnswer | Calls::HangAfter => {}
         }
         let mut answers = call(self.node.clone(), request).await?.into_inner();
+        if fate == Calls::HangAfter {
+            return std::future::pending().await;
+        }
         let (out, forwarded) = mpsc::channel(FRAMES);
         let mut cut = self.faults.cut.subscribe();
         tokio::spawn(async move {
@@ -343,42 +369,59 @@ struct Gone;
 #[tonic::async_trait]
 impl Sync for Forward {
     async fn open_session(&self, request: Request<v1::Hello>) -> Result<Response<v1::Challenge>, Status> {
-        self.unary("OpenSession", request, |mut node, request| async move { node.open_session(request).await }).await
+        self.unary(("OpenSession", Bytes::new()), request, |mut node, request| async move {
+            node.open_session(request).await
+        })
+        .await
     }
 
     async fn prove_session(&self, request: Request<v1::Proof>) -> Result<Response<v1::SessionToken>, Status> {
-        self.unary("ProveSession", request, |mut node, request| async move { node.prove_session(request).await }).await
+        self.unary(("ProveSession", Bytes::new()), request, |mut node, request| async move {
+            node.prove_session(request).await
+        })
+        .await
     }
 
     async fn space_push(&self, request: Request<v1::SpacePushRequest>) -> Result<Response<v1::SpacePosition>, Status> {
-        self.unary("SpacePush", request, |mut node, request| async move { node.space_push(request).await }).await
+        self.unary(
+            ("SpacePush", Bytes::new()),
+            request,
+            |mut node, request| async move { node.space_push(request).await },
+        )
+        .await
     }
 
     async fn space_pull(
         &self,
         request: Request<v1::SpacePullRequest>,
     ) -> Result<Response<v1::SpacePullResponse>, Status> {
-        self.unary("SpacePull", request, |mut node, request| async move { node.space_pull(request).await }).await
+        let space = request.get_ref().space.clone();
+        self.unary(("SpacePull", space), request, |mut node, request| async move { node.space_pull(request).await })
+            .await
     }
 
     type AclReadStream = Answers<v1::AclReadResponse>;
 
     async fn acl_read(&self, request: Request<v1::AclReadRequest>) -> Result<Response<Self::AclReadStream>, Status> {
-        self.stream("AclRead", fresh(request), |mut node, request| async move { node.acl_read(request).await }).await
+        let space = request.get_ref().space.clone();
+        self.stream(("AclRead", space), fresh(request), |mut node, request| async move { node.acl_read(request).await })
+            .await
     }
 
     async fn acl_append(
         &self,
         request: Request<v1::AclAppendRequest>,
     ) -> Result<Response<v1::AclAppendResponse>, Status> {
-        self.unary("AclAppend", request, |mut node, request| async move { node.acl_append(request).await }).await
+        let space = request.get_ref().space.clone();
+        self.unary(("AclAppend", space), request, |mut node, request| async move { node.acl_append(request).await })
+            .await
     }
 
     type PushStream = Answers<v1::PushResponse>;
 
     async fn push(&self, request: Request<Streaming<v1::PushRequest>>) -> Result<Response<Self::PushStream>, Status> {
         let request = fresh_stream(request);
-        self.stream("Push", request, |mut node, request| async move { node.push(request).await }).await
+        self.stream(("Push", Bytes::new()), request, |mut node, request| async move { node.push(request).await }).await
     }
 
     type HeadUpdatesStream = Answers<v1::HeadUpdatesResponse>;
@@ -387,7 +430,7 @@ impl Sync for Forward {
         &self,
         request: Request<Streaming<v1::HeadUpdatesRequest>>,
     ) -> Result<Response<Self::HeadUpdatesStream>, Status> {
-        if self.faults.call("HeadUpdates") != Calls::Forward {
+        if self.faults.call("HeadUpdates", &[]) != Calls::Forward {
             return Err(unavailable());
         }
         let frames = self.node.clone().head_updates(fresh_stream(request)).await?.into_inner();
@@ -404,16 +447,24 @@ impl Sync for Forward {
         request: Request<Streaming<v1::HeadSyncRequest>>,
     ) -> Result<Response<Self::HeadSyncStream>, Status> {
         let request = fresh_stream(request);
-        self.stream("HeadSync", request, |mut node, request| async move { node.head_sync(request).await }).await
+        self.stream(
+            ("HeadSync", Bytes::new()),
+            request,
+            |mut node, request| async move { node.head_sync(request).await },
+        )
+        .await
     }
 
     type FetchStream = Answers<v1::FetchResponse>;
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        self.stream("Fetch", fresh(request), |mut node, request| async move { node.fetch(request).await }).await
+        let space = request.get_ref().space.clone();
+        self.stream(("Fetch", space), fresh(request), |mut node, request| async move { node.fetch(request).await })
+            .await
     }
 
     async fn certify(&self, request: Request<v1::CertifyRequest>) -> Result<Response<v1::CertifyResponse>, Status> {
-        self.unary("Certify", request, |mut node, request| async move { node.certify(request).await }).await
+        let space = request.get_ref().space.clone();
+        self.unary(("Certify", space), request, |mut node, request| async move { node.certify(request).await }).await
     }
 }

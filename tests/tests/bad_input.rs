@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_sdk::{
-    CallError, Client, InviteMode, InviteOptions, JoinError, NodeAddress, NotSyncedCode, ObjectType,
-    ReasonCode, Space, TokenError, WriteError, WriteState,
+    CallError, Client, InviteMode, InviteOptions, JoinError, NodeAddress, NotSyncedCode, ObjectType, ReasonCode, Space,
+    TokenError, WriteError, WriteState,
 };
 use serde_json::json;
 use sync_core::code::Code;
