@@ -13,9 +13,11 @@ use serde_json::{Value, json};
 use crate::args::{Global, Settle};
 use crate::error::CliError;
 use crate::output::Output;
+use crate::text;
+use crate::who::is_beginning;
 
 /// How long a command that does not insist looks for the node.
-const NODE_LOOKUP_MAX: Duration = Duration::from_secs(3);
+pub(crate) const NODE_LOOKUP_MAX: Duration = Duration::from_secs(3);
 
 /// One invocation.
 #[derive(Debug)]
@@ -121,6 +123,11 @@ impl App {
         let spaces = client.spaces()?;
         let id = choose(&spaces, self.global.space.as_deref())?;
         Ok(client.space(id)?)
+    }
+
+    /// A space that was typed elsewhere than after `--space`.
+    pub(crate) fn space_typed(&self, client: &Client, typed: &str) -> Result<Space, CliError> {
+        Ok(client.space(choose(&client.spaces()?, Some(typed))?)?)
     }
 
     /// The space that `--space` means, or all of them.
@@ -303,7 +310,7 @@ fn choose(spaces: &[SpaceInfo], typed: Option<&str>) -> Result<SpaceId, CliError
         None => spaces.iter().collect(),
         Some(typed) => {
             let by_name: Vec<_> = spaces.iter().filter(|s| s.name.as_deref() == Some(typed)).collect();
-            let by_id = || spaces.iter().filter(|s| is_id_prefix(s.id, typed)).collect();
+            let by_id = || spaces.iter().filter(|s| is_beginning(&s.id.to_string(), SpaceId::PREFIX, typed)).collect();
             if by_name.is_empty() { by_id() } else { by_name }
         }
     };
@@ -324,13 +331,9 @@ fn choose(spaces: &[SpaceInfo], typed: Option<&str>) -> Result<SpaceId, CliError
     }
 }
 
-fn is_id_prefix(id: SpaceId, typed: &str) -> bool {
-    let text = id.to_string();
-    text == typed || (typed.len() >= SpaceId::PREFIX.len() + 4 && text.starts_with(typed))
-}
-
 fn names(spaces: &[&SpaceInfo]) -> String {
-    let one = |s: &&SpaceInfo| format!("{} ({})", s.name.as_deref().unwrap_or("unnamed"), s.id.short());
+    let name = |s: &SpaceInfo| s.name.as_deref().map_or_else(|| "unnamed".to_owned(), text::plain);
+    let one = |s: &&SpaceInfo| format!("{} ({})", name(s), s.id.short());
     spaces.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

@@ -1,20 +1,26 @@
 //! What can be typed.
 
+mod groups;
+mod membership;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use client_sdk::{AccountId, NodeAddress};
+use clap::{Args, Parser, Subcommand};
+use client_sdk::NodeAddress;
 
 use crate::exit;
 use crate::output::ColorChoice;
+
+pub(crate) use groups::command;
+pub(crate) use membership::*;
 
 /// Encrypted spaces of JSON objects that work offline and always know whether they are synced.
 ///
 /// Writes are durable on this machine first and go to the node by themselves. Each command is a process of its own: what
 /// could not be pushed goes out with the next command that reaches the node, or with `headwater sync`.
 #[derive(Debug, Parser)]
-#[command(name = "headwater", version, max_term_width = 110, after_help = exit::HELP, after_long_help = exit::HELP)]
+#[command(name = "headwater", version, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -66,43 +72,83 @@ pub(crate) enum Command {
     /// Who this is: account, device, node
     #[command(after_help = "Example:\n  headwater whoami --json")]
     Whoami,
+    /// The account of this machine
+    #[command(subcommand)]
+    Account(Account),
     /// The node that this account uses
     #[command(subcommand)]
     Node(Node),
-    /// Spaces and their members
+    /// Spaces: making, listing, opening, ending them
     #[command(subcommand)]
     Space(Space),
-    /// Writes fields of an object, making it if it does not exist; other fields stay as they are
+    /// Prints who is in the space
+    #[command(after_help = "Example:\n  headwater members -s Shopping")]
+    Members,
+    /// Gives a member another role
+    #[command(after_help = "Example:\n  headwater role Bo reader")]
+    Role(ChangeRole),
+    /// Makes an account a member without its asking
+    #[command(after_help = "Example:\n  headwater add acct_… --role writer")]
+    Add(AddMember),
+    /// Removes members; the space gets new keys
+    #[command(after_help = "Example:\n  headwater remove Bo acct_… --yes")]
+    Remove(Remove),
+    /// Ends one's own membership
+    #[command(after_help = "Example:\n  headwater leave -s Shopping")]
+    Leave(Leave),
+    /// Makes a member the owner of the space
+    #[command(after_help = "Example:\n  headwater transfer Bo --yes")]
+    Transfer(Transfer),
+    /// Gives the space new keys, for what is written from now on
+    #[command(after_help = "Example:\n  headwater rotate -s Shopping")]
+    Rotate,
+    /// Gives a member the keys of the space again
+    #[command(after_help = "Example:\n  headwater reseal Bo")]
+    Reseal {
+        /// A member: the account, the beginning of it, or a name that only one has
+        #[arg(value_name = "ACCOUNT")]
+        who: String,
+    },
+    /// What a change of members would do
+    #[command(subcommand)]
+    Acl(Acl),
+    /// Writes fields of an object; its other fields stay as they are
     #[command(after_help = PUT_HELP)]
     Put(Put),
     /// Prints an object
     #[command(after_help = "Examples:\n  headwater get item milk\n  headwater get profile acct_… --wait --timeout 1m")]
     Get(Get),
-    /// Prints the objects of a type, or how many there are of each type
+    /// Prints the objects of a type, or how many each type has
     #[command(after_help = "Example:\n  headwater list item --limit 20")]
     List(List),
-    /// Deletes an object
+    /// Deletes an object; it can be written again
     #[command(after_help = "Example:\n  headwater rm item milk")]
     Rm(Rm),
-    /// Prints objects as they are, and then every change, one a line, until Ctrl-C
+    /// Drops an object's content everywhere, for good
+    #[command(after_help = "Example:\n  headwater purge item milk --yes")]
+    Purge(Purge),
+    /// Prints objects as they are, then every change, until Ctrl-C
     #[command(after_help = "Example:\n  headwater watch item --new --count 3 --json")]
     Watch(Watch),
-    /// Makes an invite and prints its token; whoever holds the token can use it
-    #[command(args_conflicts_with_subcommands = true, after_help = INVITE_HELP)]
+    /// Makes an invite and prints its token
+    ///
+    /// Whoever holds the token can use it.
     Invite(Invite),
-    /// Joins the spaces of a token, and waits until they can be read; run it again to go on
-    #[command(after_help = "Examples:\n  headwater join headwater1… --name Bo\n  headwater join - < token.txt")]
+    /// Joins the spaces of a token; run it again to go on
+    ///
+    /// It waits until everything can be read that the invite and the acceptance promise.
+    #[command(after_help = JOIN_HELP)]
     Join(Join),
     /// Prints who asked to join
     #[command(after_help = "Example:\n  headwater requests --wait")]
     Requests(Requests),
     /// Accepts requests to join
-    #[command(after_help = "Example:\n  headwater approve acct_… --promise 'profile/{account}'")]
+    #[command(after_help = APPROVE_HELP)]
     Approve(Approve),
     /// Declines a request to join
     #[command(after_help = "Example:\n  headwater decline acct_…")]
     Decline(Decline),
-    /// Waits until this machine and the node hold the same, and proves it with a receipt
+    /// Waits until here and the node hold the same, with a receipt
     #[command(after_help = "Example:\n  headwater await-synced --receipt synced.receipt")]
     AwaitSynced(AwaitSynced),
     /// How the spaces stand
@@ -111,28 +157,39 @@ pub(crate) enum Command {
     /// Why a space is not synced
     #[command(after_help = "Example:\n  headwater why")]
     Why,
-    /// Pushes and fetches: until Ctrl-C, or with --once until everything is pushed and here
+    /// Pushes and fetches, until Ctrl-C or once
     #[command(after_help = "Example:\n  headwater sync --once")]
     Sync(Sync),
-    /// Forgets a refused write, so that it no longer stands in the way of await-synced
+    /// Prints who comes, asks and goes, as it happens, until Ctrl-C
+    ///
+    /// Refused writes, new keys and the end of a space, too; one a line.
+    #[command(after_help = "Example:\n  headwater events --count 1 --json")]
+    Events(Events),
+    /// Own writes that the rules refused: list, export, retry
+    ///
+    /// They are kept, with everything in them, until they are retried or dismissed.
+    Refused(Refused),
+    /// Forgets refused writes, so that await-synced can succeed
     #[command(after_help = "Example:\n  headwater dismiss 17")]
-    Dismiss(Dismiss),
+    Dismiss(WhichWrite),
     /// Receipts: what a node signed, judged offline
     #[command(subcommand)]
     Receipt(Receipt),
-    /// Trees: the histories under objects, and histories of one's own
+    /// Histories: those under objects, and those of one's own
     #[command(subcommand)]
     Tree(Tree),
     /// Writes the records of JSON files as objects
     #[command(after_help = IMPORT_HELP)]
     Import(Import),
-    /// Writes objects as canonical JSON (RFC 8785), one file a type
+    /// Writes objects as canonical JSON, one file a type
     #[command(after_help = EXPORT_HELP)]
     Export(Export),
-    /// Writes a git history as a tree: one change a commit, with its real parents and message
+    /// Writes a git history as a tree
+    ///
+    /// One change a commit, with its real parents and message.
     #[command(after_help = "Example:\n  headwater import-git . --all")]
     ImportGit(ImportGit),
-    /// Plays a whole story with a real node: import, invite, join, a killed node, proofs
+    /// Plays a whole story: import, invite, a killed node, proofs
     #[command(after_help = "Example:\n  headwater demo --records 500")]
     Demo(Demo),
     /// Prints a completion script for a shell
@@ -145,6 +202,19 @@ pub(crate) enum Command {
     ExitCodes,
 }
 
+const JOIN_HELP: &str = "Examples:
+  headwater join headwater1… --name Bo
+  headwater join - < token.txt
+  headwater join --cancel space_…";
+
+const APPROVE_HELP: &str =
+    "What is written and promised is on the node's disk before the member is let in, and the member's \
+`join` waits for it.
+
+Examples:
+  headwater approve acct_… --promise note/welcome
+  headwater approve --all --write 'profile/{account}={\"title\":\"New here\"}'";
+
 const PUT_HELP: &str =
     "A value in field=value is JSON where it is JSON (true, 12, \"12\", [1]) and text where it is not.
 
@@ -153,14 +223,6 @@ Examples:
   headwater put item milk '{\"title\":\"Milk\"}'
   headwater put item milk @milk.json --inc bought=1 --add tags=shop --unset note
   curl …/milk.json | headwater put item milk -";
-
-const INVITE_HELP: &str = "An object that --must-see or --requires names need not exist yet.
-
-Examples:
-  headwater invite --expires 7d --uses 1
-  headwater invite --must-see profile/acct_…
-  headwater invite --open --role reader
-  headwater invite show headwater1…";
 
 const IMPORT_HELP: &str = "What a file can be:
   an array of records                    type: the name of the file
@@ -182,22 +244,6 @@ Examples:
   headwater export ./backup
   headwater export --check /usr/share/iso-codes/json/iso_639-3.json";
 
-#[derive(Debug, Args)]
-pub(crate) struct Init {
-    /// The address that the node printed
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) node: NodeAddress,
-    /// What others see as your name; encrypted
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Lock the account with a passphrase instead of a key file
-    #[arg(long)]
-    pub(crate) passphrase: bool,
-    /// Reads the 24 words of an account from stdin instead of making a new one
-    #[arg(long)]
-    pub(crate) restore: bool,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
     /// Uses another address from now on
@@ -205,26 +251,6 @@ pub(crate) enum Node {
     Set { address: NodeAddress },
     /// Prints the address
     Show,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Space {
-    /// Makes a space
-    #[command(after_help = "Example:\n  headwater space create Shopping --wait")]
-    Create {
-        name: String,
-        #[command(flatten)]
-        settle: Settle,
-    },
-    /// Prints the spaces, and the joins that are not ready yet
-    #[command(after_help = "Example:\n  headwater space list")]
-    List,
-    /// Prints who is in the space
-    #[command(after_help = "Example:\n  headwater space members -s Shopping")]
-    Members,
-    /// Gives the space new keys, for what is written from now on
-    #[command(after_help = "Example:\n  headwater space rotate-keys")]
-    RotateKeys,
 }
 
 /// How long a write is followed.
@@ -302,97 +328,6 @@ pub(crate) struct Watch {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Invite {
-    #[command(subcommand)]
-    pub(crate) command: Option<InviteCommand>,
-    /// Whoever holds it joins by itself, and can read the space without joining
-    #[arg(long)]
-    pub(crate) open: bool,
-    #[arg(long, value_enum, default_value_t = RoleArg::Writer)]
-    pub(crate) role: RoleArg,
-    /// When it ends, from now; judged by the node
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) expires: Option<Duration>,
-    /// How often it can be used
-    #[arg(long, value_name = "N")]
-    pub(crate) uses: Option<u32>,
-    /// What a joiner waits for: an object or a tree
-    #[arg(long, value_name = "TYPE/ID")]
-    pub(crate) must_see: Vec<String>,
-    /// Open invites: what the node insists on having before it takes a join
-    #[arg(long, value_name = "TYPE/ID")]
-    pub(crate) requires: Vec<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum InviteCommand {
-    /// Prints the invites of the space
-    List,
-    /// Explains a token without asking anybody; never its secret
-    Show {
-        /// The token, or - for stdin
-        token: String,
-    },
-}
-
-/// A role that can be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RoleArg {
-    Guest,
-    Reader,
-    Writer,
-    Admin,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Join {
-    /// The token, or - for stdin
-    pub(crate) token: String,
-    /// What others see as your name; encrypted
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Return when the node has the join or the request
-    #[arg(long)]
-    pub(crate) no_wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Requests {
-    /// Those that were decided, too
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// Waits until somebody asks
-    #[arg(long)]
-    pub(crate) wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Approve {
-    /// The account or the request
-    #[arg(value_name = "ACCOUNT|REQUEST", required_unless_present = "all", conflicts_with = "all")]
-    pub(crate) who: Option<String>,
-    /// Everybody who is waiting
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// Another role than the invite offers
-    #[arg(long, value_enum)]
-    pub(crate) role: Option<RoleArg>,
-    /// What the new member is meant to see first; {account} stands for the new member
-    #[arg(long, value_name = "TYPE/ID")]
-    pub(crate) promise: Vec<String>,
-    /// Waits until the request is there
-    #[arg(long)]
-    pub(crate) wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Decline {
-    /// The account or the request
-    #[arg(value_name = "ACCOUNT|REQUEST")]
-    pub(crate) who: String,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct AwaitSynced {
     /// Writes the receipt to a file
     #[arg(long, value_name = "FILE")]
@@ -411,12 +346,6 @@ pub(crate) struct Sync {
     /// Ends when everything is pushed and here
     #[arg(long)]
     pub(crate) once: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Dismiss {
-    /// The number of the write, as `headwater why` shows it
-    pub(crate) write: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -467,6 +396,16 @@ pub(crate) enum Tree {
         /// Only the last so many
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
+    },
+    /// Drops the content of a tree everywhere, for good
+    #[command(after_help = "Example:\n  headwater tree purge tree_… --yes")]
+    Purge {
+        /// A tree id or TYPE/ID
+        tree: String,
+        #[command(flatten)]
+        confirm: Confirm,
+        #[command(flatten)]
+        settle: Settle,
     },
     /// Compares a tree with the git history that it was made from
     #[command(after_help = "Example:\n  headwater tree verify-git tree_… . --all")]
@@ -552,13 +491,6 @@ pub(crate) struct Demo {
     pub(crate) node_binary: Option<PathBuf>,
 }
 
-/// An account or a request, as it was typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asker {
-    Account(AccountId),
-    Request(client_sdk::AclId),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -570,7 +502,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -605,6 +537,35 @@ mod tests {
             "headwater sync --once",
             "headwater status --watch",
             "headwater space rotate-keys -s Shopping",
+            "headwater space create Club --history since-join",
+            "headwater space options",
+            "headwater space delete -y",
+            "headwater invite create --label x --also Garden --also Work",
+            "headwater invite revoke x",
+            "headwater join --cancel space_a --no-wait",
+            "headwater approve --all --write a/b={\"x\":1} --write c/d=@f",
+            "headwater members",
+            "headwater role Bo reader",
+            "headwater remove Bo Cy --yes",
+            "headwater leave --no-wait",
+            "headwater transfer Bo -y",
+            "headwater rotate",
+            "headwater reseal Bo",
+            "headwater acl plan remove Bo Cy",
+            "headwater acl plan role Bo admin",
+            "headwater acl plan options --history all",
+            "headwater acl plan delete --json",
+            "headwater purge item milk --yes --wait",
+            "headwater tree purge item/milk",
+            "headwater refused",
+            "headwater refused list",
+            "headwater refused retry 3 --no-wait",
+            "headwater refused retry --all",
+            "headwater refused export -",
+            "headwater dismiss 17",
+            "headwater dismiss --all",
+            "headwater events --count 2",
+            "headwater account show",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
@@ -626,6 +587,16 @@ mod tests {
             ("headwater tree verify-git t . --all --ref main", E::ArgumentConflict),
             ("headwater invite --role owner", E::InvalidValue),
             ("headwater get item milk --timeout soon", E::ValueValidation),
+            ("headwater remove", E::MissingRequiredArgument),
+            ("headwater role Bo owner", E::InvalidValue),
+            ("headwater add Bo", E::ValueValidation),
+            ("headwater join", E::MissingRequiredArgument),
+            ("headwater join x --cancel y", E::ArgumentConflict),
+            ("headwater dismiss", E::MissingRequiredArgument),
+            ("headwater dismiss 1 --all", E::ArgumentConflict),
+            ("headwater invite --role reader list", E::ArgumentConflict),
+            ("headwater acl plan", E::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("headwater space options --history some", E::InvalidValue),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");
         }

@@ -46,6 +46,10 @@ pub(crate) enum CliError {
     Git(#[from] GitError),
     #[error("{0}")]
     Usage(String),
+    #[error("{0} asks first, and there is nobody to ask here")]
+    NeedsYes(&'static str),
+    #[error("nothing was done")]
+    SaidNo,
     #[error("there is no account here that these flags open: {0}")]
     Locked(String),
     #[error("{0}")]
@@ -84,6 +88,8 @@ impl CliError {
             Self::Records(error) => error.code(),
             Self::Git(error) => error.code(),
             Self::Usage(_) => "USAGE",
+            Self::NeedsYes(_) => "NEEDS_YES",
+            Self::SaidNo => "NOT_CONFIRMED",
             Self::Locked(_) => "LOCKED",
             Self::NotFound(_) => "NOT_FOUND",
             Self::Different(_) => "DIFFERENT",
@@ -104,12 +110,12 @@ impl CliError {
             Self::Join(error) => exit::of_join(error),
             Self::NotSynced(error) => exit::of_not_synced(error),
             Self::Token(_) | Self::Receipt(_) | Self::OtherReceipt(_) | Self::Words(_) => Exit::Damaged,
-            Self::Canonical(_) | Self::Usage(_) => Exit::Usage,
+            Self::Canonical(_) | Self::Usage(_) | Self::NeedsYes(_) => Exit::Usage,
             Self::Records(error) => error.exit(),
             Self::Git(error) => error.exit(),
             Self::Locked(_) => Exit::Unavailable,
             Self::NotFound(_) => Exit::NotFound,
-            Self::Different(_) => Exit::Refused,
+            Self::Different(_) | Self::SaidNo => Exit::Refused,
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Self::File { .. } | Self::Print(_) | Self::Internal(_) => Exit::Internal,
         }
@@ -136,6 +142,10 @@ impl CliError {
             "BAD_WORDS" => "24 words of the English BIP-39 list, in their order",
             "INVITE_EXPIRED" | "INVITE_USED_UP" | "INVITE_REVOKED" | "INVITE_DEAD" => "ask for a new invite",
             "REQUEST_UNKNOWN" => "headwater requests",
+            "NEEDS_YES" => "the same command with --yes; headwater acl plan shows what a change of members would do",
+            "OWNER_CANNOT_LEAVE" => "headwater transfer ACCOUNT, or headwater space delete",
+            "ALREADY_MEMBER" if matches!(self, Self::Join(_)) => "headwater leave",
+            "NO_JOIN" => "headwater space list shows the joins that are under way",
             _ => return None,
         };
         Some(hint.to_owned())

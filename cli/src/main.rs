@@ -5,6 +5,7 @@
 //!
 //! - [`args`]: what can be typed. [`commands`]: what is done. [`output`]: the only place that prints.
 //! - [`exit`]: the one table from failures to exit codes. [`error`]: failures, as people and programs see them.
+//! - [`who`]: whom a person means by a name or the beginning of an account.
 //! - [`records`]: JSON files to objects and back. [`git`]: a git history, read.
 //!
 //! # Never here
@@ -20,10 +21,11 @@ mod git;
 mod output;
 mod records;
 mod text;
+mod who;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 use clap::error::ErrorKind;
 
 use crate::app::App;
@@ -33,7 +35,8 @@ use crate::output::{ColorChoice, Form, Output};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = args::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
@@ -42,8 +45,13 @@ async fn main() -> ExitCode {
     log_to_stderr(cli.global.verbose);
     let app = App::new(cli.global, out);
     let done = Box::pin(commands::run(&app, cli.command)).await;
-    match done.and_then(|answer| app.out.answer(answer)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let said = done.and_then(|answer| {
+        let exit = answer.exit;
+        app.out.answer(answer).map(|()| exit)
+    });
+    match said {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(exit)) => exit.into(),
         // Whoever read our output has enough.
         Err(CliError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {

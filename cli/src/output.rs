@@ -14,6 +14,7 @@ use owo_colors::OwoColorize as _;
 use serde_json::Value;
 
 use crate::error::CliError;
+use crate::exit::Exit;
 
 /// When to use colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,16 +36,23 @@ pub(crate) enum Form {
 pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) json: Value,
+    /// Set where not all of it was done: the answer says what was.
+    pub(crate) exit: Option<Exit>,
 }
 
 impl Answer {
     pub(crate) fn new(text: impl Into<String>, json: Value) -> Self {
-        Self { text: text.into(), json }
+        Self { text: text.into(), json, exit: None }
+    }
+
+    /// The same answer of a command that did not do everything.
+    pub(crate) fn but(self, exit: Exit) -> Self {
+        Self { exit: Some(exit), ..self }
     }
 
     /// A stream has said everything already.
     pub(crate) const fn nothing() -> Self {
-        Self { text: String::new(), json: Value::Null }
+        Self { text: String::new(), json: Value::Null, exit: None }
     }
 }
 

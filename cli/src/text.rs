@@ -2,9 +2,9 @@
 
 use std::io::Read as _;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use client_sdk::{InviteMode, RequestStatus, Role, SyncState};
+use client_sdk::{HistoryMode, InviteMode, RequestStatus, Role, SyncState};
 
 use crate::args::RoleArg;
 use crate::error::CliError;
@@ -16,6 +16,12 @@ pub(crate) fn moment(at_ms: u64) -> String {
         Some(at) if at_ms < 253_402_300_800_000 => humantime::format_rfc3339_seconds(at).to_string(),
         Some(_) | None => format!("{at_ms} ms"),
     }
+}
+
+/// This machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A duration in whole seconds, or milliseconds below one.
@@ -65,6 +71,41 @@ impl From<RoleArg> for Role {
     }
 }
 
+pub(crate) const fn history(mode: HistoryMode) -> &'static str {
+    match mode {
+        HistoryMode::All => "all",
+        HistoryMode::SinceJoin => "since-join",
+    }
+}
+
+/// How much of a long text a table shows.
+const SHOWN_CHARS: usize = 72;
+
+/// The beginning of a text, for a table.
+pub(crate) fn start(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// "a writer", "an admin", "the owner".
+pub(crate) const fn a_role(role: Role) -> &'static str {
+    match role {
+        Role::Guest => "a guest",
+        Role::Reader => "a reader",
+        Role::Writer => "a writer",
+        Role::Admin => "an admin",
+        Role::Owner => "the owner",
+    }
+}
+
+/// What somebody else wrote, for the terminal: nothing in it moves the cursor or changes the order of what stands there.
+pub(crate) fn plain(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+}
+
 /// "1 record", "2 records".
 pub(crate) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
@@ -99,5 +140,11 @@ mod tests {
         assert_eq!(hex(&[0, 255]), "00ff");
         assert_eq!(count(1, "record"), "1 record");
         assert_eq!(count(2, "record"), "2 records");
+    }
+
+    #[test]
+    fn names_of_others_cannot_move_the_cursor() {
+        assert_eq!(plain("Bo\u{1b}[2J\n\u{202e}x"), "Bo\u{fffd}[2J\u{fffd}\u{fffd}x");
+        assert_eq!(plain("Zoë 李"), "Zoë 李");
     }
 }

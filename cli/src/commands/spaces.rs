@@ -1,20 +1,35 @@
 //! Spaces and who is in them.
 
-use client_sdk::{Client, JoinStage, Registration, Space};
+use client_sdk::{AclChange, Client, JoinStage, Registration, Space, SpaceId, SpaceOptions};
 use serde_json::json;
 
 use crate::app::App;
-use crate::args::Settle;
+use crate::args::{Confirm, HistoryArg, Settle};
+use crate::commands::plan::Planned;
 use crate::error::CliError;
 use crate::output::{Answer, table};
 use crate::text;
 
-pub(crate) async fn create(app: &App, name: &str, settle: Settle) -> Result<Answer, CliError> {
+pub(crate) async fn create(app: &App, name: &str, history: HistoryArg, settle: Settle) -> Result<Answer, CliError> {
     app.with_client(async |client: &Client| {
+        if history == HistoryArg::SinceJoin {
+            // A space begins with all of its history for everybody, and the node takes the change.
+            client.connected(app.timeout()).await?;
+        }
         let space = client.create_space(name).await?;
+        if history == HistoryArg::SinceJoin {
+            let options = SpaceOptions { history: history.into(), ..space.acl()?.options };
+            space.set_options(options).await?;
+        }
         let settled = registered(app, &space, settle).await?;
         let id = space.id();
-        let json = json!({ "space": id.to_string(), "name": name, "state": settled.state, "reason": settled.why });
+        let json = json!({
+            "space": id.to_string(),
+            "name": name,
+            "history": text::history(space.acl()?.options.history),
+            "state": settled.state,
+            "reason": settled.why,
+        });
         Ok(Answer::new(format!("{id}\n{}", settled.text()), json))
     })
     .await
@@ -63,30 +78,37 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
             Registration::Unregistered => "not yet",
         };
         let mut rows = Vec::new();
+        let mut standings = Vec::new();
         for info in &spaces {
-            let name = info.name.clone().unwrap_or_else(|| "(not here yet)".to_owned());
+            let standing = Standing::of(client, info.id)?;
+            let name = info.name.as_deref().map_or_else(|| "(not here yet)".to_owned(), text::plain);
             rows.push(vec![
                 name,
                 info.id.to_string(),
+                standing.text(),
                 info.seq.to_string(),
                 info.members.to_string(),
                 on_node(info.registration).to_owned(),
             ]);
+            standings.push(standing);
         }
         let mut said = if rows.is_empty() {
             "no spaces yet: headwater space create NAME, or headwater join TOKEN".to_owned()
         } else {
-            table(&["name", "space", "entries", "members", "on the node"], rows)
+            table(&["name", "space", "you are", "entries", "members", "on the node"], rows)
         };
         for join in &joins {
             said.push_str(&format!("\njoining {} as {}: {}", join.space, join.role, stage_text(join.stage)));
         }
         let spaces: Vec<_> = spaces
             .iter()
-            .map(|info| {
+            .zip(&standings)
+            .map(|(info, standing)| {
                 json!({
                     "space": info.id.to_string(),
                     "name": info.name,
+                    "role": standing.role,
+                    "deleted": standing.deleted,
                     "seq": info.seq,
                     "members": info.members,
                     "registered": info.registration == Registration::Registered,
@@ -109,6 +131,27 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
     .await
 }
 
+/// Who this account is in a space.
+struct Standing {
+    role: Option<String>,
+    deleted: bool,
+}
+
+impl Standing {
+    fn of(client: &Client, space: SpaceId) -> Result<Self, CliError> {
+        let acl = client.space(space)?.acl()?;
+        Ok(Self { role: acl.role(&client.account()).map(|role| role.to_string()), deleted: acl.deleted })
+    }
+
+    fn text(&self) -> String {
+        match (&self.role, self.deleted) {
+            (_, true) => "(deleted)".to_owned(),
+            (Some(role), false) => role.clone(),
+            (None, false) => "(no member)".to_owned(),
+        }
+    }
+}
+
 pub(crate) const fn stage_text(stage: JoinStage) -> &'static str {
     match stage {
         JoinStage::Kept => "the node was not asked yet",
@@ -119,38 +162,65 @@ pub(crate) const fn stage_text(stage: JoinStage) -> &'static str {
     }
 }
 
-pub(crate) async fn members(app: &App) -> Result<Answer, CliError> {
-    app.with_space(async |_: &Client, space: &Space| {
-        app.refresh(space).await?;
-        let members = space.members()?;
-        let row = |m: &client_sdk::MemberInfo| {
-            vec![m.account.to_string(), m.role.to_string(), m.name.clone().unwrap_or_default(), m.joined.to_string()]
+/// Opens a space whose admin added this account.
+pub(crate) async fn open(app: &App, id: SpaceId) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let spinner = app.out.spinner("asking the node for the space");
+        let space = client.open_joined(id, app.timeout()).await?;
+        spinner.say("reading the space");
+        // What is missing comes by itself; the keys are here.
+        let synced = space.await_synced_within(app.timeout()).await;
+        drop(spinner);
+        let name = space.name()?;
+        let role = space.acl()?.role(&client.account()).map(|role| role.to_string());
+        let shown = name.as_deref().map_or_else(|| "the space".to_owned(), text::plain);
+        let state = if synced.is_ok() { "synced" } else { "open" };
+        let said = match &role {
+            Some(role) => format!("{shown} ({id}): {state}, as {role}"),
+            None => format!("{shown} ({id}): {state}"),
         };
-        let said = table(&["account", "role", "name", "since entry"], members.iter().map(row));
-        let json: Vec<_> = members
-            .iter()
-            .map(|m| {
-                json!({
-                    "account": m.account.to_string(),
-                    "role": m.role.to_string(),
-                    "name": m.name,
-                    "joined": m.joined.0,
-                })
-            })
-            .collect();
-        Ok(Answer::new(said, json!({ "space": space.id().to_string(), "members": json })))
+        let json = json!({ "space": id.to_string(), "name": name, "role": role, "state": state });
+        Ok(Answer::new(said, json))
     })
     .await
 }
 
-pub(crate) async fn rotate_keys(app: &App) -> Result<Answer, CliError> {
+pub(crate) async fn options(app: &App, history: Option<HistoryArg>) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
-        let _spinner = app.out.spinner("sealing new keys to the members");
         app.refresh(space).await?;
-        space.rotate_keys().await?;
-        let epoch = space.acl()?.epoch.0;
-        let said = format!("new keys for what is written from now on (epoch {epoch})");
-        Ok(Answer::new(said, json!({ "space": space.id().to_string(), "epoch": epoch })))
+        if let Some(history) = history {
+            let _spinner = app.out.spinner("asking the node");
+            let options = SpaceOptions { history: history.into(), ..space.acl()?.options };
+            space.set_options(options).await?;
+        }
+        let options = space.acl()?.options;
+        let history = text::history(options.history);
+        let reads = match options.history {
+            client_sdk::HistoryMode::All => "new members read everything, from the beginning",
+            client_sdk::HistoryMode::SinceJoin => "new members read what is written after they joined",
+        };
+        let json = json!({
+            "space": space.id().to_string(),
+            "history": history,
+            "min_version": options.min_version,
+        });
+        Ok(Answer::new(format!("history {history}: {reads}"), json))
+    })
+    .await
+}
+
+pub(crate) async fn delete(app: &App, confirm: Confirm) -> Result<Answer, CliError> {
+    app.with_space(async |_: &Client, space: &Space| {
+        app.refresh(space).await?;
+        let id = space.id();
+        let shown = space.name()?.map_or_else(|| id.to_string(), |name| text::plain(&name));
+        let mut planned = Planned::of(space, AclChange::DeleteSpace)?;
+        planned.sentences.insert(0, format!("{shown} ({id})"));
+        planned.confirm(app, confirm, "Deleting a space")?;
+        let json = json!({ "space": id.to_string(), "deleted": true, "effects": planned.effects_json() });
+        let _spinner = app.out.spinner("asking the node");
+        space.change(planned.change).await?;
+        Ok(Answer::new(format!("{shown} is deleted, for everybody"), json))
     })
     .await
 }

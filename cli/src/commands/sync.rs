@@ -1,6 +1,6 @@
 //! Synced or not, and why.
 
-use client_sdk::{Client, NotSynced, Reason, Space, SpaceStatus, SyncState, WriteId};
+use client_sdk::{Client, NotSynced, Reason, ReasonCode, Space, SpaceStatus, SyncState};
 use serde_json::{Value, json};
 
 use crate::app::{App, Reached};
@@ -106,6 +106,7 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
     let mut rows = vec![
         ("space", status.space.clone()),
         ("state", state_text(paint, status.state)),
+        ("you are", standing(status)),
         ("log", format!("{} here, {} at the node, {} on its disk", status.seq, status.node_seq, status.durable_seq)),
         (
             "holds",
@@ -130,9 +131,23 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
             rows.push((what, n.to_string()));
         }
     }
-    let title = paint.bold(name.unwrap_or("(name not here yet)"));
+    let title = paint.bold(name.map_or_else(|| "(name not here yet)".to_owned(), text::plain));
     let reasons: String = reasons_text(paint, &status.reasons);
     format!("{title}\n{}{reasons}", pairs(paint, rows))
+}
+
+/// Who this account is in the space, in words.
+fn standing(status: &SpaceStatus) -> String {
+    let about = |code| status.reasons.iter().find(|r| r.code == code).map(|r| r.detail.as_str());
+    if status.deleted {
+        return "nobody: the owner deleted the space, and its contents are gone".to_owned();
+    }
+    match (&status.role, about(ReasonCode::NotAMember), about(ReasonCode::Leaving)) {
+        (None, Some(how), _) => format!("no member any more: {how}"),
+        (None, None, _) => "no member, as far as the log here tells".to_owned(),
+        (Some(role), _, Some(how)) => format!("{role}, and leaving: {how}"),
+        (Some(role), _, None) => role.clone(),
+    }
 }
 
 fn usize_of(n: u64) -> usize {
@@ -149,7 +164,7 @@ async fn watch_all(app: &App, spaces: &[Space]) -> Result<(), CliError> {
     drop(say);
     while let Some((name, status)) = said.recv().await {
         let paint = app.out.paint();
-        let shown = name.clone().unwrap_or_else(|| status.space.clone());
+        let shown = name.as_deref().map_or_else(|| status.space.clone(), text::plain);
         let state = state_text(paint, status.state);
         let text = format!(
             "{shown}: {state}, log {} of {}, {} waiting, {}",
@@ -200,7 +215,8 @@ pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
                 space.await_synced_within(app.timeout().min(WHY_MAX)).await
             };
             let name = space.name()?;
-            texts.push(why_text(app.out.paint(), name.as_deref().unwrap_or("(unnamed)"), tried.as_ref().err()));
+            let shown = name.as_deref().map_or_else(|| "(unnamed)".to_owned(), text::plain);
+            texts.push(why_text(app.out.paint(), &shown, tried.as_ref().err()));
             json.push(json!({
                 "space": space.id().to_string(),
                 "name": name,
@@ -272,7 +288,7 @@ async fn once(app: &App, spaces: &[Space]) -> Result<Answer, CliError> {
     let mut json = Vec::new();
     for space in spaces {
         let name = space.name()?;
-        let shown = name.clone().unwrap_or_else(|| space.id().short());
+        let shown = name.as_deref().map_or_else(|| space.id().short(), text::plain);
         let _spinner = app.out.spinner(format!("syncing {shown}"));
         let synced = space.await_synced_within(app.timeout()).await?;
         lines.push(format!("{shown}: synced up to {}", synced.receipt.body().seq));
@@ -284,20 +300,4 @@ async fn once(app: &App, spaces: &[Space]) -> Result<Answer, CliError> {
         }));
     }
     Ok(Answer::new(lines.join("\n"), json!({ "spaces": json })))
-}
-
-pub(crate) async fn dismiss(app: &App, write: u64) -> Result<Answer, CliError> {
-    app.with_space(async |_: &Client, space: &Space| {
-        let write = WriteId(write);
-        if space.write_state(write)?.is_none() {
-            return Err(CliError::NotFound(format!("there is no write {write} here")));
-        }
-        space.dismiss(write).await?;
-        let state = space.write_state(write)?;
-        if !matches!(state, Some(client_sdk::WriteState::Dismissed)) {
-            return Err(CliError::Usage(format!("write {write} was not refused: there is nothing to dismiss")));
-        }
-        Ok(Answer::new(format!("write {write} is dismissed"), json!({ "write": write.0, "state": "dismissed" })))
-    })
-    .await
 }

@@ -12,9 +12,6 @@ use crate::text;
 /// How many trees are asked for at a time.
 const PAGE: usize = 512;
 
-/// How much of a payload a table shows.
-const SHOWN_CHARS: usize = 72;
-
 /// Which trees a list shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
@@ -188,7 +185,7 @@ fn change_json(change: &LoggedChange) -> Value {
 /// The content of a change, in one line.
 fn shown(change: &LoggedChange) -> String {
     let Some((data_type, payload)) = &change.content else { return "(not readable here)".to_owned() };
-    let text = match serde_json::from_slice::<git::Content>(payload) {
+    let shown = match serde_json::from_slice::<git::Content>(payload) {
         Ok(commit) if data_type == git::DATA_TYPE => {
             let oid: String = commit.oid.chars().take(9).collect();
             format!("{oid} {}", commit.message.lines().next().unwrap_or_default())
@@ -198,8 +195,5 @@ fn shown(change: &LoggedChange) -> String {
             Ok(_) | Err(_) => format!("{data_type}, {} bytes", payload.len()),
         },
     };
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    text::start(&shown)
 }
