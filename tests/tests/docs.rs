@@ -168,6 +168,61 @@ fn every_rpc_is_described() {
     }
 }
 
+/// The code map names every module, by crate.
+#[test]
+fn every_module_is_on_the_map() {
+    let page = read("ARCHITECTURE.md");
+    let section = |title: &str| {
+        let from = page.split_once(&format!("\n### {title}")).unwrap_or_else(|| panic!("no section {title}")).1;
+        from.split("\n## ").next().and_then(|s| s.split("\n### ").next()).expect("a section").to_owned()
+    };
+    let crates = [
+        ("sync-core", "sync-core"),
+        ("proto", "proto"),
+        ("sync-e2ee", "sync-e2ee"),
+        ("sync-store", "sync-store"),
+        ("sync-node", "sync-node"),
+        ("client-sdk", "client-sdk"),
+    ];
+    for (title, dir) in crates {
+        let rows = rows(&section(title));
+        let named: BTreeSet<&str> = rows.iter().flat_map(|row| row[0].split([',', '/'])).map(str::trim).collect();
+        let src = Path::new(dir).join("src");
+        for path in files().into_iter().filter(|path| path.starts_with(&src)) {
+            let inside = path.strip_prefix(&src).expect("it starts so");
+            let module = inside.components().next().expect("a name").as_os_str().to_str().expect("UTF-8");
+            let module = module.trim_end_matches(".rs");
+            if !["lib", "tests"].contains(&module) {
+                assert!(named.contains(module), "ARCHITECTURE.md says nothing of {dir}'s {module}");
+            }
+        }
+    }
+}
+
+/// Decisions are numbered without a gap, and each has its four parts.
+#[test]
+fn decisions_have_a_form() {
+    let mut found: Vec<_> = markdown().into_iter().filter(|(path, _)| path.starts_with("docs/decisions")).collect();
+    found.sort();
+    for ((path, text), number) in found.iter().zip(1..) {
+        assert!(text.starts_with(&format!("# {number:04}: ")), "{}", path.display());
+        assert!(path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{number:04}-"))));
+        for part in ["Context", "Decision", "Evidence", "Consequences"] {
+            assert!(text.contains(&format!("**{part}.**")), "{}: no {part}", path.display());
+        }
+    }
+    assert!(found.len() >= 15, "{} decisions", found.len());
+}
+
+/// One row for each word, in order.
+#[test]
+fn the_glossary_is_in_order() {
+    let words: Vec<_> = rows(&read("docs/glossary.md")).into_iter().skip(2).map(|row| row[0].to_lowercase()).collect();
+    for pair in words.windows(2) {
+        assert!(pair[0] < pair[1], "{} stands before {}", pair[0], pair[1]);
+    }
+}
+
 // ---- links and commands ---------------------------------------------------------------------------------------------
 
 /// Links to files of the repository lead somewhere, to the heading they name too.
