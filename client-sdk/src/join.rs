@@ -128,7 +128,11 @@ impl Client {
         self.shared.stop_resuming(space);
         let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         self.shared.keep_join(space, &token, JoinStage::Cancelling).await?;
-        self.shared.finish_cancelling(space).await
+        let cancelled = self.shared.finish_cancelling(space).await;
+        if cancelled.as_ref().is_err_and(is_transient) {
+            self.shared.cancel_in_background(space);
+        }
+        cancelled
     }
 
     /// Joins that are not ready yet, on any device of the account.
@@ -160,12 +164,7 @@ impl Client {
                 continue;
             }
             if row.stage == JoinStage::Cancelling {
-                let shared = self.shared.clone();
-                self.shared.spawn_until_closed(async move {
-                    if let Err(error) = shared.finish_cancelling(space).await {
-                        tracing::info!(space = %space.short(), error = %error, "a cancelling waits");
-                    }
-                });
+                self.shared.cancel_in_background(space);
                 continue;
             }
             self.shared.follow_in_background(space, &row);
@@ -213,18 +212,38 @@ impl Joining {
 }
 
 impl Shared {
-    /// Takes a request back at the node, and forgets the join.
-    async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
-        self.cancel_at_node(space).await?;
-        self.forget_join(space).await?;
-        Ok(self.unlist_join(space).await?)
+    /// Takes a request back as soon as the node is reached.
+    fn cancel_in_background(self: &Arc<Self>, space: SpaceId) {
+        let shared = self.clone();
+        self.spawn_until_closed(async move {
+            while let Err(error) = Box::pin(shared.finish_cancelling(space)).await {
+                tracing::info!(space = %space.short(), error = %error, "a cancelling waits");
+                if !is_transient(&error) {
+                    return;
+                }
+                tokio::time::sleep(limits::RETRY_FIRST).await;
+            }
+        });
     }
 
-    async fn cancel_at_node(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+    /// Takes a request back at the node, and forgets the join.
+    async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+        if self.cancel_at_node(space).await? == Cancelling::Over {
+            self.forget_join(space).await?;
+            self.unlist_join(space).await?;
+        }
+        Ok(())
+    }
+
+    async fn cancel_at_node(self: &Arc<Self>, space: SpaceId) -> Result<Cancelling, JoinError> {
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
             let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
-            let Some(token) = row.and_then(|row| token_from_text(&row.token).ok()) else { return Ok(()) };
+            // Whoever asked anew in the meantime wants to join after all.
+            let row = row.filter(|row| row.stage == JoinStage::Cancelling);
+            let Some(token) = row.and_then(|row| token_from_text(&row.token).ok()) else {
+                return Ok(Cancelling::NotWanted);
+            };
             let secret = token.body().spaces.iter().find(|s| s.space == space).map(secret_of);
             let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
                 Ok(acl) => acl,
@@ -232,7 +251,7 @@ impl Shared {
                 Err(JoinError::Acl(AclError::Call(CallError::Refused(refused))))
                     if !error::is_transient(refused.code) =>
                 {
-                    return Ok(());
+                    return Ok(Cancelling::Over);
                 }
                 Err(error) => return Err(error),
             };
@@ -245,10 +264,10 @@ impl Shared {
                 Standing::Pending => acl.state.pending_request(&self.account.id()).map(|(request, _)| request),
                 Standing::Declined | Standing::Cancelled | Standing::Stranger => None,
             };
-            let Some(request) = request else { return Ok(()) };
+            let Some(request) = request else { return Ok(Cancelling::Over) };
             let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
             match self.append_once(space, &record).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(Cancelling::Over),
                 // An admin or another joiner was faster: read what it did.
                 Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}
                 Err(error) => return Err(error.into()),
@@ -576,6 +595,13 @@ impl SpaceInner {
         }
         Ok(None)
     }
+}
+
+/// How an attempt to take a request back ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cancelling {
+    Over,
+    NotWanted,
 }
 
 /// The inviter knew the log up to a receipt of the node: a node that shows less or another log now does not show that one.

@@ -149,6 +149,8 @@ pub struct AclState {
     pub index: u64,
     pub epoch: Epoch,
     pub epochs: BTreeMap<Epoch, EpochInfo>,
+    /// How far back members with history read: 0, or the epoch in which the space's history was opened to them.
+    pub history_from: Epoch,
     /// Where every ACL record stands in the log.
     pub records: BTreeMap<AclId, Seq>,
     pub members: BTreeMap<AccountId, Member>,
@@ -192,6 +194,7 @@ impl AclState {
             index: 0,
             epoch: Epoch(0),
             epochs: BTreeMap::from([(Epoch(0), epoch)]),
+            history_from: Epoch(0),
             records: BTreeMap::from([(root.id().into(), at)]),
             members: BTreeMap::from([(body.owner, owner)]),
             removed: BTreeMap::new(),
@@ -366,12 +369,11 @@ impl AclState {
             }
             AclContent::SetOptions { options } => {
                 at_least(Role::Owner)?;
-                self.options = *options;
-                if options.history == HistoryMode::All {
-                    for member in self.members.values_mut().filter(|member| member.role > Role::Guest) {
-                        member.reads_from = Epoch(0);
-                    }
+                if options.history == HistoryMode::All && self.options.history != HistoryMode::All {
+                    // Nobody was given history keys until now, so nothing leads further back than the present keys.
+                    self.history_from = self.epoch;
                 }
+                self.options = *options;
             }
             AclContent::TransferOwnership { account } => {
                 at_least(Role::Owner)?;
@@ -559,7 +561,7 @@ impl AclState {
             self.settle(&request, RequestStatus::Cancelled { at });
         }
         let (profile_ct, profile_epoch) = profile;
-        let reads_from = if self.reads_history(role) { Epoch(0) } else { self.epoch };
+        let reads_from = if self.reads_history(role) { self.history_from } else { self.epoch };
         let member = Member { role, role_since: at, joined: at, reads_from, profile_ct, profile_epoch };
         self.members.insert(account, member);
         Ok(())
@@ -584,7 +586,7 @@ impl AclState {
             None => {}
         }
         if reads_history {
-            member.reads_from = Epoch(0);
+            member.reads_from = member.reads_from.min(self.history_from);
         }
         // Who is given the role it has goes on with what it has written meanwhile.
         if member.role != role {

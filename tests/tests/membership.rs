@@ -1,8 +1,8 @@
 //! Who is in a space, with real processes: removal, leaving, roles, direct adding, replacing, deletion, purge.
 
 use client_sdk::{
-    AclChange, AclError, Client, Code, Effect, HistoryMode, InviteOptions, ReasonCode, RefusedContent, Role, Space,
-    SpaceOptions,
+    AclChange, AclError, Client, Code, Effect, HistoryMode, InviteOptions, JoinStage, ObjectType, ReasonCode,
+    RefusedContent, Role, Space, SpaceOptions, Who, WriteRule,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
@@ -325,5 +325,98 @@ async fn s52_a_member_who_was_cut_off_while_it_was_removed() -> Outcome {
     assert_eq!(theirs.refused()?.len(), 1);
     let failed = theirs.await_synced().await.expect_err("not a member");
     assert_eq!(failed.code.name(), "FORBIDDEN", "{failed:?}");
+    Ok(())
+}
+
+/// What the rules ask of a purge is not what they ask of a change: one's own `once` tree can be ended while keys rotate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_purge_outlives_a_rotation() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let (_admin, space) = club(&node).await?;
+    let relay = Relay::start(node.address()).await;
+    let ballot = || ObjectType::new("ballot").rule(|_| WriteRule { who: Who::Writers, once: true });
+    let member = TestClient::create_with("Member", relay.address(), |c| c.object_type(ballot())).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.objects().put("ballot", "1", json!({ "for": "me" })).await?;
+    theirs.await_synced().await?;
+    relay.calls(|name| if name == "Push" { Calls::Refuse } else { Calls::Forward });
+    relay.cut();
+    let purge = theirs.objects().purge("ballot", "1").await?;
+    space.rotate_keys().await?;
+    until(&theirs, || Ok((theirs.acl()?.epoch.0 == 1).then_some(()))).await?;
+    assert_eq!(theirs.refused()?, []);
+    relay.heal();
+    theirs.await_durable(purge).await?;
+    Ok(())
+}
+
+/// Opening the history of a space reaches back to the keys of that moment, and every member knows what it should hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_opened_from_there_on() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let since_join = SpaceOptions { history: HistoryMode::SinceJoin, ..SpaceOptions::default() };
+    let space = admin.create_space_with("Club", since_join).await?;
+    let first = TestClient::create("First", node.address()).await;
+    let firsts = join(&space, &first, Role::Writer).await?;
+    space.objects().put("note", "old", json!({ "text": "closed" })).await?;
+    space.rotate_keys().await?;
+    space.objects().put("note", "recent", json!({ "text": "just before" })).await?;
+    space.await_synced().await?;
+    space.set_options(SpaceOptions { history: HistoryMode::All, ..since_join }).await?;
+    space.rotate_keys().await?;
+    space.objects().put("note", "new", json!({ "text": "open" })).await?;
+    let late = TestClient::create("Late", node.address()).await;
+    let lates = join(&space, &late, Role::Reader).await?;
+    for theirs in [&firsts, &lates] {
+        theirs.await_synced().await?;
+        assert_eq!(object(theirs, "note", "new")?.fields["text"], "open");
+        assert_eq!(object(theirs, "note", "recent")?.fields["text"], "just before");
+    }
+    assert_eq!(object(&firsts, "note", "old")?.fields["text"], "closed", "it was there");
+    assert!(lates.objects().get("note", "old")?.is_none());
+    Ok(())
+}
+
+/// Taken back while the node is away, it goes out by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_taken_back_later() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let (_admin, space) = club(&node).await?;
+    let relay = Relay::start(node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let invite = space.invite(InviteOptions::approval()).await?;
+    member.join(&invite.token).await?;
+    sync_tests::harness::request_of(&space, &member).await?;
+    relay.calls(|name| if name == "AclRead" || name == "AclAppend" { Calls::Refuse } else { Calls::Forward });
+    member.cancel_join(space.id()).await.expect_err("the node is away");
+    assert_eq!(member.joins()?[0].stage, JoinStage::Cancelling);
+    relay.heal();
+    until(&space, || Ok(space.request_of(member.account()).is_err().then_some(()))).await
+}
+
+/// Whichever way somebody comes who reads from now on, it knows the name of the space.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_from_now_on_knows_the_spaces_name() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let options = SpaceOptions { history: HistoryMode::SinceJoin, ..SpaceOptions::default() };
+    let space = admin.create_space_with("Club", options).await?;
+    let [guest, asked, heir] = [(); 3].map(|()| TestClient::create("Somebody", node.address()));
+    let (guest, asked, heir) = (guest.await, asked.await, heir.await);
+    space.change(AclChange::AddMembers { members: vec![(guest.account(), Role::Guest)] }).await?;
+    let joining = asked.join(&space.invite(InviteOptions::approval()).await?.token).await?;
+    let request = sync_tests::harness::request_of(&space, &asked).await?;
+    space.change(AclChange::AcceptRequest { request, role: None }).await?;
+    let askeds = joining.ready(PATIENCE).await?.remove(0);
+    space.replace_account(asked.account(), heir.account()).await?;
+    gone(&askeds).await?;
+    let guests = guest.open_joined(space.id(), PATIENCE).await?;
+    let heirs = heir.open_joined(space.id(), PATIENCE).await?;
+    for theirs in [&guests, &heirs] {
+        space.await_synced().await?;
+        theirs.await_synced().await?;
+        assert_eq!(theirs.name()?.as_deref(), Some("Club"));
+    }
     Ok(())
 }

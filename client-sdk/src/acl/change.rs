@@ -3,11 +3,11 @@
 use sync_core::acl::{AclReject, AclState};
 use sync_core::ids::{AccountId, AclId, Epoch, InviteId};
 use sync_core::log::Reject;
-use sync_core::record::{AclContent, InviteMode, Role, SpaceOptions};
+use sync_core::record::{AclContent, HistoryMode, InviteMode, Role, SpaceOptions};
 use sync_e2ee::{Recipient, SpaceKeys, seal_keys};
 
 use super::{OpenInvites, keys_for, reads_from_now_on};
-use crate::error::AclError;
+use crate::error::{AclError, ReadError};
 use crate::space::{Space, SpaceInner};
 
 /// A change of the ACL: done by [`Space::change`], foretold by [`Space::plan`].
@@ -32,9 +32,11 @@ pub enum AclChange {
     DeclineRequest { request: AclId },
     /// New keys for what is written from now on.
     RotateKeys,
-    /// Gives a member the keys again, because those in the log do not open (`KEY_OWED`).
+    /// Gives a member every key again that it should have and that we hold, because those in the log do not open (`KEY_OWED`).
     Reseal { account: AccountId },
-    /// Who reads history, and the format version that members must be able to read, which nothing judges yet.
+    /// Who reads history, and the format version that members must be able to read, which nothing judges yet. Opening the
+    /// history of a space makes new keys, which lead back to the ones before them and no further: earlier ones were never given
+    /// with a way back.
     SetOptions { options: SpaceOptions },
     /// Makes a member the owner; the former owner becomes an admin.
     TransferOwnership { account: AccountId },
@@ -43,6 +45,28 @@ pub enum AclChange {
 }
 
 impl AclChange {
+    /// The roles of those whom it lets in.
+    fn newcomers(&self, acl: &AclState) -> Vec<Role> {
+        match self {
+            Self::AddMembers { members } => members.iter().map(|(_, role)| *role).collect(),
+            Self::ReplaceAccount { old, .. } => acl.role(old).into_iter().collect(),
+            Self::AcceptRequest { request, role } => {
+                let asked = acl.requests.get(request).map(|r| r.claim.role);
+                role.or(asked).into_iter().collect()
+            }
+            Self::ChangeRole { .. }
+            | Self::RemoveMembers { .. }
+            | Self::Leave
+            | Self::RevokeInvite { .. }
+            | Self::DeclineRequest { .. }
+            | Self::RotateKeys
+            | Self::Reseal { .. }
+            | Self::SetOptions { .. }
+            | Self::TransferOwnership { .. }
+            | Self::DeleteSpace => Vec::new(),
+        }
+    }
+
     /// The contents of the record that does it, on top of `acl`. The rules judge them, not this.
     pub(super) fn contents(&self, space: &SpaceInner, acl: &AclState) -> Result<Vec<AclContent>, AclError> {
         Ok(match self {
@@ -71,16 +95,38 @@ impl AclChange {
             Self::RotateKeys => vec![AclContent::RotateKey {
                 rotation: space.rotation(acl, &[], OpenInvites::Reseal { except: None })?.0,
             }],
-            Self::Reseal { account } => {
-                let role = role_of(acl, *account)?;
-                let seal = sealed(space, acl, *account, role)?;
-                vec![AclContent::Reseal { account: *account, epoch: acl.epoch, seal }]
-            }
-            Self::SetOptions { options } => vec![AclContent::SetOptions { options: *options }],
+            Self::Reseal { account } => reseal(space, acl, *account)?,
+            Self::SetOptions { options } => set_options(space, acl, *options)?,
             Self::TransferOwnership { account } => vec![AclContent::TransferOwnership { account: *account }],
             Self::DeleteSpace => vec![AclContent::DeleteSpace],
         })
     }
+}
+
+/// At most so many seals in one record; each is about 190 bytes.
+const RESEALS_MAX: usize = 1_000;
+
+fn reseal(space: &SpaceInner, acl: &AclState, account: AccountId) -> Result<Vec<AclContent>, AclError> {
+    let member = acl.members.get(&account).ok_or(Reject::Acl(AclReject::NotAMember { account }))?;
+    let ring = space.shared.store.read(|tx| space.ring_of(tx, acl))?;
+    let mut contents = Vec::new();
+    // The newest first: from them a way may lead back to the others.
+    for epoch in acl.epochs.range(member.reads_from..).rev().map(|(epoch, _)| *epoch).take(RESEALS_MAX) {
+        let Some(keys) = ring.keys(epoch) else { continue };
+        let seal = seal_to(acl, epoch, account, member.role, keys)?;
+        contents.push(AclContent::Reseal { account, epoch, seal });
+    }
+    if contents.is_empty() { Err(ReadError::NoKeys.into()) } else { Ok(contents) }
+}
+
+fn set_options(space: &SpaceInner, acl: &AclState, options: SpaceOptions) -> Result<Vec<AclContent>, AclError> {
+    let mut contents = vec![AclContent::SetOptions { options }];
+    if options.history == HistoryMode::All && acl.options.history != HistoryMode::All {
+        let invites = OpenInvites::Reseal { except: None };
+        let (rotation, _) = space.rotation_with(acl, options.history, &[], invites)?;
+        contents.push(AclContent::RotateKey { rotation });
+    }
+    Ok(contents)
 }
 
 fn role_of(acl: &AclState, account: AccountId) -> Result<Role, AclError> {
@@ -144,19 +190,21 @@ fn add_members(space: &SpaceInner, acl: &AclState, members: &[(AccountId, Role)]
 
 fn replace(space: &SpaceInner, acl: &AclState, old: AccountId, new: AccountId) -> Result<Vec<AclContent>, AclError> {
     let role = role_of(acl, old)?;
+    let is_member = acl.members.contains_key(&new);
     if role == Role::Owner {
-        let seal = sealed(space, acl, new, Role::Admin)?;
-        return Ok(vec![
-            AclContent::AddMembers { members: vec![(new, Role::Admin, seal)] },
-            AclContent::TransferOwnership { account: new },
-        ]);
+        let mut contents = if is_member { Vec::new() } else { add_members(space, acl, &[(new, Role::Admin)])? };
+        contents.push(AclContent::TransferOwnership { account: new });
+        return Ok(contents);
     }
     let (rotation, keys) = space.rotation(acl, &[old], OpenInvites::Close)?;
     let seal = seal_to(acl, rotation.epoch, new, role, &keys)?;
-    Ok(vec![
-        AclContent::RemoveMembers { accounts: vec![old], rotation },
-        AclContent::AddMembers { members: vec![(new, role, seal)] },
-    ])
+    let lifted = acl.role(&new) == Some(Role::Guest) && role > Role::Guest;
+    let takes_over = if is_member {
+        AclContent::ChangeRole { account: new, role, seal: lifted.then_some(seal) }
+    } else {
+        AclContent::AddMembers { members: vec![(new, role, seal)] }
+    };
+    Ok(vec![AclContent::RemoveMembers { accounts: vec![old], rotation }, takes_over])
 }
 
 impl Space {
@@ -175,8 +223,14 @@ impl Space {
     /// # }
     /// ```
     pub async fn change(&self, change: AclChange) -> Result<(), AclError> {
-        let space = self.inner.clone();
-        self.inner.append_acl(&move |acl: &AclState| change.contents(&space, acl)).await
+        let (space, newcomers) = (self.inner.clone(), change.newcomers(&*self.inner.acl()?));
+        self.inner.append_acl(&move |acl: &AclState| change.contents(&space, acl)).await?;
+        let history = self.inner.acl()?.options.history;
+        if newcomers.into_iter().any(|role| reads_from_now_on(history, role)) {
+            // The space's own name is from before their time.
+            self.inner.show_space_info().await?;
+        }
+        Ok(())
     }
 
     /// Adds accounts without their asking; see [`AclChange::AddMembers`].
@@ -184,12 +238,7 @@ impl Space {
     /// # Errors
     /// [`AclError`].
     pub async fn add_members(&self, members: &[(AccountId, Role)]) -> Result<(), AclError> {
-        self.change(AclChange::AddMembers { members: members.to_vec() }).await?;
-        let history = self.inner.acl()?.options.history;
-        if members.iter().any(|(_, role)| reads_from_now_on(history, *role)) {
-            self.inner.show_space_info().await?;
-        }
-        Ok(())
+        self.change(AclChange::AddMembers { members: members.to_vec() }).await
     }
 
     /// Gives a member another role.

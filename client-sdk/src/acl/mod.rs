@@ -118,13 +118,24 @@ impl SpaceInner {
         without: &[AccountId],
         invites: OpenInvites<'_>,
     ) -> Result<(Rotation, SpaceKeys), AclError> {
+        self.rotation_with(acl, acl.options.history, without, invites)
+    }
+
+    /// As [`Self::rotation`], for members who read as another option says.
+    fn rotation_with(
+        &self,
+        acl: &AclState,
+        history: HistoryMode,
+        without: &[AccountId],
+        invites: OpenInvites<'_>,
+    ) -> Result<(Rotation, SpaceKeys), AclError> {
         let keys = self.current_keys(acl)?;
         let stays = |account: &AccountId| !without.contains(account);
         let members: Vec<_> = acl
             .members
             .iter()
             .filter(|(account, _)| stays(account))
-            .map(|(account, m)| (*account, access(acl.options.history, m.role)))
+            .map(|(account, m)| (*account, access(history, m.role)))
             .collect();
         let mut rng = rand::rng();
         let (mut rotation, new_keys) = make_rotation(acl.space, (acl.epoch, &keys), &members, &mut rng)?;
@@ -133,7 +144,7 @@ impl SpaceInner {
             let is_open = invite.status == InviteStatus::Live && invite.content.mode == InviteMode::Open;
             // A leaver may hold the secret of an open invite: the next rotation closes them all.
             if is_open && !acl.rotation_owed && except != Some(id) {
-                let keys = keys_for(acl.options.history, invite.content.role, &new_keys);
+                let keys = keys_for(history, invite.content.role, &new_keys);
                 let to = Recipient::Invite(*id);
                 rotation.invite_seals.push(seal_keys(Some(acl.space), rotation.epoch, to, &keys, &mut rng)?);
             }

@@ -100,6 +100,19 @@ pub(super) enum Reader {
 }
 
 impl SpaceInner {
+    /// Whether what is promised as it is is there at all: asked before anything is done for it.
+    pub(super) fn can_prepare(&self, preparation: &Preparation) -> Result<(), AclError> {
+        self.shared.store.read(|tx| {
+            for step in &preparation.steps {
+                let Err(tree) = &step.key else { continue };
+                if tx.tree(self.id, *tree)?.is_none() && tx.pending_of_tree(self.id, *tree)?.is_empty() {
+                    return Err(AclError::NothingToPromise { tree: *tree });
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Makes the writes of a preparation durable at the node; returns the trees that it promises.
     pub(super) async fn prepare(
         self: &std::sync::Arc<Self>,

@@ -109,24 +109,29 @@ impl SpaceInner {
         role: Role,
         preparation: &Preparation,
     ) -> Result<(), AclError> {
-        let from_now_on = reads_from_now_on(self.acl()?.options.history, role);
-        if from_now_on {
-            let space = self.clone();
-            self.append_acl(&move |acl: &AclState| AclChange::RotateKeys.contents(&space, acl)).await?;
-        }
-        let reader = if from_now_on { Reader::FromNowOn } else { Reader::OfHistory };
+        self.can_prepare(preparation)?;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            if reader == Reader::FromNowOn {
+            let from_now_on = reads_from_now_on(self.acl()?.options.history, role);
+            if from_now_on {
+                if attempt == 1 {
+                    self.append_acl(&|acl: &AclState| AclChange::RotateKeys.contents(self, acl)).await?;
+                }
                 self.show_space_info().await?;
             }
+            let reader = if from_now_on { Reader::FromNowOn } else { Reader::OfHistory };
             let promised = self.prepare(preparation, reader).await?;
-            let space = self.clone();
-            let make = move |acl: &AclState| space.acceptance(acl, request, role, &promised);
+            let make = |acl: &AclState| {
+                if reads_from_now_on(acl.options.history, role) != from_now_on {
+                    return Err(AclError::Contended { attempts: attempt });
+                }
+                self.acceptance(acl, request, role, &promised)
+            };
             match self.append_acl(&make).await {
-                // Somebody else changed the keys in between: what was prepared is written once more, with the new ones.
-                Err(error) if error.code() == "BAD_FRONTIER" && from_now_on && attempt < PREPARED_MAX => {}
+                // Somebody else changed the keys or the options in between: what was prepared is written once more.
+                Err(AclError::Contended { .. } | AclError::Rejected(Reject::BadFrontier { .. }))
+                    if attempt < PREPARED_MAX => {}
                 said => return said,
             }
         }

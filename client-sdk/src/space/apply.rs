@@ -17,7 +17,7 @@ use sync_store::{StoreError, VerdictKind, VerdictRow, WriteId, WriteState, Write
 use super::outbox::{Redecided, redecide};
 use super::project::{self, ObjectTouched, Projection};
 use super::write::Maker;
-use super::{SpaceInner, absorb, worker};
+use super::{SpaceInner, absorb, owed_keys, worker};
 use crate::acl::events_of;
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
@@ -128,9 +128,9 @@ impl SpaceInner {
             self.publish_ring(ring);
         }
         if applied.acl_moved {
-            // Only keys that are missing now are owed; an old wrong seal that was made good is history.
-            let owed = self.acl().is_ok_and(|acl| !self.ring().holds(acl.epoch));
-            self.note_trouble(|t| t.key = if owed { applied.key_problem } else { None });
+            let (account, ring) = (self.shared.account.id(), self.ring());
+            let owed = self.acl().ok().and_then(|acl| owed_keys(&acl, &account, &ring, applied.key_problem));
+            self.note_trouble(|t| t.key = owed);
         }
         let mut other = applied.trees;
         for object in &applied.objects {

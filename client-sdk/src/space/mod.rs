@@ -221,11 +221,22 @@ pub(crate) fn read_ring(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Res
             read.problem.get_or_insert(problem);
         }
     }
-    if read.ring.holds(acl.epoch) {
-        // An old wrong seal that was made good, or is not needed any more, is history.
-        read.problem = None;
-    }
+    read.problem = owed_keys(&acl, &shared.account.id(), &read.ring, read.problem);
     Ok(read)
+}
+
+/// What a member should have and does not hold. An old wrong seal that was made good is history.
+fn owed_keys(acl: &AclState, account: &AccountId, ring: &KeyRing, problem: Option<String>) -> Option<String> {
+    let member = acl.members.get(account)?;
+    let mut missing =
+        acl.epochs.range(member.reads_from..).map(|(epoch, _)| epoch.0).filter(|e| !ring.holds(Epoch(*e)));
+    let first = missing.next()?;
+    let more = missing.count();
+    let why = problem.unwrap_or_else(|| "no key in the log opens it".to_owned());
+    Some(match more {
+        0 => format!("of epoch {first}: {why}"),
+        more => format!("of epoch {first} and {more} more: {why}"),
+    })
 }
 
 pub(crate) fn absorb(ring: &mut KeyRing, record: RawRecord, epoch: &mut Epoch, acl: &AclState) -> Result<(), String> {

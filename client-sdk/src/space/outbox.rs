@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 use sync_core::code::{Code, NextStep};
 use sync_core::ids::{ChangeId, TreeId};
-use sync_core::log::View as _;
+use sync_core::log::{Reject, View as _};
 use sync_core::record::{TreeChange, verify_as};
 use sync_e2ee::Envelope;
 use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
@@ -57,32 +57,64 @@ pub(super) fn redecide(
     redecided: &mut Redecided,
 ) -> Result<(), WriteError> {
     let space = maker.space();
-    let pending = tx.pending(space)?;
-    let affected: BTreeSet<TreeId> = pending.iter().map(|w| w.tree).collect();
+    let affected: BTreeSet<TreeId> = tx.pending(space)?.iter().map(|w| w.tree).collect();
     for tree in affected.into_iter().filter(|tree| trees.is_none_or(|trees| trees.contains(tree))) {
-        match maker.may_write(tx, tree) {
-            Ok(()) => match maker.rebuild(tx, tree, Rebuild::Stale) {
-                // The keys are on their way, or are owed; the node's answer will bring it up again.
-                Ok(()) | Err(WriteError::Read(ReadError::NoKeys)) => {}
-                Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
-                Err(error) => tracing::warn!(tree = %tree.short(), error = %error, "a write could not be made anew"),
-            },
-            Err(WriteError::Rejected(reject)) if Code::from(&reject).next_step() == NextStep::Refuse => {
-                let log_seq = tx.view(space)?.ok_or(ReadError::UnknownSpace(space))?.position().seq;
-                let code = Code::from(&reject);
-                let refusal = RefusalRow { code: code.number(), message: reject.to_string(), log_seq };
-                for write in tx.pending_of_tree(space, tree)? {
-                    if is_purge(&write) && code == Code::TreePurged {
-                        // Somebody else was faster; it is what was wanted.
-                        let at = tx.tree(space, tree)?.and_then(|t| t.purged).map(|p| p.at).unwrap_or_default();
-                        tx.set_write_state(write.id, &WriteState::Logged { seq: at })?;
-                    } else {
-                        refuse_one(tx, shared, maker, &write, &refusal, redecided)?;
-                    }
+        for kind in [Writes::Changes, Writes::Purges] {
+            let asked = match kind {
+                Writes::Changes => maker.may_write(tx, tree),
+                Writes::Purges => maker.may_purge(tx, tree),
+            };
+            match asked {
+                Ok(()) => {}
+                Err(WriteError::Rejected(reject)) if Code::from(&reject).next_step() == NextStep::Refuse => {
+                    refuse_all(tx, shared, maker, (tree, kind), &reject, redecided)?;
                 }
+                Err(WriteError::Rejected(_)) => {}
+                Err(error) => return Err(error),
             }
-            Err(WriteError::Rejected(_)) => {}
-            Err(error) => return Err(error),
+        }
+        match maker.rebuild(tx, tree, Rebuild::Stale) {
+            // The keys are on their way, or are owed; the node's answer will bring it up again.
+            Ok(()) | Err(WriteError::Read(ReadError::NoKeys)) => {}
+            Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
+            Err(error) => tracing::warn!(tree = %tree.short(), error = %error, "a write could not be made anew"),
+        }
+    }
+    Ok(())
+}
+
+/// The rules ask other things of a purge than of a change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    Changes,
+    Purges,
+}
+
+fn refuse_all(
+    tx: &mut WriteTx<'_>,
+    shared: &Shared,
+    maker: &Maker<'_>,
+    of: (TreeId, Writes),
+    reject: &Reject,
+    redecided: &mut Redecided,
+) -> Result<(), WriteError> {
+    let (space, (tree, kind)) = (maker.space(), of);
+    let log_seq = tx.view(space)?.ok_or(ReadError::UnknownSpace(space))?.position().seq;
+    let code = Code::from(reject);
+    let never_begins = tx.tree(space, tree)?.is_none();
+    let refusal = RefusalRow { code: code.number(), message: reject.to_string(), log_seq };
+    for write in tx.pending_of_tree(space, tree)? {
+        // A tree that will never begin needs no end either.
+        let is_theirs = is_purge(&write) == (kind == Writes::Purges) || (kind == Writes::Changes && never_begins);
+        if !is_theirs {
+            continue;
+        }
+        if kind == Writes::Purges && code == Code::TreePurged {
+            // Somebody else was faster; it is what was wanted.
+            let at = tx.tree(space, tree)?.and_then(|t| t.purged).map(|p| p.at).unwrap_or_default();
+            tx.set_write_state(write.id, &WriteState::Logged { seq: at })?;
+        } else {
+            refuse_one(tx, shared, maker, &write, &refusal, redecided)?;
         }
     }
     Ok(())

@@ -254,17 +254,11 @@ impl<'a> Maker<'a> {
     }
 
     fn purge(&self, tx: &mut WriteTx<'_>, tree: TreeId, key: Option<ObjectKey>) -> Result<Made, WriteError> {
-        let logged = tx.tree(self.space, tree)?;
         let pending = tx.pending_of_tree(self.space, tree)?;
-        let root = self.root_of(tree, logged.as_ref(), &pending)?;
-        if self.acl.deleted {
-            return Err(Reject::SpaceDeleted.into());
-        }
         if pending.iter().any(is_purge) {
             return Err(Reject::TreePurged { tree }.into());
         }
-        let author = self.shared.account.id();
-        may_purge(&self.acl, tree, &root, logged.as_ref(), &author, &self.acl.head)?;
+        self.may_purge(tx, tree)?;
         let named = key.clone().unwrap_or(ObjectKey { object_type: String::new(), id: String::new() });
         let (object_type, object_id) = (named.object_type, named.id);
         let envelope = Envelope { object_type, object_id, data_type: PURGE.to_owned(), payload: Bytes::new() };
@@ -292,6 +286,18 @@ impl<'a> Maker<'a> {
             (None, Some(root)) => Ok(*verified::<TreeRoot>(root)?.body()),
             (None, None) => Err(Reject::MissingRoot { tree }.into()),
         }
+    }
+
+    /// What the rules say now to our ending a tree.
+    pub(super) fn may_purge(&self, tx: &WriteTx<'_>, tree: TreeId) -> Result<(), WriteError> {
+        let logged = tx.tree(self.space, tree)?;
+        let pending = tx.pending_of_tree(self.space, tree)?;
+        let root = self.root_of(tree, logged.as_ref(), &pending)?;
+        if self.acl.deleted {
+            return Err(Reject::SpaceDeleted.into());
+        }
+        let author = self.shared.account.id();
+        Ok(may_purge(&self.acl, tree, &root, logged.as_ref(), &author, &self.acl.head)?)
     }
 
     /// What the rules say now to our writing to a tree at all.
@@ -387,8 +393,7 @@ impl<'a> Maker<'a> {
             }
         };
         if is_purge(write) {
-            let author = self.shared.account.id();
-            may_purge(&self.acl, tree, &root, logged.as_ref(), &author, &self.acl.head)?;
+            self.may_purge(tx, tree)?;
             tx.rebuild_pending(write.id, None, self.tombstone(tree)?.raw())?;
         } else {
             let place = self.place(tx, root, &pending)?;
