@@ -121,8 +121,13 @@ impl App {
     /// The space that `--space` means, or the only one.
     pub(crate) fn space(&self, client: &Client) -> Result<Space, CliError> {
         let spaces = client.spaces()?;
-        let id = choose(&spaces, self.global.space.as_deref())?;
-        Ok(client.space(id)?)
+        let typed = self.global.space.as_deref();
+        if typed.is_none()
+            && let [only] = spaces.iter().filter(|s| is_live(s)).collect::<Vec<_>>().as_slice()
+        {
+            return Ok(client.space(only.id)?);
+        }
+        Ok(client.space(choose(&spaces, typed)?)?)
     }
 
     /// A space that was typed elsewhere than after `--space`.
@@ -136,6 +141,21 @@ impl App {
             return Ok(vec![self.space(client)?]);
         }
         client.spaces()?.iter().map(|info| Ok(client.space(info.id)?)).collect()
+    }
+
+    /// [`App::spaces`] without those that nothing comes from any more: left, removed from, deleted.
+    pub(crate) fn live_spaces(&self, client: &Client) -> Result<Vec<Space>, CliError> {
+        if self.global.space.is_some() {
+            return Ok(vec![self.space(client)?]);
+        }
+        client.spaces()?.iter().filter(|s| is_live(s)).map(|info| Ok(client.space(info.id)?)).collect()
+    }
+
+    /// Has the node know of it, if that is quick, so that the account's other devices find what this one just began or ended.
+    /// The next command that reaches the node does it otherwise.
+    pub(crate) async fn tell_devices(&self, client: &Client) {
+        let _spinner = self.out.spinner("telling the account's other devices");
+        let _ = client.account_synced(self.timeout().min(NODE_LOOKUP_MAX)).await;
     }
 
     /// Follows writes as the flags say.
@@ -198,6 +218,11 @@ impl App {
             Reached::No(reason) => reason,
             Reached::Yes => match space.await_synced_within(self.timeout()).await {
                 Ok(_) => return Ok(()),
+                Err(error) if error.code == NotSyncedCode::Forbidden => {
+                    drop(spinner);
+                    self.out.note("this account is no member any more; this is what is known here");
+                    return Ok(());
+                }
                 Err(error) => error.residue.into_iter().next(),
             },
         };
@@ -221,6 +246,11 @@ impl App {
         }
         Ok(space.objects().tree_id(object_type, id)?)
     }
+}
+
+/// A space that this account is in, or is yet to read that it is.
+fn is_live(space: &SpaceInfo) -> bool {
+    space.role.is_some() && !space.deleted
 }
 
 fn is_offline(reason: &Reason) -> bool {
@@ -285,7 +315,7 @@ fn key_file(dir: &Path) -> PathBuf {
     dir.join("device.key")
 }
 
-fn prompt(text: &str) -> Result<String, CliError> {
+pub(crate) fn prompt(text: &str) -> Result<String, CliError> {
     rpassword::prompt_password(text).map_err(CliError::file("the terminal"))
 }
 

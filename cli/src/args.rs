@@ -69,12 +69,19 @@ pub(crate) enum Command {
     /// Makes an account on this machine, and shows its 24 words once
     #[command(after_help = "Example:\n  headwater init --node headwater://auth_…@127.0.0.1:4710 --name Ada")]
     Init(Init),
+    /// Brings an account back on an empty machine, from its 24 words
+    ///
+    /// The words are read from stdin, or asked for on a terminal. It waits until every space is here and synced.
+    #[command(after_help = RECOVER_HELP)]
+    Recover(Recover),
     /// Who this is: account, device, node
     #[command(after_help = "Example:\n  headwater whoami --json")]
     Whoami,
     /// The account of this machine
     #[command(subcommand)]
     Account(Account),
+    /// The devices of the account
+    Devices(Devices),
     /// The node that this account uses
     #[command(subcommand)]
     Node(Node),
@@ -201,6 +208,11 @@ pub(crate) enum Command {
     #[command(long_about = exit::HELP)]
     ExitCodes,
 }
+
+const RECOVER_HELP: &str = "Examples:
+  headwater recover --node headwater://auth_…@127.0.0.1:4710
+  headwater recover --node headwater://auth_…@127.0.0.1:4710 --timeout 10m < words.txt
+  headwater recover --timeout 10m";
 
 const JOIN_HELP: &str = "Examples:
   headwater join headwater1… --name Bo
@@ -543,6 +555,13 @@ mod tests {
             "headwater invite create --label x --also Garden --also Work",
             "headwater invite revoke x",
             "headwater join --cancel space_a --no-wait",
+            "headwater join --resume space_a",
+            "headwater recover --node headwater://auth_25njqamcweflpvkl73j4szahhihoc4xt3ktcgjnpaingr5yhkena@h:1 --name Ada",
+            "headwater recover --timeout 10m",
+            "headwater devices",
+            "headwater devices list",
+            "headwater devices revoke phone --yes",
+            "headwater space forget Club -y",
             "headwater approve --all --write a/b={\"x\":1} --write c/d=@f",
             "headwater members",
             "headwater role Bo reader",
@@ -592,6 +611,8 @@ mod tests {
             ("headwater add Bo", E::ValueValidation),
             ("headwater join", E::MissingRequiredArgument),
             ("headwater join x --cancel y", E::ArgumentConflict),
+            ("headwater join --resume x --cancel y", E::ArgumentConflict),
+            ("headwater recover --name Ada", E::MissingRequiredArgument),
             ("headwater dismiss", E::MissingRequiredArgument),
             ("headwater dismiss 1 --all", E::ArgumentConflict),
             ("headwater invite --role reader list", E::ArgumentConflict),

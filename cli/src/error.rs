@@ -4,8 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use client_sdk::{
-    AclError, CallError, CanonicalError, JoinError, MnemonicError, NotSynced, OpenError, ReadError, ReceiptError,
-    TokenError, WriteError,
+    AclError, CallError, CanonicalError, DeviceError, JoinError, MnemonicError, NotSynced, OpenError, ReadError,
+    ReceiptError, RecoverError, TokenError, WriteError,
 };
 use serde_json::{Value, json};
 
@@ -28,6 +28,10 @@ pub(crate) enum CliError {
     Acl(#[from] AclError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     #[error(transparent)]
     NotSynced(#[from] NotSynced),
     #[error(transparent)]
@@ -79,6 +83,8 @@ impl CliError {
             Self::Call(error) => error.code(),
             Self::Acl(error) => error.code(),
             Self::Join(error) => error.code(),
+            Self::Device(error) => error.code(),
+            Self::Recover(error) => error.code(),
             Self::NotSynced(error) => error.code.name(),
             Self::Token(_) => "BAD_TOKEN",
             Self::Receipt(_) => "BAD_RECEIPT",
@@ -108,6 +114,8 @@ impl CliError {
             Self::Call(error) => exit::of_call(error),
             Self::Acl(error) => exit::of_acl(error),
             Self::Join(error) => exit::of_join(error),
+            Self::Device(error) => exit::of_device(error),
+            Self::Recover(error) => exit::of_recover(error),
             Self::NotSynced(error) => exit::of_not_synced(error),
             Self::Token(_) | Self::Receipt(_) | Self::OtherReceipt(_) | Self::Words(_) => Exit::Damaged,
             Self::Canonical(_) | Self::Usage(_) | Self::NeedsYes(_) => Exit::Usage,
@@ -142,9 +150,15 @@ impl CliError {
             "BAD_WORDS" => "24 words of the English BIP-39 list, in their order",
             "INVITE_EXPIRED" | "INVITE_USED_UP" | "INVITE_REVOKED" | "INVITE_DEAD" => "ask for a new invite",
             "REQUEST_UNKNOWN" => "headwater requests",
-            "NEEDS_YES" => "the same command with --yes; headwater acl plan shows what a change of members would do",
+            "NEEDS_YES" => {
+                "the same command with --yes; headwater acl plan shows first what a change of members would do"
+            }
             "OWNER_CANNOT_LEAVE" => "headwater transfer ACCOUNT, or headwater space delete",
             "ALREADY_MEMBER" if matches!(self, Self::Join(_)) => "headwater leave",
+            "STILL_A_MEMBER" => "headwater leave, then again",
+            "THIS_DEVICE" => "headwater devices revoke, on another device of the account",
+            "DEVICE_NOT_LISTED" => "headwater devices",
+            "SPACES_MISSING" => "headwater recover --timeout 10m: it goes on where it stopped",
             "NO_JOIN" => "headwater space list shows the joins that are under way",
             _ => return None,
         };
@@ -173,6 +187,10 @@ impl CliError {
         let mut error = json!({ "code": self.code(), "message": self.to_string(), "causes": self.causes() });
         if let Some(hint) = self.hint() {
             error["hint"] = hint.into();
+        }
+        if let Self::Recover(RecoverError::Missing { missing, .. }) = self {
+            let one = |m: &client_sdk::MissingSpace| json!({ "space": m.space.to_string(), "why": m.why.to_string() });
+            error["missing"] = missing.iter().map(one).collect();
         }
         if let Self::NotSynced(not_synced) = self {
             error["reasons"] = json!(not_synced.residue);

@@ -4,7 +4,10 @@
 
 use std::process::ExitCode;
 
-use client_sdk::{AclError, CallError, Code, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};
+use client_sdk::{
+    AclError, CallError, Code, DeviceError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, RecoverError,
+    WriteError,
+};
 
 /// The exit codes, for people.
 pub(crate) const HELP: &str = "Exit codes:
@@ -180,6 +183,22 @@ pub(crate) fn of_join(error: &JoinError) -> Exit {
     }
 }
 
+pub(crate) fn of_device(error: &DeviceError) -> Exit {
+    match error {
+        DeviceError::ThisDevice | DeviceError::Revoked => Exit::Refused,
+        DeviceError::NotListed { .. } => Exit::NotFound,
+        DeviceError::Call(error) => of_call(error),
+    }
+}
+
+pub(crate) fn of_recover(error: &RecoverError) -> Exit {
+    match error {
+        RecoverError::Account(error) => of_not_synced(error),
+        RecoverError::Missing { .. } => Exit::NotSynced,
+        RecoverError::Read(error) => of_read(error),
+    }
+}
+
 pub(crate) const fn of_not_synced(error: &NotSynced) -> Exit {
     match error.code {
         NotSyncedCode::NoNode | NotSyncedCode::DeadlineExceeded | NotSyncedCode::Unreadable => Exit::NotSynced,
@@ -235,6 +254,9 @@ mod tests {
         assert_eq!(of_join(&JoinError::Declined), Exit::Refused);
         assert_eq!(of_join(&JoinError::NotReady { waiting: String::new() }), Exit::NotSynced);
         assert_eq!(of_open(&OpenError::NoAccount { dir: "x".into() }), Exit::Unavailable);
+        assert_eq!(of_device(&DeviceError::ThisDevice), Exit::Refused);
+        assert_eq!(of_device(&offline().into()), Exit::NotSynced);
+        assert_eq!(of_recover(&RecoverError::Missing { missing: Vec::new(), of: 1 }), Exit::NotSynced);
         let missing = WriteError::NoSuchObject { object_type: "a".into(), id: "b".into() };
         assert_eq!(of_write(&missing), Exit::NotFound);
         for (code, exit) in [

@@ -7,7 +7,7 @@ use crate::exit;
 
 /// Every command stands in one group; a test sees to it.
 const GROUPS: &[(&str, &[&str])] = &[
-    ("This account", &["init", "whoami", "account", "node"]),
+    ("This account", &["init", "recover", "whoami", "account", "devices", "node"]),
     (
         "Spaces and members",
         &["space", "members", "role", "add", "remove", "leave", "transfer", "rotate", "reseal", "acl"],

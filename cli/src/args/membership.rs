@@ -213,8 +213,11 @@ pub(crate) enum InviteCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Join {
     /// The token, or - for stdin
-    #[arg(required_unless_present = "cancel", conflicts_with = "cancel")]
+    #[arg(required_unless_present_any = ["resume", "cancel"], conflicts_with_all = ["resume", "cancel"])]
     pub(crate) token: Option<String>,
+    /// Goes on with a join, whichever device of the account began it
+    #[arg(long, value_name = "SPACE", conflicts_with = "cancel")]
+    pub(crate) resume: Option<String>,
     /// Takes a join back that is not decided yet
     #[arg(long, value_name = "SPACE")]
     pub(crate) cancel: Option<String>,
@@ -280,7 +283,7 @@ pub(crate) enum Space {
     #[command(after_help = "Example:\n  headwater space create Shopping --wait")]
     Create {
         name: String,
-        /// What members read who join later; since-join needs the node at once
+        /// What members read who join later
         #[arg(long, value_enum, default_value_t = HistoryArg::All)]
         history: HistoryArg,
         #[command(flatten)]
@@ -310,6 +313,15 @@ pub(crate) enum Space {
     /// Ends the space for everybody, for good
     #[command(after_help = "Example:\n  headwater space delete -s Shopping --yes")]
     Delete(Confirm),
+    /// Drops what is here of a space that this account is not in any more, or that was deleted
+    #[command(after_help = "Example:\n  headwater space forget Shopping --yes")]
+    Forget {
+        /// Its id, the beginning of its id, or its name
+        #[arg(value_name = "SPACE")]
+        which: String,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
 }
 
 // ---- the account --------------------------------------------------------------------------------------------------------
@@ -331,6 +343,42 @@ pub(crate) struct Init {
     /// Reads the 24 words of an account from stdin instead of making a new one
     #[arg(long)]
     pub(crate) restore: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The address of the account's node; without it a recovery that was begun here goes on
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node: Option<NodeAddress>,
+    /// What others see as your name; encrypted
+    #[arg(long, requires = "node")]
+    pub(crate) name: Option<String>,
+    /// What your other devices call this one [default: the name of the host]
+    #[arg(long, value_name = "NAME", requires = "node")]
+    pub(crate) device_name: Option<String>,
+    /// Lock the account with a passphrase instead of a key file
+    #[arg(long, requires = "node")]
+    pub(crate) passphrase: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  headwater devices\n  headwater devices revoke phone --yes")]
+pub(crate) struct Devices {
+    #[command(subcommand)]
+    pub(crate) command: Option<DevicesCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevicesCommand {
+    /// Prints them, as `headwater devices` does
+    List,
+    /// Takes a device off the account's list: the node refuses it from then on
+    Revoke {
+        /// The device, the beginning of it, or a name that only one has
+        device: String,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
 }
 
 #[derive(Debug, Subcommand)]

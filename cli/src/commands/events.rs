@@ -19,6 +19,9 @@ struct Heard {
 pub(crate) async fn events(app: &App, args: args::Events) -> Result<Answer, CliError> {
     app.with_client(async |client: &Client| {
         let spaces = app.spaces(client)?;
+        if spaces.is_empty() {
+            app.space(client)?;
+        }
         tokio::select! {
             told = tell(app, &spaces, args.count) => told,
             _ = tokio::signal::ctrl_c() => Ok(()),

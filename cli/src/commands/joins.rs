@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use client_sdk::{
-    Client, HistoryMode, JoinError, JoinInfo, JoinRequest, JoinStage, Preparation, RequestStatus, Role, Space, SpaceId,
-    TreeId, token_from_text,
+    Client, HistoryMode, JoinError, JoinInfo, JoinRequest, JoinStage, Joining, Preparation, RequestStatus, Role, Space,
+    SpaceId, TreeId, token_from_text,
 };
 use serde_json::{Value, json};
 
@@ -21,13 +21,14 @@ use crate::who::is_beginning;
 // ---- joining ------------------------------------------------------------------------------------------------------------
 
 pub(crate) async fn run(app: &App, args: Join) -> Result<Answer, CliError> {
-    match (&args.token, &args.cancel) {
-        (Some(token), _) => {
+    match (&args.token, &args.resume, &args.cancel) {
+        (Some(token), _, _) => {
             let token = text::read_token(token)?;
             join(app, args, &token).await
         }
-        (None, Some(space)) => cancel(app, space, args.no_wait).await,
-        (None, None) => Err(CliError::Usage("what is to be joined?".to_owned())),
+        (None, Some(space), _) => resume(app, space, args.no_wait).await,
+        (None, None, Some(space)) => cancel(app, space, args.no_wait).await,
+        (None, None, None) => Err(CliError::Usage("what is to be joined?".to_owned())),
     }
 }
 
@@ -41,23 +42,53 @@ async fn join(app: &App, args: Join, token: &str) -> Result<Answer, CliError> {
     app.with_config(config, async |client: &Client| {
         let spinner = app.out.spinner("asking the node");
         let asked = tokio::time::timeout(app.timeout(), client.join(token)).await;
-        let waiting = || "the node's answer".to_owned();
-        let joining = asked.map_err(|_| JoinError::NotReady { waiting: waiting() })??;
-        let stages = client.joins()?;
-        if args.no_wait {
-            drop(spinner);
-            return joined(client, joining.spaces(), &roles);
-        }
-        let waits = stages.iter().find(|s| joining.spaces().contains(&s.space));
-        spinner.say(waits.map_or("reading the space", |s| stage_text(s.stage)));
+        let joining = asked.map_err(|_| no_answer())??;
+        drop(spinner);
+        follow(app, client, &joining, &roles, args.no_wait).await
+    })
+    .await
+}
+
+fn no_answer() -> JoinError {
+    JoinError::NotReady { waiting: "the node's answer".to_owned() }
+}
+
+/// Goes on with a join, here or from another device of the account.
+async fn resume(app: &App, typed: &str, no_wait: bool) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let spinner = app.out.spinner("asking the node");
+        // What another device began is told by the account's own space.
+        app.tell_devices(client).await;
+        let joins = client.joins()?;
+        let id = choose(&joins, typed)?;
+        let roles = joins.iter().map(|j| (j.space, j.role)).collect();
+        let asked = tokio::time::timeout(app.timeout(), client.resume_join(id)).await;
+        let joining = asked.map_err(|_| no_answer())??;
+        drop(spinner);
+        follow(app, client, &joining, &roles, no_wait).await
+    })
+    .await
+}
+
+/// Waits for a join, unless that was not wanted, and says how far it is.
+async fn follow(
+    app: &App,
+    client: &Client,
+    joining: &Joining,
+    roles: &BTreeMap<SpaceId, Role>,
+    no_wait: bool,
+) -> Result<Answer, CliError> {
+    if !no_wait {
+        let joins = client.joins()?;
+        let waits = joins.iter().find(|s| joining.spaces().contains(&s.space));
         if let Some(wait) = waits {
             app.out.note(format!("the node has it; {}", stage_text(wait.stage)));
         }
+        let _spinner = app.out.spinner(waits.map_or("reading the space", |s| stage_text(s.stage)));
         joining.ready(app.timeout()).await?;
-        drop(spinner);
-        joined(client, joining.spaces(), &roles)
-    })
-    .await
+    }
+    app.tell_devices(client).await;
+    joined(client, joining.spaces(), roles)
 }
 
 fn joined(client: &Client, spaces: &[SpaceId], roles: &BTreeMap<SpaceId, Role>) -> Result<Answer, CliError> {

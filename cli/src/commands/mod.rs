@@ -3,6 +3,7 @@
 mod account;
 mod data;
 mod demo;
+mod devices;
 mod events;
 mod gitlog;
 mod invites;
@@ -11,6 +12,7 @@ mod members;
 mod objects;
 mod plan;
 mod receipt;
+mod recover;
 mod refused;
 mod spaces;
 mod sync;
@@ -19,7 +21,9 @@ mod tree;
 use serde_json::json;
 
 use crate::app::App;
-use crate::args::{self, Account, Acl, Command, InviteCommand, Node, Receipt, RefusedCommand, Space, Tree};
+use crate::args::{
+    self, Account, Acl, Command, DevicesCommand, InviteCommand, Node, Receipt, RefusedCommand, Space, Tree,
+};
 use crate::error::CliError;
 use crate::exit;
 use crate::output::{self, Answer};
@@ -28,6 +32,11 @@ use crate::output::{self, Answer};
 pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError> {
     match command {
         Command::Init(args) => account::init(app, args).await,
+        Command::Recover(args) => recover::recover(app, args).await,
+        Command::Devices(args) => match args.command {
+            None | Some(DevicesCommand::List) => devices::list(app).await,
+            Some(DevicesCommand::Revoke { device, confirm }) => devices::revoke(app, &device, confirm).await,
+        },
         Command::Whoami | Command::Account(Account::Show) => account::whoami(app).await,
         Command::Account(Account::Replace { old, new, all_spaces, confirm }) => {
             account::replace(app, &old, new, all_spaces, confirm).await
@@ -38,6 +47,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
         Command::Space(Space::List) => spaces::list(app).await,
         Command::Space(Space::Open { id }) => spaces::open(app, id).await,
         Command::Space(Space::Options { history }) => spaces::options(app, history).await,
+        Command::Space(Space::Forget { which, confirm }) => spaces::forget(app, &which, confirm).await,
         Command::Space(Space::Delete(confirm)) => spaces::delete(app, confirm).await,
         Command::Members | Command::Space(Space::Members) => members::members(app).await,
         Command::Role(args) => members::change_role(app, args).await,

@@ -1,27 +1,23 @@
 //! Spaces and who is in them.
 
-use client_sdk::{AclChange, Client, JoinStage, Registration, Space, SpaceId, SpaceOptions};
+use client_sdk::{AclChange, Client, JoinStage, Registration, Space, SpaceId, SpaceInfo, SpaceOptions};
 use serde_json::json;
 
 use crate::app::App;
 use crate::args::{Confirm, HistoryArg, Settle};
-use crate::commands::plan::Planned;
+use crate::commands::plan::{self, Planned};
 use crate::error::CliError;
 use crate::output::{Answer, table};
 use crate::text;
 
 pub(crate) async fn create(app: &App, name: &str, history: HistoryArg, settle: Settle) -> Result<Answer, CliError> {
     app.with_client(async |client: &Client| {
-        if history == HistoryArg::SinceJoin {
-            // A space begins with all of its history for everybody, and the node takes the change.
-            client.connected(app.timeout()).await?;
-        }
-        let space = client.create_space(name).await?;
-        if history == HistoryArg::SinceJoin {
-            let options = SpaceOptions { history: history.into(), ..space.acl()?.options };
-            space.set_options(options).await?;
-        }
+        let options = SpaceOptions { history: history.into(), ..SpaceOptions::default() };
+        let space = client.create_space_with(name, options).await?;
         let settled = registered(app, &space, settle).await?;
+        if settled.state == "durable" {
+            app.tell_devices(client).await;
+        }
         let id = space.id();
         let json = json!({
             "space": id.to_string(),
@@ -78,19 +74,17 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
             Registration::Unregistered => "not yet",
         };
         let mut rows = Vec::new();
-        let mut standings = Vec::new();
         for info in &spaces {
-            let standing = Standing::of(client, info.id)?;
-            let name = info.name.as_deref().map_or_else(|| "(not here yet)".to_owned(), text::plain);
+            let unnamed = if info.deleted { "(deleted)" } else { "(not here yet)" };
+            let name = info.name.as_deref().map_or_else(|| unnamed.to_owned(), text::plain);
             rows.push(vec![
                 name,
                 info.id.to_string(),
-                standing.text(),
+                you_are(info),
                 info.seq.to_string(),
                 info.members.to_string(),
                 on_node(info.registration).to_owned(),
             ]);
-            standings.push(standing);
         }
         let mut said = if rows.is_empty() {
             "no spaces yet: headwater space create NAME, or headwater join TOKEN".to_owned()
@@ -98,17 +92,18 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
             table(&["name", "space", "you are", "entries", "members", "on the node"], rows)
         };
         for join in &joins {
-            said.push_str(&format!("\njoining {} as {}: {}", join.space, join.role, stage_text(join.stage)));
+            let place = if join.here { "begun here" } else { "begun on another device" };
+            let stage = stage_text(join.stage);
+            said.push_str(&format!("\njoining {} as {} ({place}): {stage}", join.space, join.role));
         }
         let spaces: Vec<_> = spaces
             .iter()
-            .zip(&standings)
-            .map(|(info, standing)| {
+            .map(|info| {
                 json!({
                     "space": info.id.to_string(),
                     "name": info.name,
-                    "role": standing.role,
-                    "deleted": standing.deleted,
+                    "role": info.role.map(|role| role.to_string()),
+                    "deleted": info.deleted,
                     "seq": info.seq,
                     "members": info.members,
                     "registered": info.registration == Registration::Registered,
@@ -123,6 +118,7 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
                     "mode": text::mode(join.mode),
                     "role": join.role.to_string(),
                     "stage": join.stage,
+                    "here": join.here,
                 })
             })
             .collect();
@@ -132,23 +128,11 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
 }
 
 /// Who this account is in a space.
-struct Standing {
-    role: Option<String>,
-    deleted: bool,
-}
-
-impl Standing {
-    fn of(client: &Client, space: SpaceId) -> Result<Self, CliError> {
-        let acl = client.space(space)?.acl()?;
-        Ok(Self { role: acl.role(&client.account()).map(|role| role.to_string()), deleted: acl.deleted })
-    }
-
-    fn text(&self) -> String {
-        match (&self.role, self.deleted) {
-            (_, true) => "(deleted)".to_owned(),
-            (Some(role), false) => role.clone(),
-            (None, false) => "(no member)".to_owned(),
-        }
+fn you_are(info: &SpaceInfo) -> String {
+    match (info.role, info.deleted) {
+        (_, true) => "(deleted)".to_owned(),
+        (Some(role), false) => role.to_string(),
+        (None, false) => "(no member)".to_owned(),
     }
 }
 
@@ -170,6 +154,7 @@ pub(crate) async fn open(app: &App, id: SpaceId) -> Result<Answer, CliError> {
         spinner.say("reading the space");
         // What is missing comes by itself; the keys are here.
         let synced = space.await_synced_within(app.timeout()).await;
+        app.tell_devices(client).await;
         drop(spinner);
         let name = space.name()?;
         let role = space.acl()?.role(&client.account()).map(|role| role.to_string());
@@ -221,6 +206,25 @@ pub(crate) async fn delete(app: &App, confirm: Confirm) -> Result<Answer, CliErr
         let _spinner = app.out.spinner("asking the node");
         space.change(planned.change).await?;
         Ok(Answer::new(format!("{shown} is deleted, for everybody"), json))
+    })
+    .await
+}
+
+pub(crate) async fn forget(app: &App, typed: &str, confirm: Confirm) -> Result<Answer, CliError> {
+    app.with_client(async |client: &Client| {
+        let space = app.space_typed(client, typed)?;
+        let id = space.id();
+        let shown = space.name()?.map_or_else(|| id.to_string(), |name| text::plain(&name));
+        let mut plan = vec![format!("what is here of {shown} ({id}) is dropped from this device")];
+        let refused = space.refused()?.len();
+        if refused > 0 {
+            let writes = text::count(refused, "refused write");
+            plan.push(format!("{writes} would be lost with it: headwater refused export FILE keeps them"));
+        }
+        plan::ask(app, confirm, "Forgetting a space", &plan)?;
+        client.forget_space(id).await?;
+        app.tell_devices(client).await;
+        Ok(Answer::new(format!("{shown} is forgotten here"), json!({ "space": id.to_string(), "forgotten": true })))
     })
     .await
 }

@@ -16,6 +16,10 @@ const WHY_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long `status` listens to the node before it says how things stand.
 const STATUS_MAX: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// What a revoked device says before everything else.
+const REVOKED: &str = "this device was revoked by another device of the account: what is here can be read and exported, and \
+nothing new comes or goes";
+
 pub(crate) async fn await_synced(app: &App, args: AwaitSynced) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
         let synced = {
@@ -74,7 +78,10 @@ pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> 
         if spaces.is_empty() {
             app.out.note("no spaces yet: headwater space create NAME, or headwater join TOKEN");
         }
-        Ok(Answer::new(texts.join("\n\n"), json!({ "spaces": json })))
+        if client.is_revoked() {
+            texts.insert(0, app.out.paint().red(REVOKED));
+        }
+        Ok(Answer::new(texts.join("\n\n"), json!({ "device_revoked": client.is_revoked(), "spaces": json })))
     })
     .await
 }
@@ -131,7 +138,8 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
             rows.push((what, n.to_string()));
         }
     }
-    let title = paint.bold(name.map_or_else(|| "(name not here yet)".to_owned(), text::plain));
+    let unnamed = if status.deleted { "(deleted)" } else { "(name not here yet)" };
+    let title = paint.bold(name.map_or_else(|| unnamed.to_owned(), text::plain));
     let reasons: String = reasons_text(paint, &status.reasons);
     format!("{title}\n{}{reasons}", pairs(paint, rows))
 }
@@ -214,12 +222,21 @@ pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
                 let _spinner = app.out.spinner("trying");
                 space.await_synced_within(app.timeout().min(WHY_MAX)).await
             };
-            let name = space.name()?;
-            let shown = name.as_deref().map_or_else(|| "(unnamed)".to_owned(), text::plain);
-            texts.push(why_text(app.out.paint(), &shown, tried.as_ref().err()));
+            let tried = tried.map_err(|error| with_membership(&space, error));
+            let tried = match tried {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error?),
+            };
+            let (name, deleted) = (space.name()?, space.acl()?.deleted);
+            let shown = match name.as_deref() {
+                Some(name) => text::plain(name),
+                None => space.id().short(),
+            };
+            texts.push(why_text(app.out.paint(), &shown, deleted, tried.as_ref().err()));
             json.push(json!({
                 "space": space.id().to_string(),
                 "name": name,
+                "deleted": deleted,
                 "synced": tried.is_ok(),
                 "code": tried.as_ref().err().map(|e| e.code.name()),
                 "reasons": tried.as_ref().err().map_or(&[][..], |e| e.residue.as_slice()),
@@ -231,17 +248,35 @@ pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
                 json!({ "space": join.space.to_string(), "synced": false, "code": "JOINING", "stage": join.stage }),
             );
         }
-        Ok(Answer::new(texts.join("\n"), json!({ "spaces": json })))
+        if client.is_revoked() {
+            texts.insert(0, app.out.paint().red(REVOKED));
+        }
+        Ok(Answer::new(texts.join("\n"), json!({ "device_revoked": client.is_revoked(), "spaces": json })))
     })
     .await
+}
+
+/// A former member is told so before anything that follows from it.
+fn with_membership(space: &Space, mut error: NotSynced) -> Result<NotSynced, CliError> {
+    let mut known = space.explain()?;
+    known.retain(|reason| !error.residue.iter().any(|r| (r.code, &r.scope) == (reason.code, &reason.scope)));
+    if known.iter().any(|reason| reason.code == ReasonCode::NotAMember) {
+        error.residue.retain(|reason| reason.code != ReasonCode::Forbidden);
+    }
+    known.append(&mut error.residue);
+    error.residue = known;
+    Ok(error)
 }
 
 fn stage(join: &client_sdk::JoinInfo) -> &'static str {
     crate::commands::spaces::stage_text(join.stage)
 }
 
-fn why_text(paint: Paint, name: &str, error: Option<&NotSynced>) -> String {
+fn why_text(paint: Paint, name: &str, deleted: bool, error: Option<&NotSynced>) -> String {
     let Some(error) = error else {
+        if deleted {
+            return format!("{}: {}", paint.bold(name), "deleted by its owner; nothing more comes, nothing is missing");
+        }
         return format!("{}: {}", paint.bold(name), paint.green("synced; nothing is missing"));
     };
     let mut text = format!("{}: {} ({})", paint.bold(name), paint.yellow("not synced"), error.code.name());
@@ -270,10 +305,10 @@ fn reason_text(paint: Paint, reason: &Reason) -> String {
 
 pub(crate) async fn sync(app: &App, args: Sync) -> Result<Answer, CliError> {
     app.with_client(async |client: &Client| {
-        let spaces = app.spaces(client)?;
         if args.once {
-            return once(app, &spaces).await;
+            return once(app, client).await;
         }
+        let spaces = app.spaces(client)?;
         tokio::select! {
             watched = watch_all(app, &spaces) => watched?,
             _ = tokio::signal::ctrl_c() => {}
@@ -283,10 +318,11 @@ pub(crate) async fn sync(app: &App, args: Sync) -> Result<Answer, CliError> {
     .await
 }
 
-async fn once(app: &App, spaces: &[Space]) -> Result<Answer, CliError> {
+async fn once(app: &App, client: &Client) -> Result<Answer, CliError> {
+    let spaces = app.live_spaces(client)?;
     let mut lines = Vec::new();
     let mut json = Vec::new();
-    for space in spaces {
+    for space in &spaces {
         let name = space.name()?;
         let shown = name.as_deref().map_or_else(|| space.id().short(), text::plain);
         let _spinner = app.out.spinner(format!("syncing {shown}"));
@@ -298,6 +334,10 @@ async fn once(app: &App, spaces: &[Space]) -> Result<Answer, CliError> {
             "seq": synced.receipt.body().seq.0,
             "equal_now": synced.equal_now,
         }));
+    }
+    {
+        let _spinner = app.out.spinner("telling the account's other devices");
+        client.account_synced(app.timeout()).await?;
     }
     Ok(Answer::new(lines.join("\n"), json!({ "spaces": json })))
 }
