@@ -1,9 +1,9 @@
 //! Who is in a space, and changing that.
 
-use client_sdk::{AccountId, AclChange, AclError, CallError, Client, MemberInfo, ReasonCode, Space};
+use client_sdk::{AccountId, AclChange, AclError, CallError, Client, MemberInfo, ReadError, ReasonCode, Space};
 use serde_json::{Value, json};
 
-use crate::app::{App, NODE_LOOKUP_MAX};
+use crate::app::{App, NODE_LOOKUP_MAX, Reached};
 use crate::args::{AddMember, ChangeRole, Leave, Remove, Transfer};
 use crate::commands::plan::Planned;
 use crate::error::CliError;
@@ -126,23 +126,24 @@ pub(crate) async fn reseal(app: &App, typed: &str) -> Result<Answer, CliError> {
 }
 
 pub(crate) async fn leave(app: &App, args: Leave) -> Result<Answer, CliError> {
-    app.with_space(async |_: &Client, space: &Space| {
-        let patience = if args.no_wait { app.timeout().min(NODE_LOOKUP_MAX) } else { app.timeout() };
+    app.with_space(async |client: &Client, space: &Space| {
         let left = {
             let _spinner = app.out.spinner("leaving");
-            tokio::time::timeout(patience, space.leave()).await
+            let is_away = args.no_wait && matches!(app.reach(space).await?, Reached::No(_));
+            let patience = if args.no_wait { app.timeout().min(NODE_LOOKUP_MAX) } else { app.timeout() };
+            tokio::select! {
+                left = tokio::time::timeout(patience, space.leave()) => left.unwrap_or(Err(CallError::TimedOut.into())),
+                kept = kept(space), if is_away => kept.and(Err(CallError::TimedOut.into())),
+            }
         };
         let id = space.id().to_string();
         let shown = space.name()?.map_or_else(|| id.clone(), |name| text::plain(&name));
-        let error = match left {
-            Ok(Ok(())) => {
-                let said = format!("no member of {shown} any more; what is here can still be read");
-                return Ok(Answer::new(said, json!({ "space": id, "state": "left" })));
-            }
-            Ok(Err(error)) => error,
-            Err(_) => CallError::TimedOut.into(),
+        let Err(error) = left else {
+            app.tell_devices(client).await;
+            let said = format!("no member of {shown} any more; what is here can still be read");
+            return Ok(Answer::new(said, json!({ "space": id, "state": "left" })));
         };
-        let is_kept = space.explain()?.iter().any(|reason| reason.code == ReasonCode::Leaving);
+        let is_kept = is_leaving(space)?;
         if args.no_wait && is_kept && waits_for_node(&error) {
             let said = format!("leaving {shown} is kept here, and goes out when the node is reached");
             return Ok(Answer::new(said, json!({ "space": id, "state": "kept" })));
@@ -153,6 +154,19 @@ pub(crate) async fn leave(app: &App, args: Leave) -> Result<Answer, CliError> {
         Err(error.into())
     })
     .await
+}
+
+/// Waits until the wish to leave is kept here.
+async fn kept(space: &Space) -> Result<(), AclError> {
+    let mut since = 0;
+    while !is_leaving(space)? {
+        space.status_changed(&mut since).await;
+    }
+    Ok(())
+}
+
+fn is_leaving(space: &Space) -> Result<bool, ReadError> {
+    Ok(space.explain()?.iter().any(|reason| reason.code == ReasonCode::Leaving))
 }
 
 /// True if only the node is missing.
