@@ -14,7 +14,7 @@ pub(crate) const HELP: &str = "Exit codes:
    0  done
    1  refused by the rules, or a comparison found a difference; the error has a code
    2  used wrongly
-   3  there is no such space, object, tree, request or file
+   3  there is no such space, member, invite, request, device, object, tree, write or file
    4  not synced in time, or the node was not reached, where waiting for it was asked for
    5  damaged or forged input: a token, a receipt, words, records, or what the node said
    6  the data directory has no account, is locked, or is in use

@@ -423,14 +423,23 @@ fn s85_an_account_is_brought_back_and_replaced() {
     // Bo's keys were stolen: Cy stands in his place, everywhere.
     let plan = new.ok(&["-s", "Club", "acl", "plan", "replace", "Bo", &cy.account]);
     assert_eq!(plan["contents"], json!(["RemoveMembers", "AddMembers"]));
+    // In a space of Bo's own nobody can do that for him; all others are done, and the exit code tells.
+    bo.ok(&["space", "create", "Own", "--wait"]);
+    new.ok(&["join", &text(&bo.ok(&["-s", "Own", "invite", "--open"])["token"])]);
     new.fails(&["account", "replace", "Bo", &cy.account, "--all-spaces"], 2, "NEEDS_YES");
-    let replaced = new.ok(&["account", "replace", "Bo", &cy.account, "--all-spaces", "--yes"]);
+    let ran = new.run(&["account", "replace", "Bo", &cy.account, "--all-spaces", "--yes"]);
+    let replaced = &ran.json;
+    assert_eq!(ran.code, Some(1), "{replaced}");
     assert_eq!((&replaced["old"], &replaced["new"]), (&json!(bo.account), &json!(cy.account)));
-    assert_eq!((replaced["replaced"].as_array().map(Vec::len), &replaced["not_replaced"]), (Some(2), &json!([])));
+    assert_eq!(shape(&replaced["not_replaced"]), "[{code,message,name,space}]");
+    assert_eq!(replaced["not_replaced"][0]["code"], "ROLE_TOO_LOW", "{replaced}");
+    assert_eq!(replaced["replaced"].as_array().map(Vec::len), Some(2));
     for space in replaced["replaced"].as_array().expect("spaces") {
         let opened = cy.ok(&["space", "open", &text(&space["space"])]);
         assert_eq!((&opened["role"], &opened["state"]), (&json!("writer"), &json!("synced")), "{opened}");
     }
+    new.fails(&["account", "replace", &bo.account, &cy.account, "--all-spaces", "--yes"], 1, "ROLE_TOO_LOW");
+    new.ok(&["-s", "Own", "leave"]);
     new.fails(&["account", "replace", &bo.account, &cy.account, "--all-spaces", "--yes"], 3, "NOT_FOUND");
     let members = new.ok(&["-s", "Club", "members"]);
     let accounts: BTreeSet<String> =

@@ -163,7 +163,8 @@ fn list_objects(app: &App, space: &Space, object_type: &str, limit: Option<usize
     let total = objects.len();
     objects.truncate(limit.unwrap_or(usize::MAX));
     let paint = app.out.paint();
-    let mut lines: Vec<_> = objects.iter().map(|o| format!("{}  {}", paint.bold(&o.id), one_line(o))).collect();
+    let mut lines: Vec<_> =
+        objects.iter().map(|o| format!("{}  {}", paint.bold(text::plain(&o.id)), one_line(o))).collect();
     if objects.len() < total {
         lines.push(paint.dim(format!("… {} of {total}", objects.len())));
     }
@@ -184,7 +185,7 @@ fn list_types(space: &Space) -> Result<Answer, CliError> {
     for object in space.objects().list_all()? {
         *counts.entry(object.object_type).or_default() += 1;
     }
-    let rows = counts.iter().map(|(object_type, count)| vec![object_type.clone(), count.to_string()]);
+    let rows = counts.iter().map(|(object_type, count)| vec![text::plain(object_type), count.to_string()]);
     Ok(Answer::new(table(&["type", "objects"], rows), json!({ "space": space.id().to_string(), "types": counts })))
 }
 
@@ -262,7 +263,8 @@ impl Watcher<'_> {
         match self.space.objects().get(object_type, id)? {
             Some(object) => self.say("changed", &object),
             None => {
-                let text = format!("{} {object_type}/{id}", self.app.out.paint().red("deleted"));
+                let shown = format!("{}/{}", text::plain(object_type), text::plain(id));
+                let text = format!("{} {shown}", self.app.out.paint().red("deleted"));
                 self.line(&text, &json!({ "event": "deleted", "type": object_type, "id": id }))
             }
         }
@@ -271,7 +273,8 @@ impl Watcher<'_> {
     fn say(&mut self, event: &str, object: &Object) -> Result<(), CliError> {
         let paint = self.app.out.paint();
         let event_text = if event == "changed" { paint.green(event) } else { paint.dim(event) };
-        let text = format!("{event_text} {}/{}  {}", object.object_type, object.id, one_line(object));
+        let shown = format!("{}/{}", text::plain(&object.object_type), text::plain(&object.id));
+        let text = format!("{event_text} {shown}  {}", one_line(object));
         let mut json = object_json(object);
         json["event"] = event.into();
         self.line(&text, &json)

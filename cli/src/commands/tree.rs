@@ -96,9 +96,9 @@ fn listed(tree: &Tree, which: Which) -> Result<Option<Listed>, CliError> {
         return Ok(None);
     }
     let what = match (&snapshot.object, data_type) {
-        (Some(object), _) => format!("{}/{}", object.object_type, object.id),
+        (Some(object), _) => text::plain(&format!("{}/{}", object.object_type, object.id)),
         (None, Some(object::DATA_TYPE)) => "(deleted object)".to_owned(),
-        (None, Some(data_type)) => data_type.to_owned(),
+        (None, Some(data_type)) => text::plain(data_type),
         (None, None) if snapshot.purged => "(purged)".to_owned(),
         (None, None) => "(not readable here)".to_owned(),
     };
