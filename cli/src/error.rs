@@ -135,6 +135,7 @@ impl CliError {
             return error.residue.first().map(|reason| reason.suggestion.to_owned());
         }
         let hint = match self.code() {
+            _ if matches!(self, Self::Recover(_)) => "headwater recover --timeout 10m: it goes on where it stopped",
             "NO_ACCOUNT" => "headwater init --node headwater://auth_…@host:port (the line that the node printed)",
             "ACCOUNT_EXISTS" => "another --data directory, or go on with the account that is there",
             "IN_USE" => "wait for the other command, or use another --data directory",
@@ -158,7 +159,6 @@ impl CliError {
             "STILL_A_MEMBER" => "headwater leave, then again",
             "THIS_DEVICE" => "headwater devices revoke, on another device of the account",
             "DEVICE_NOT_LISTED" => "headwater devices",
-            "SPACES_MISSING" => "headwater recover --timeout 10m: it goes on where it stopped",
             "NO_JOIN" => "headwater space list shows the joins that are under way",
             _ => return None,
         };

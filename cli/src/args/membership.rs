@@ -340,7 +340,7 @@ pub(crate) struct Init {
     /// Lock the account with a passphrase instead of a key file
     #[arg(long)]
     pub(crate) passphrase: bool,
-    /// Reads the 24 words of an account from stdin instead of making a new one
+    /// Reads the 24 words of an account from stdin instead of making a new one; `recover` waits for its spaces, too
     #[arg(long)]
     pub(crate) restore: bool,
 }
