@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, NODE_LOOKUP_MAX};
 use crate::args::{Approve, Asker, Join, Requests};
-use crate::commands::members::waits_for_node;
+use crate::commands::members::{silent, waits_for_node};
 use crate::commands::spaces::stage_text;
 use crate::error::CliError;
 use crate::output::{Answer, table};
@@ -130,7 +130,7 @@ async fn cancel(app: &App, typed: &str, no_wait: bool) -> Result<Answer, CliErro
                 return Ok(Answer::new(format!("no longer joining {id}"), json));
             }
             Ok(Err(error)) => error,
-            Err(_) => client_sdk::CallError::TimedOut.into(),
+            Err(_) => silent(client).await.into(),
         };
         let is_kept = client.joins()?.iter().any(|j| j.space == id && j.stage == JoinStage::Cancelling);
         let waits = matches!(&error, JoinError::Acl(acl) if waits_for_node(acl));

@@ -1,5 +1,7 @@
 //! Who is in a space, and changing that.
 
+use std::time::Duration;
+
 use client_sdk::{AccountId, AclChange, AclError, CallError, Client, MemberInfo, ReadError, ReasonCode, Space};
 use serde_json::{Value, json};
 
@@ -132,7 +134,10 @@ pub(crate) async fn leave(app: &App, args: Leave) -> Result<Answer, CliError> {
             let is_away = args.no_wait && matches!(app.reach(space).await?, Reached::No(_));
             let patience = if args.no_wait { app.timeout().min(NODE_LOOKUP_MAX) } else { app.timeout() };
             tokio::select! {
-                left = tokio::time::timeout(patience, space.leave()) => left.unwrap_or(Err(CallError::TimedOut.into())),
+                left = tokio::time::timeout(patience, space.leave()) => match left {
+                    Ok(left) => left,
+                    Err(_) => Err(silent(client).await.into()),
+                },
                 kept = kept(space), if is_away => kept.and(Err(CallError::TimedOut.into())),
             }
         };
@@ -167,6 +172,11 @@ async fn kept(space: &Space) -> Result<(), AclError> {
 
 fn is_leaving(space: &Space) -> Result<bool, ReadError> {
     Ok(space.explain()?.iter().any(|reason| reason.code == ReasonCode::Leaving))
+}
+
+/// Why the node said nothing in time.
+pub(crate) async fn silent(client: &Client) -> CallError {
+    client.connected(Duration::ZERO).await.err().unwrap_or(CallError::TimedOut)
 }
 
 /// True if only the node is missing.
