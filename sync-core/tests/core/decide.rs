@@ -428,13 +428,23 @@ fn role_rows() -> Vec<Row> {
             s.act(OWNER, AclContent::SetOptions { options: since_join });
             s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
         }),
-        allowed("a reseal of the past once history is for all", |s| {
+        row("a reseal of what was closed when history was opened", "BadSeals", Code::BadSeals, |s| {
             s.act(OWNER, AclContent::SetOptions { options: since_join });
             let rotation = s.rotation(&[]);
             s.act(ADMIN, AclContent::RotateKey { rotation });
-            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
             s.act(OWNER, AclContent::SetOptions { options: SpaceOptions::default() });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
             s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(0), seal: seal(STRANGER) })
+        }),
+        allowed("a reseal of the epoch in which history was opened", |s| {
+            s.act(OWNER, AclContent::SetOptions { options: since_join });
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(OWNER, AclContent::SetOptions { options: SpaceOptions::default() });
+            let rotation = s.rotation(&[]);
+            s.act(ADMIN, AclContent::RotateKey { rotation });
+            s.act(ADMIN, AclContent::AddMembers { members: vec![(account(STRANGER), Role::Writer, seal(STRANGER))] });
+            s.acl(ADMIN, AclContent::Reseal { account: account(STRANGER), epoch: Epoch(1), seal: seal(STRANGER) })
         }),
         allowed("a reseal of the past to a guest that was lifted", |s| {
             let rotation = s.rotation(&[]);
