@@ -333,8 +333,30 @@ const fn point(call: &'static str, number: usize, fate: Calls, kept: Option<Join
 }
 
 /// A process that joins. It never ends by itself.
-fn joiner(dir: &Path, token: &str) -> Child {
-    Command::new(binary("joiner")).arg(dir).arg(token).stdout(Stdio::piped()).spawn().expect("a joiner starts")
+struct Joiner(Child);
+
+impl Joiner {
+    fn start(dir: &Path, token: &str) -> Self {
+        let child = Command::new(binary("joiner")).arg(dir).arg(token).stdout(Stdio::piped()).spawn();
+        Self(child.expect("a joiner starts"))
+    }
+
+    /// `kill -9`.
+    fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Joiner {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// Kills a joining process at a point, and lets the next one finish.
@@ -355,12 +377,13 @@ async fn crash_at(point: Point, options: &InviteOptions) -> Outcome {
     let wanted = space.id().to_bytes();
     let hit_first = hit.clone();
     let of_the_join = wanted.clone();
-    relay.frames(move |frame| match frame {
-        Frame::Update(update) if point.call == "entries" && update.space == of_the_join => {
-            let _ = hit_first.send(());
-            Fate::Hold
+    relay.frames(move |frame| {
+        let Frame::Update(update) = frame else { return Fate::Pass };
+        if point.call != "entries" || update.space != of_the_join {
+            return Fate::Pass;
         }
-        _ => Fate::Pass,
+        let _ = hit_first.send(());
+        Fate::Hold
     });
     relay.calls_of(move |call, space| {
         if call != point.call || !(space.is_empty() || space == wanted) {
@@ -373,7 +396,7 @@ async fn crash_at(point: Point, options: &InviteOptions) -> Outcome {
         let _ = hit.send(());
         point.fate
     });
-    let mut process = joiner(dir.path(), &invite.token);
+    let process = Joiner::start(dir.path(), &invite.token);
     if options.mode == InviteMode::Approval && point.kept == Some(JoinStage::Joined) {
         let (space, hit_first) = (space.clone(), hits.recv());
         // The request may never come.
@@ -389,8 +412,7 @@ async fn crash_at(point: Point, options: &InviteOptions) -> Outcome {
     } else {
         assert!(tokio::time::timeout(PATIENCE, hits.recv()).await?.is_some(), "{point:?} is on the way");
     }
-    process.kill()?;
-    process.wait()?;
+    process.kill();
     relay.heal();
 
     let member = TestClient::open(dir).await;
@@ -458,7 +480,7 @@ async fn s67_killed_at_eight_points_of_an_open_join() -> Outcome {
         point("AclRead", 2, HangAfter, kept),
         point("entries", 1, HangBefore, Some(JoinStage::Joined)),
     ] {
-        crash_at(point, &InviteOptions::open()).await.map_err(|e| format!("{point:?}: {e}"))?;
+        Box::pin(crash_at(point, &InviteOptions::open())).await.map_err(|e| format!("{point:?}: {e}"))?;
     }
     Ok(())
 }
@@ -477,7 +499,7 @@ async fn s67_killed_at_eight_points_of_a_join_by_approval() -> Outcome {
         point("AclRead", 3, HangAfter, asked),
         point("entries", 1, HangBefore, Some(JoinStage::Joined)),
     ] {
-        crash_at(point, &InviteOptions::approval()).await.map_err(|e| format!("{point:?}: {e}"))?;
+        Box::pin(crash_at(point, &InviteOptions::approval())).await.map_err(|e| format!("{point:?}: {e}"))?;
     }
     Ok(())
 }
@@ -490,13 +512,12 @@ async fn s67_killed_while_the_request_waits_and_let_in_meanwhile() -> Outcome {
     let space = admin.create_space("Club").await?;
     let token = space.invite(InviteOptions::approval()).await?.token;
     let dir = TestClient::create("Member", node.address()).await.shut().await;
-    let mut process = joiner(dir.path(), &token);
-    let mut lines = std::io::BufReader::new(process.stdout.take().ok_or("its output")?);
+    let mut process = Joiner::start(dir.path(), &token);
+    let mut lines = std::io::BufReader::new(process.0.stdout.take().ok_or("its output")?);
     let mut line = String::new();
     tokio::task::block_in_place(|| lines.read_line(&mut line))?;
     assert_eq!(line.trim(), "joined");
-    process.kill()?;
-    process.wait()?;
+    process.kill();
     approve_when_asked(&space).await?;
     // By itself: nobody shows the token again.
     let member = TestClient::open(dir).await;
@@ -597,4 +618,67 @@ async fn s71_what_a_wrong_clock_signs_is_as_good_as_any() -> Outcome {
     let asked: BTreeSet<_> = space.requests()?.into_iter().map(|r| r.at_ms).collect();
     assert!(asked.contains(&0) && asked.contains(&u64::MAX), "{asked:?}");
     Ok(())
+}
+
+// ---- joins whose space moves under them ------------------------------------------------------------------------------
+
+/// The invite ends while the request waits: what was asked can still be granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_outlives_its_invite() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let invite = space.invite(InviteOptions { max_uses: Some(1), ..InviteOptions::approval() }).await?;
+    let joining = member.join(&invite.token).await?;
+    let request = request_of(&space, &member).await?;
+    space.revoke_invite(invite.id()).await?;
+    let dir = member.shut().await;
+    drop(joining);
+    let member = TestClient::open(dir).await;
+    space.approve_as(request, None).await?;
+    let theirs = member.wait_for_space(space.id(), PATIENCE).await?;
+    theirs.await_synced().await?;
+    Ok(())
+}
+
+/// Who leaves while it is away and is removed meanwhile has nothing left to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn left_offline_and_removed_meanwhile() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let member = TestClient::create("Member", relay.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    relay.calls(|_| Calls::Refuse);
+    relay.cut();
+    let dir = {
+        let leaving = theirs.clone();
+        let left = tokio::spawn(async move { leaving.leave().await });
+        until(&theirs, || {
+            Ok(theirs.explain()?.iter().any(|r| r.code == client_sdk::ReasonCode::Leaving).then_some(()))
+        })
+        .await?;
+        left.abort();
+        drop(theirs);
+        member.shut().await
+    };
+    space.remove_members(&[admin_other(&space, &admin)?]).await?;
+    relay.heal();
+    let member = TestClient::open(dir).await;
+    let theirs = member.space(space.id())?;
+    until(&theirs, || Ok(theirs.status()?.role.is_none().then_some(()))).await?;
+    until(&theirs, || Ok((!theirs.explain()?.iter().any(|r| r.code == client_sdk::ReasonCode::Leaving)).then_some(())))
+        .await?;
+    space.await_synced().await?;
+    assert_eq!((space.acl()?.removed.len(), space.acl()?.left.len()), (1, 0));
+    Ok(())
+}
+
+/// The member that is not this one.
+fn admin_other(space: &Space, own: &Client) -> Outcome<client_sdk::AccountId> {
+    let acl = space.acl()?;
+    Ok(*acl.members.keys().find(|account| **account != own.account()).ok_or("a member")?)
 }

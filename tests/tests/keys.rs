@@ -273,3 +273,37 @@ async fn a_wrong_reseal_heals_nothing_and_a_right_one_does() -> Outcome {
     victim.space(space.id())?.await_synced_within(PATIENCE).await?;
     Ok(())
 }
+
+/// An admin who spoils what it seals to an open invite: who comes by it is told, with nothing left behind, and comes in after the
+/// next honest rotation.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_invite_that_was_sealed_wrongly_says_so() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let owner = TestClient::create("Owner", node.address()).await;
+    let bad = Person::new("Bad admin", node.address()).await;
+    let space = owner.create_space("Club").await?;
+    join(&space, &bad.client, Role::Admin).await?;
+    let token = space.invite(InviteOptions::open()).await?.token;
+    let mut patched = bad.patched(node.address()).await;
+    let pen = Pen::of(&mut patched, space.id()).await;
+    let (mut rotation, _) = pen.rotation(&[]);
+    for seal in &mut rotation.invite_seals {
+        seal.ciphertext = seal.ciphertext.iter().map(|b| b ^ 0x55).collect::<Vec<_>>().into();
+    }
+    assert_eq!(rotation.invite_seals.len(), 1);
+    let record = pen.signed(&pen.acl(AclContent::RotateKey { rotation }), None);
+    assert_eq!(patched.push(space.id(), vec![item(None, record)]).await?, [Said::Accepted]);
+    let late = TestClient::create("Late", node.address()).await;
+    let standing = patched.standing(space.id()).await;
+    let refused = late.join(&token).await.expect_err("without keys");
+    assert_eq!(refused.code(), "NO_KEYS", "{refused:?}");
+    assert_eq!(patched.standing(space.id()).await, standing);
+    assert!(late.spaces()?.is_empty());
+    space.await_synced().await?;
+    space.rotate_keys().await?;
+    let theirs = late.join(&token).await?.ready(PATIENCE).await?.remove(0);
+    theirs.await_synced().await?;
+    space.await_synced().await?;
+    assert_eq!(seen(&theirs)?, seen(&space)?);
+    Ok(())
+}

@@ -317,9 +317,9 @@ async fn s52_many_offline_writes_of_a_removed_member_are_refused_and_can_be_take
     // All of it can be taken along.
     let texts: BTreeSet<_> = refused
         .iter()
-        .filter_map(|w| match &w.content {
-            RefusedContent::Object { id, fields, .. } if id == "known" => fields["text"].as_str(),
-            _ => None,
+        .filter_map(|w| {
+            let RefusedContent::Object { id, fields, .. } = &w.content else { return None };
+            fields["text"].as_str().filter(|_| id == "known")
         })
         .collect();
     assert_eq!(texts.len(), 20, "{texts:?}");
@@ -327,9 +327,9 @@ async fn s52_many_offline_writes_of_a_removed_member_are_refused_and_can_be_take
     assert_eq!(purges.count(), 1);
     let lines: Vec<_> = refused
         .iter()
-        .filter_map(|w| match &w.content {
-            RefusedContent::Foreign { payload, data_type } => Some((w.tree, data_type.as_str(), &payload[..])),
-            _ => None,
+        .filter_map(|w| {
+            let RefusedContent::Foreign { payload, data_type } = &w.content else { return None };
+            Some((w.tree, data_type.as_str(), &payload[..]))
         })
         .collect();
     let line = |tree, text: &'static str| (tree, "lines/1", text.as_bytes());
@@ -426,8 +426,8 @@ async fn s53_three_rotations_while_five_are_away() -> Outcome {
         space.objects().put("note", &format!("epoch {epoch}"), json!({ "n": epoch })).await?;
     }
     // Two of them end while they are away; two write meanwhile.
-    for n in 0..2 {
-        away[n].1.objects().put("note", &format!("away {n}"), json!({ "n": n })).await?;
+    for (n, (_, theirs)) in away.iter().enumerate().take(2) {
+        theirs.objects().put("note", &format!("away {n}"), json!({ "n": n })).await?;
     }
     let mut all = Vec::new();
     for (n, (client, theirs)) in away.into_iter().enumerate() {
