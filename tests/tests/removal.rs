@@ -319,7 +319,7 @@ async fn s52_many_offline_writes_of_a_removed_member_are_refused_and_can_be_take
         .iter()
         .filter_map(|w| {
             let RefusedContent::Object { id, fields, .. } = &w.content else { return None };
-            fields["text"].as_str().filter(|_| id == "known")
+            if id == "known" { fields["text"].as_str() } else { None }
         })
         .collect();
     assert_eq!(texts.len(), 20, "{texts:?}");
