@@ -348,7 +348,11 @@ async fn an_acl_record_without_the_right_stops_the_space() -> Outcome {
     relay.heal();
     victim.reconnect();
     relay.cut();
-    until(&victims, || Ok(victims.objects().get("note", "next")?)).await?;
+    until(&victims, || {
+        let stopped = victims.explain()?.iter().any(|r| r.code == ReasonCode::Faulted);
+        Ok(if stopped { None } else { victims.objects().get("note", "next")? })
+    })
+    .await?;
     victims.await_synced_within(PATIENCE).await?;
     assert_eq!(seen(&victims)?, seen(&stage.space)?);
     Ok(())
