@@ -166,6 +166,8 @@ pub struct AclState {
     pending_requests: BTreeMap<AccountId, AclId>,
     /// A member left since the last rotation.
     pub rotation_owed: bool,
+    /// An open invite died since the last rotation: whoever has its secret has the present keys.
+    pub exposed: bool,
     pub deleted: bool,
 }
 
@@ -204,6 +206,7 @@ impl AclState {
             requests: BTreeMap::new(),
             pending_requests: BTreeMap::new(),
             rotation_owed: false,
+            exposed: false,
             deleted: false,
         }
     }
@@ -263,7 +266,7 @@ impl AclState {
             }
             self.apply_content(content, record, at)?;
         }
-        self.bury_dead_invites();
+        self.exposed |= self.bury_dead_invites();
         self.head = record.id().into();
         self.index = body.index;
         self.records.insert(self.head, at);
@@ -642,6 +645,7 @@ impl AclState {
         self.epoch = expected;
         self.epochs.insert(expected, info);
         self.rotation_owed = false;
+        self.exposed = false;
         Ok(())
     }
 
@@ -666,12 +670,16 @@ impl AclState {
     }
 
     /// An invite is dead for good from the first rotation or end of an entry at which its creator could not create it.
-    fn bury_dead_invites(&mut self) {
+    /// True if one of them was open.
+    fn bury_dead_invites(&mut self) -> bool {
         let dead = self.live_invites_where(|invite| {
             let creator = self.members.get(&invite.creator).map(|m| m.role);
             creator.is_none_or(|role| role < Role::Admin || invite.content.role >= role)
         });
+        let is_open = |id: &InviteId| self.invites.get(id).is_some_and(|i| i.content.mode == InviteMode::Open);
+        let any_open = dead.iter().any(is_open);
         self.end_invites(&dead, InviteStatus::Dead);
+        any_open
     }
 }
 

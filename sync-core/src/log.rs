@@ -800,7 +800,8 @@ fn admit_content<V: View>(view: &V, content: &AclContent, admission: &Admission)
         | AclContent::TransferOwnership { .. }
         | AclContent::DeleteSpace => return Ok(()),
     };
-    let Some(invite) = view.acl().invites.get(invite) else { return Ok(()) };
+    // What is over for other reasons is the rules' to say, and tells a stranger nothing of the log.
+    let Ok(invite) = view.acl().live_invite(invite) else { return Ok(()) };
     if let Some(expires_ms) = invite.content.expires_ms.filter(|at| *at <= admission.now_ms) {
         return Err(Refusal::InviteExpired { invite: invite.content.key, expires_ms }.into());
     }

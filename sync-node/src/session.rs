@@ -28,6 +28,8 @@ const HANDSHAKES_MAX: usize = 4096;
 const HANDSHAKES_PER_CONNECTION_MAX: usize = 16;
 /// Between two searches of a full table for sessions that are over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Fewer sessions than this are not searched for those that are over.
+const SWEEP_AT_MIN: usize = 64;
 /// Ids of pushed records that a session remembers, to send them back as ids.
 const PUSHED_IDS_MAX: usize = 65_536;
 
@@ -184,6 +186,8 @@ struct Tables {
     sessions: HashMap<[u8; 32], Entry>,
     /// When the sessions were last searched for those that are over.
     swept: Option<Instant>,
+    /// At so many the next search is worth its time: twice as many as the last one left.
+    sweep_at: usize,
 }
 
 impl Sessions {
@@ -237,7 +241,7 @@ impl Sessions {
             Binding::AnyConnection => None,
         };
         let mut tables = lock(&self.tables);
-        if tables.sessions.len() >= limits::SESSIONS_MAX {
+        if tables.sessions.len() >= tables.sweep_at.clamp(SWEEP_AT_MIN, limits::SESSIONS_MAX) {
             tables.make_room()?;
         }
         let entry = Entry { session, bound_to, used: Instant::now(), _room: room.into_permit() };
@@ -308,6 +312,7 @@ impl Tables {
         if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
             self.sessions.retain(|_, entry| !entry.may_go(now));
+            self.sweep_at = self.sessions.len() * 2;
         }
         if self.sessions.len() < limits::SESSIONS_MAX {
             Ok(())

@@ -360,6 +360,8 @@ async fn history_is_opened_from_there_on() -> Outcome {
     let first = TestClient::create("First", node.address()).await;
     let firsts = join(&space, &first, Role::Writer).await?;
     space.objects().put("note", "old", json!({ "text": "closed" })).await?;
+    // What is still on its way when keys change is encrypted with the new ones.
+    space.await_synced().await?;
     space.rotate_keys().await?;
     space.objects().put("note", "recent", json!({ "text": "just before" })).await?;
     space.await_synced().await?;

@@ -16,6 +16,11 @@ fn leave_key(space: SpaceId) -> String {
     format!("leave/{space}")
 }
 
+/// Somebody has the present keys who should not: a leaver, or who holds the secret of an open invite that died.
+fn owes_rotation(acl: &AclState) -> bool {
+    acl.rotation_owed || acl.exposed
+}
+
 impl SpaceInner {
     /// Keeps the wish to leave, and leaves.
     pub(super) async fn leave(self: &Arc<Self>) -> Result<(), AclError> {
@@ -76,21 +81,25 @@ impl SpaceInner {
             });
         }
         let is_admin = acl.role(&self.shared.account.id()).is_some_and(|role| role >= Role::Admin);
-        if acl.rotation_owed && is_admin {
+        if owes_rotation(&acl) && is_admin {
             let space = self.clone();
             self.shared.spawn_until_closed(async move {
                 if let Err(error) = space.rotate_owed().await {
-                    tracing::info!(space = %space.id.short(), error = %error, "the rotation after a leave waits");
+                    tracing::info!(space = %space.id.short(), error = %error, "a rotation that is owed waits");
                 }
             });
         }
     }
 
-    /// Every admin who sees that somebody left makes new keys; the first one does it for all.
+    /// Every admin who sees that somebody has keys who should not makes new ones; the first one does it for all.
     async fn rotate_owed(self: &Arc<Self>) -> Result<(), AclError> {
         let space = self.clone();
         let make = move |acl: &AclState| {
-            if acl.rotation_owed && !acl.deleted { AclChange::RotateKeys.contents(&space, acl) } else { Ok(Vec::new()) }
+            if owes_rotation(acl) && !acl.deleted {
+                AclChange::RotateKeys.contents(&space, acl)
+            } else {
+                Ok(Vec::new())
+            }
         };
         self.append_acl(&make).await
     }

@@ -34,7 +34,8 @@ pub enum Effect {
     InviteEnds { invite: InviteId },
     /// The space gets new keys, sealed to so many members and open invites.
     NewKeys { epoch: u32, members: usize, invites: usize },
-    /// Only from the next rotation on the leaver cannot read; the first admin who sees it makes one.
+    /// Only from the next rotation on the leaver, or who holds the secret of an open invite that dies, cannot read; the first
+    /// admin who sees it makes one.
     RotationOwed,
     /// From now on new members read all, or only what is written after they joined.
     History { mode: HistoryMode },
@@ -104,7 +105,8 @@ fn effects(before: &AclState, after: &AclState) -> Vec<Effect> {
         let invites = after.invites.values().filter(open).count();
         effects.push(Effect::NewKeys { epoch: after.epoch.0, members: after.members.len(), invites });
     }
-    if after.rotation_owed && !before.rotation_owed {
+    let newly_owed = |of: fn(&AclState) -> bool| of(after) && !of(before);
+    if newly_owed(|acl| acl.rotation_owed) || newly_owed(|acl| acl.exposed) {
         effects.push(Effect::RotationOwed);
     }
     if after.options.history != before.options.history {

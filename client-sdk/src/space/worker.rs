@@ -158,6 +158,10 @@ impl SpaceInner {
         let cursor = self.cursor();
         let durable = receipt.body().durable;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            if tx.space(space)?.is_none() {
+                // Forgotten in the meantime.
+                return Ok(());
+            }
             let mut state = tx.node_state(space)?;
             // Answers cross on the wire: an older one proves what it says and replaces nothing.
             let kept =
@@ -200,6 +204,9 @@ pub(super) fn settle(
     space: sync_core::ids::SpaceId,
     seq: Seq,
 ) -> Result<(), sync_store::StoreError> {
+    if tx.space(space)?.is_none() {
+        return Ok(());
+    }
     let mut state = tx.node_state(space)?;
     if seq <= state.durable_seq {
         return Ok(());

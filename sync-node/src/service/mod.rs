@@ -183,7 +183,7 @@ impl Sync for SyncService {
     async fn prove_session(&self, request: Request<Proof>) -> Result<Response<SessionToken>, Status> {
         let link = link(&request)?.clone();
         let span = info_span!("rpc", rpc = "ProveSession", connection = link.number());
-        unary(span, session::prove(&self.state, &link, request.into_inner())).await
+        unary(span, session::prove(Arc::clone(&self.state), link, request.into_inner())).await
     }
 
     async fn space_push(&self, request: Request<SpacePushRequest>) -> Result<Response<SpacePosition>, Status> {

@@ -1,5 +1,7 @@
 //! OpenSession and ProveSession.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message as _;
 use sync_core::code::Code;
@@ -11,6 +13,8 @@ use sync_core::session::{Nonces, sign_challenge, verify_proof};
 use sync_proto::status::Failure;
 use sync_proto::v1::{Challenge, Hello, Limits, Proof, SessionToken, VersionRange};
 use sync_proto::{array, id, read_verified, required};
+
+use tracing::{Instrument as _, Span};
 
 use super::State;
 use crate::failure::CallError;
@@ -56,7 +60,15 @@ pub(super) fn open(state: &State, link: &Link, hello: Hello) -> Result<Challenge
     })
 }
 
-pub(super) async fn prove(state: &State, link: &Link, proof: Proof) -> Result<SessionToken, CallError> {
+/// Goes on when its caller is gone: a list that is kept must also end the sessions that it leaves out.
+pub(super) async fn prove(state: Arc<State>, link: Link, proof: Proof) -> Result<SessionToken, CallError> {
+    let tasks = state.tasks.clone();
+    let span = Span::current();
+    let proving = tasks.spawn(async move { prove_to_the_end(&state, &link, proof).await }.instrument(span));
+    proving.await.unwrap_or_else(|_| Err(CallError::shutting_down()))
+}
+
+async fn prove_to_the_end(state: &State, link: &Link, proof: Proof) -> Result<SessionToken, CallError> {
     let candidate = state.sessions.take(&array("session", &proof.session)?, link)?;
     verify_proof(&candidate.device, &candidate.nonces, &state.identity.authority(), &proof.signature).map_err(
         |_| CallError::new(Code::SessionRefused, "the proof is not the device's signature for this session"),
