@@ -108,7 +108,7 @@ pub(crate) fn of_open(error: &OpenError) -> Exit {
         | OpenError::BadKeyFile { .. }
         | OpenError::LooseMode { .. }
         | OpenError::Vault(_) => Exit::Unavailable,
-        OpenError::Mnemonic(_) => Exit::Damaged,
+        OpenError::Mnemonic(_) | OpenError::Damaged { .. } => Exit::Damaged,
         OpenError::Address(_) => Exit::Usage,
         OpenError::Store(_) if error.code() == "IN_USE" => Exit::Unavailable,
         OpenError::Store(_) | OpenError::Storage(_) | OpenError::Io { .. } => Exit::Internal,
@@ -159,7 +159,7 @@ pub(crate) fn of_acl(error: &AclError) -> Exit {
         AclError::Contended { .. } => Exit::NotSynced,
         AclError::Seal(_) | AclError::Record(_) => Exit::Internal,
         AclError::NoSpaces => Exit::Usage,
-        AclError::StillAMember { .. } => Exit::Refused,
+        AclError::StillAMember { .. } | AclError::CannotShow { .. } => Exit::Refused,
         AclError::NoRequest { .. } | AclError::NothingToPromise { .. } => Exit::NotFound,
         AclError::NotDurable(error) => of_not_synced(error),
         AclError::Write(error) => of_write(error),

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::account::{self, ClientEvent, Devices, Own};
+use crate::acl::leave_key;
 use crate::clock;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
@@ -27,6 +28,8 @@ use crate::space::{Space, SpaceInner};
 use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
 
 const NODE_ADDRESS: &str = "node-address";
+/// Requests to join that wait for their answer on a stream of their own; a connection has 64 streams.
+const FOLLOWING_MAX: usize = 16;
 const DISPLAY_NAME: &str = "display-name";
 const DEVICE_NAME: &str = "device-name";
 
@@ -50,6 +53,8 @@ pub(crate) struct Shared {
     spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
     /// Joins that an earlier process began and that go on in the background.
     pub(crate) resuming: Mutex<BTreeMap<SpaceId, CancellationToken>>,
+    /// Room for requests that wait on a stream of their own.
+    pub(crate) following: tokio::sync::Semaphore,
     tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -219,6 +224,7 @@ impl Client {
             commands,
             spaces: Mutex::new(BTreeMap::new()),
             resuming: Mutex::new(BTreeMap::new()),
+            following: tokio::sync::Semaphore::new(FOLLOWING_MAX),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         });
@@ -308,7 +314,10 @@ impl Client {
         }
         self.shared.unlist_space(id).await?;
         self.shared.close_space(&space.inner);
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.forget_space(id)?) };
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            tx.kv_delete(&leave_key(id))?;
+            Ok(tx.forget_space(id)?)
+        };
         self.shared.store.write(job).await.map_err(from_store_write)?;
         Ok(())
     }

@@ -38,6 +38,8 @@ pub enum OpenError {
     Store(#[from] sync_store::OpenError),
     #[error("the local store failed")]
     Storage(#[from] StoreError),
+    #[error("{what} cannot be read: the store was changed from outside")]
+    Damaged { what: &'static str },
     #[error("{}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -56,6 +58,7 @@ impl OpenError {
             Self::Store(sync_store::OpenError::InUse { .. }) => "IN_USE",
             Self::Store(_) => "STORE_UNUSABLE",
             Self::Storage(_) => "STORE_FAILED",
+            Self::Damaged { .. } => "STORE_DAMAGED",
             Self::Io { .. } => "IO",
         }
     }
@@ -253,6 +256,8 @@ pub enum AclError {
     NoRequest { account: AccountId },
     #[error("{tree} has nothing on the node yet, so an acceptance cannot promise it")]
     NothingToPromise { tree: TreeId },
+    #[error("{tree} cannot be shown to somebody who reads from now on: only its app can write it anew")]
+    CannotShow { tree: TreeId },
     #[error("the write that the acceptance promises was not made durable")]
     NotDurable(#[source] Box<NotSynced>),
     #[error("the record cannot be made")]
@@ -287,6 +292,7 @@ impl AclError {
             Self::StillAMember { .. } => "STILL_A_MEMBER",
             Self::NoRequest { .. } => "REQUEST_UNKNOWN",
             Self::NothingToPromise { .. } => "BAD_FRONTIER",
+            Self::CannotShow { .. } => "HIDDEN",
             Self::NotDurable(_) => "NOT_DURABLE",
             Self::Record(_) => "MALFORMED",
             Self::Write(error) => error.code(),

@@ -66,6 +66,14 @@ pub(crate) struct JoinRow {
     pub(crate) stage: JoinStage,
 }
 
+/// Whether a join may ask the node for what it was not asked yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Anew {
+    Yes,
+    /// Another device may have ended it: only what the log says counts.
+    No,
+}
+
 /// A join of one token. Dropping it stops the waiting, not the join.
 #[derive(Debug)]
 pub struct Joining {
@@ -128,11 +136,9 @@ impl Client {
         self.shared.stop_resuming(space);
         let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         self.shared.keep_join(space, &token, JoinStage::Cancelling).await?;
-        let cancelled = self.shared.finish_cancelling(space).await;
-        if cancelled.as_ref().is_err_and(is_transient) {
-            self.shared.cancel_in_background(space);
-        }
-        cancelled
+        // Whatever becomes of this caller; both may run at once.
+        self.shared.cancel_in_background(space);
+        self.shared.finish_cancelling(space).await
     }
 
     /// Joins that are not ready yet, on any device of the account.
@@ -160,14 +166,14 @@ impl Client {
             }
         };
         for (space, row) in rows {
-            if row.stage == JoinStage::Declined || self.shared.is_member(space).unwrap_or(false) {
+            if row.stage == JoinStage::Declined {
                 continue;
             }
             if row.stage == JoinStage::Cancelling {
                 self.shared.cancel_in_background(space);
                 continue;
             }
-            self.shared.follow_in_background(space, &row);
+            self.shared.follow_in_background(space, &row, Anew::Yes);
         }
         Ok(())
     }
@@ -277,7 +283,7 @@ impl Shared {
     }
 
     /// Goes on with a join in the background, unless that was begun before.
-    pub(crate) fn follow_in_background(self: &Arc<Self>, space: SpaceId, row: &JoinRow) {
+    pub(crate) fn follow_in_background(self: &Arc<Self>, space: SpaceId, row: &JoinRow, anew: Anew) {
         let Ok(token) = token_from_text(&row.token) else { return };
         let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { return };
         if self.resuming.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&space) {
@@ -287,14 +293,37 @@ impl Shared {
         let stopped = shared.start_resuming(space);
         self.spawn(async move {
             let work = async {
-                if let Err(error) = shared.follow_join(&token, &invited).await {
+                if let Err(error) = shared.follow_to_the_end(&token, &invited, anew).await {
                     tracing::info!(space = %space.short(), error = %error, "a join did not finish");
                     shared.note_join_failed(&token, space, &error).await;
                 }
+                shared.resuming.lock().unwrap_or_else(PoisonError::into_inner).remove(&space);
             };
             // Nothing remains of work that was stopped: what matters of it is in the node's log.
             let _ = stopped.run_until_cancelled(Box::pin(work)).await;
         });
+    }
+
+    /// Up to a space that is ready; then the join is over, also if nobody waits for it.
+    async fn follow_to_the_end(
+        self: &Arc<Self>,
+        token: &Verified<InviteToken>,
+        invited: &InvitedSpace,
+        anew: Anew,
+    ) -> Result<(), JoinError> {
+        // What another device ended while this one was away is not asked for anew.
+        let over = anew == Anew::Yes && self.is_over_elsewhere(invited.space).await?;
+        let space = self.follow_join(token, invited, if over { Anew::No } else { anew }).await?;
+        let mut moved = space.inner.moved.subscribe();
+        loop {
+            moved.borrow_and_update();
+            if space.inner.missing(invited)?.is_none() {
+                return self.forget_join(invited.space).await;
+            }
+            if moved.changed().await.is_err() {
+                return Ok(());
+            }
+        }
     }
 
     /// What ends the background work on a join: the client's end, or a call that takes the join over.
@@ -395,7 +424,13 @@ impl Shared {
         invited: &InvitedSpace,
     ) -> Result<(), JoinError> {
         if self.is_member(invited.space)? {
-            return Ok(());
+            // The copy here may be older than the end of this membership.
+            match self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await {
+                Ok(acl) if matches!(standing(&acl.state, self), Standing::Member) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_transient(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
         self.link(sync_core::session::Input::Wake);
         for attempt in 0..ATTEMPTS_MAX {
@@ -482,27 +517,35 @@ impl Shared {
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
+        anew: Anew,
     ) -> Result<Space, JoinError> {
         loop {
-            if self.is_member(invited.space)? {
+            if self.is_member(invited.space)? && !self.is_asking(invited.space)? {
                 return Ok(self.open_space(invited.space)?);
             }
             let followed = async {
-                let acl = self.read_acl(invited.space, Some(&secret_of(invited)), Follow::UntilDecided).await?;
+                let acl = self.read_until_decided(invited).await?;
                 match standing(&acl.state, self) {
                     Standing::Member => {
-                        self.keep_join(invited.space, token, JoinStage::Joined).await?;
-                        self.adopt(&acl).await
+                        self.adopt(&acl).await?;
+                        // A copy from an earlier membership has to get there first.
+                        self.open_space(invited.space)?.inner.reaches(acl.seq()).await?;
+                        if self.is_asking(invited.space)? {
+                            self.keep_join(invited.space, token, JoinStage::Joined).await?;
+                        }
+                        Ok(())
                     }
                     Standing::Declined => Err(JoinError::Declined),
                     Standing::Cancelled => Err(JoinError::Cancelled),
+                    Standing::Stranger if anew == Anew::No => Err(JoinError::Cancelled),
                     // The process ended before the node was asked.
                     Standing::Stranger => self.join_space(token, invited).await,
                     Standing::Pending => Ok(()),
                 }
             };
             match followed.await {
-                Ok(()) => {}
+                Ok(()) if self.is_member(invited.space)? => {}
+                Ok(()) => tokio::time::sleep(limits::RETRY_FIRST / 4).await,
                 Err(error) if is_transient(&error) => {
                     tracing::debug!(space = %invited.space.short(), error = %error, "a join waits");
                     tokio::time::sleep(limits::RETRY_FIRST / 4).await;
@@ -510,6 +553,19 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Each request that waits holds a stream of the connection; where many wait, the others ask now and then.
+    async fn read_until_decided(&self, invited: &InvitedSpace) -> Result<AclRead, JoinError> {
+        let secret = secret_of(invited);
+        if let Ok(_room) = self.following.try_acquire() {
+            return self.read_acl(invited.space, Some(&secret), Follow::UntilDecided).await;
+        }
+        let acl = self.read_acl(invited.space, Some(&secret), Follow::No).await?;
+        if matches!(standing(&acl.state, self), Standing::Pending) {
+            tokio::time::sleep(limits::RETRY_FIRST).await;
+        }
+        Ok(acl)
     }
 
     async fn ready(
@@ -523,7 +579,7 @@ impl Shared {
             InviteMode::Open => "the node to take the join".to_owned(),
             InviteMode::Approval => "an admin to accept the request".to_owned(),
         });
-        let space = match self.follow_join(token, invited).await {
+        let space = match self.follow_join(token, invited, Anew::Yes).await {
             Ok(space) => space,
             Err(error) => {
                 self.forget_join(invited.space).await?;
@@ -544,6 +600,12 @@ impl Shared {
         }
         self.forget_join(invited.space).await?;
         Ok(space)
+    }
+
+    /// Whether the answer to a request or join of ours is not here yet.
+    fn is_asking(&self, space: SpaceId) -> Result<bool, ReadError> {
+        let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row.stage);
+        Ok(matches!(row, Some(JoinStage::Kept | JoinStage::Requested)))
     }
 
     /// In the space, as the log here says: a former member's copy is no reason not to join anew.

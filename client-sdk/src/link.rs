@@ -257,7 +257,8 @@ impl Shell {
                 }
                 Output::Subscribe { space, cursor } => self.subscribe(space, cursor).await,
                 Output::Unsubscribe { space } => {
-                    self.send(Ask::Unsubscribe(v1::Unsubscribe { space: space.to_bytes() })).await;
+                    // A stream that is not there carries no subscription.
+                    let _ = self.send(Ask::Unsubscribe(v1::Unsubscribe { space: space.to_bytes() })).await;
                 }
                 Output::Online { space } => {
                     let online = self.connection.borrow().online();
@@ -270,7 +271,7 @@ impl Shell {
                         self.deliver(space.as_bytes(), entries).await;
                     }
                 }
-                Output::Ping { number } => self.send(Ask::Ping(v1::Ping { number })).await,
+                Output::Ping { number } => drop(self.send(Ask::Ping(v1::Ping { number })).await),
             }
         }
     }
@@ -299,7 +300,10 @@ impl Shell {
         match self.ladder(space, cursor) {
             Ok(ladder) => {
                 let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder };
-                self.send(Ask::Subscribe(subscribe)).await;
+                if !self.send(Ask::Subscribe(subscribe)).await {
+                    // It went nowhere, so nothing would ever come of it.
+                    self.link.handle(Input::SubscriptionFailed { space }, clock::now());
+                }
             }
             Err(error) => {
                 tracing::warn!(space = %space.short(), error = %error, "the ladder could not be read");
@@ -328,13 +332,13 @@ impl Shell {
         })
     }
 
-    async fn send(&mut self, message: Ask) {
-        if let Some(requests) = &self.requests {
-            // A stream that ended is reported by its reader.
-            let request = v1::HeadUpdatesRequest { message: Some(message) };
-            // A node that reads nothing is as good as silent: the missing pongs end the connection.
-            let _ = tokio::time::timeout(limits::RETRY_FIRST, requests.send(request)).await;
-        }
+    /// True if it is on its way.
+    async fn send(&mut self, message: Ask) -> bool {
+        // A stream that ended is reported by its reader.
+        let Some(requests) = &self.requests else { return false };
+        let request = v1::HeadUpdatesRequest { message: Some(message) };
+        // A node that reads nothing is as good as silent: the missing pongs end the connection.
+        matches!(tokio::time::timeout(limits::RETRY_FIRST, requests.send(request)).await, Ok(Ok(())))
     }
 }
 

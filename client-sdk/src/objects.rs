@@ -133,6 +133,22 @@ impl Objects {
         self.space.write_object(key, make).await
     }
 
+    /// [`Objects::put`], if `still` says so of the object as it is in the transaction that writes; otherwise nothing.
+    pub(crate) async fn put_if(
+        &self,
+        object_type: &str,
+        id: &str,
+        fields: Map<String, Value>,
+        still: impl FnOnce(Option<&Map<String, Value>>) -> bool + Send + 'static,
+    ) -> Result<Option<WriteId>, WriteError> {
+        let (key, make) = put(object_type, id, fields)?;
+        let make = move |state: Option<&ObjectState>| {
+            let there = state.filter(|s| s.exists()).map(ObjectState::fields);
+            if still(there.as_ref()) { make(state) } else { Ok(Vec::new()) }
+        };
+        self.space.write_object(key, Box::new(make)).await
+    }
+
     /// Writes many objects in one transaction: all or none. One result for each, as of [`Objects::put`].
     ///
     /// # Errors

@@ -71,6 +71,8 @@ pub(crate) struct Devices {
     known: Mutex<Known>,
     /// One change of the list at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One list is learned at a time.
+    learning: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -99,16 +101,22 @@ impl Devices {
     /// What was kept by an earlier process.
     pub(crate) fn load(store: &Store, local: &LocalKey, device: DeviceId) -> Result<Self, OpenError> {
         let sealed = store.read(|tx| tx.kv(KEPT))?;
-        let bytes = sealed.and_then(|row| local.open_row(KEPT.as_bytes(), &row).ok());
-        let kept = bytes.and_then(|bytes| {
+        let read = |row: Vec<u8>| {
+            let bytes = local.open_row(KEPT.as_bytes(), &row).ok()?;
             let (listed, list) = bytes.split_first()?;
             Some((*listed == WAS_LISTED, RawRecord::from_slice(list).and_then(verify_as).ok()?))
-        });
-        let known = match kept {
-            Some((was_listed, list)) => Known { counted: Some(list), was_listed, ..Known::default() },
+        };
+        // A row that does not open must not pass for a device that was on no list yet: it would put itself on the next one.
+        let damaged = || OpenError::Damaged { what: "the row with the account's device list" };
+        let known = match sealed {
+            Some(row) => {
+                let (was_listed, list) = read(row).ok_or_else(damaged)?;
+                Known { counted: Some(list), was_listed, ..Known::default() }
+            }
             None => Known::default(),
         };
-        Ok(Self { device, known: Mutex::new(known), changing: tokio::sync::Mutex::default() })
+        let (changing, learning) = Default::default();
+        Ok(Self { device, known: Mutex::new(known), changing, learning })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -146,18 +154,23 @@ impl Devices {
         self.known().proposal = list;
     }
 
-    /// Takes a list that counts at the node over, unless a newer one is known. `None` if nothing changed, or what to keep.
-    fn take(&self, list: Verified<DeviceList>) -> Option<Vec<u8>> {
-        let mut known = self.known();
+    /// What is to be kept of a list that counts at the node. `None` if the same or a newer one is known.
+    fn weigh(&self, list: &Verified<DeviceList>) -> Option<Vec<u8>> {
+        let known = self.known();
         let (id, version) = (list.id(), list.body().version);
         if known.counted.as_ref().is_some_and(|c| c.body().version > version || c.id() == id) {
             return None;
         }
+        let was_listed = known.was_listed || has(list, self.device);
+        let listed = if was_listed { WAS_LISTED } else { NEVER_LISTED };
+        Some([vec![listed], list.raw().to_vec()].concat())
+    }
+
+    /// Goes by a list, which is kept.
+    fn adopt(&self, list: Verified<DeviceList>) {
+        let mut known = self.known();
         known.was_listed |= has(&list, self.device);
-        let listed = if known.was_listed { WAS_LISTED } else { NEVER_LISTED };
-        let kept = [vec![listed], list.raw().to_vec()].concat();
         known.counted = Some(list);
-        Some(kept)
     }
 
     /// True once in a process, if the device is revoked.
@@ -289,15 +302,24 @@ impl Shared {
                 return false;
             }
         };
-        let Some(kept) = self.devices.take(list) else {
+        let _one = self.devices.learning.lock().await;
+        let Some(kept) = self.devices.weigh(&list) else {
             self.tell_if_revoked();
             return false;
         };
         let sealed = self.local.seal_row(KEPT.as_bytes(), &kept, &mut rand::rng());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), StoreError> { tx.kv_put(KEPT, &sealed) };
-        if let Err(error) = self.store.write(job).await {
-            tracing::warn!(error = %error, "the device list could not be kept");
+        let written = self.store.write(job).await.map_err(|error| error.to_string());
+        let kept = match written {
+            Ok(written) => self.store.durable(written.commit).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            // Nothing is gone by that a restart would not know of; every session tells of it again.
+            tracing::warn!(error, "the device list could not be kept");
+            return false;
         }
+        self.devices.adopt(list);
         self.own.tell(ClientEvent::DevicesChanged);
         self.own.devices_moved();
         self.tell_if_revoked();

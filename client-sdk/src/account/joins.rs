@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sync_core::ids::SpaceId;
 use sync_core::record::{InviteToken, Verified};
 use sync_core::token::token_from_text;
@@ -15,7 +15,7 @@ use super::spaces::Here;
 use super::{ClientEvent, JOIN, end};
 use crate::client::{Client, Shared};
 use crate::error::{JoinError, ReadError, WriteError, from_store_write};
-use crate::join::{JoinInfo, JoinStage, Joining};
+use crate::join::{Anew, JoinInfo, JoinStage, Joining};
 use crate::objects::Object;
 
 const LISTED_PREFIX: &str = "join-listed/";
@@ -47,6 +47,22 @@ impl Client {
 }
 
 impl Shared {
+    /// Whether a join that this device listed as its own was ended or taken over by another one, as far as the account's space
+    /// tells now.
+    pub(crate) async fn is_over_elsewhere(self: &Arc<Self>, space: SpaceId) -> Result<bool, ReadError> {
+        let marker = format!("{LISTED_PREFIX}{space}");
+        if self.store.read(|tx| tx.kv(&marker))?.is_none() {
+            return Ok(false);
+        }
+        let own = self.account_space()?;
+        while own.await_synced().await.is_err() {
+            tokio::time::sleep(sync_core::limits::RETRY_FIRST).await;
+        }
+        let device = json!(self.identity.device().to_string());
+        let entry = own.objects().get(JOIN, &space.to_string())?;
+        Ok(entry.is_none_or(|object| object.fields.get("device") != Some(&device)))
+    }
+
     /// The token of a join that is not over, whichever device began it.
     pub(crate) fn join_token(self: &Arc<Self>, space: SpaceId) -> Result<Option<Verified<InviteToken>>, ReadError> {
         if let Some((_, row)) = self.join_rows()?.into_iter().find(|(of, _)| *of == space) {
@@ -90,8 +106,10 @@ impl Shared {
     pub(super) async fn compare_join(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
         let (id, device) = (space.to_string(), self.identity.device().to_string());
         let objects = self.account_space()?.objects();
-        let listed = objects.get(JOIN, &id)?;
-        let is_ours = listed.as_ref().is_some_and(|o| o.fields.get("device") == Some(&json!(device)));
+        let entry = objects.get(JOIN, &id)?;
+        // Two devices that wrote at once can leave a piece without its token: nobody's.
+        let listed = entry.as_ref().filter(|object| info_of(object).is_some());
+        let is_ours = listed.is_some_and(|o| o.fields.get("device") == Some(&json!(device)));
         let is_member = self.here(space)? == Here::Member;
         let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
         let active = row.filter(|row| !is_member && is_under_way(row.stage));
@@ -100,19 +118,21 @@ impl Shared {
         match active {
             Some(row) if is_ours || !was_listed => {
                 let fields = json!({ "token": row.token, "stage": row.stage, "device": device });
-                objects.put(JOIN, &id, fields).await?;
+                let Value::Object(fields) = fields else { return Ok(()) };
+                // Another device may have taken it over or ended it since it was read: what that one wrote stands.
+                let still = move |there: Option<&Map<String, Value>>| {
+                    !was_listed || there.is_some_and(|f| f.get("device") == Some(&json!(device)))
+                };
+                objects.put_if(JOIN, &id, fields, still).await?;
                 if !was_listed {
                     self.mark(move |tx| tx.kv_put(&marker, &[])).await?;
                 }
             }
-            // Another device ended it: the space's log says how.
-            Some(row) if listed.is_none() && row.stage != JoinStage::Cancelling => {
-                self.follow_in_background(space, &row)
-            }
-            // Another device goes on with it.
+            // Another device goes on with it, or ended it: the space's log says how it stands.
+            Some(row) if row.stage != JoinStage::Cancelling => self.follow_in_background(space, &row, Anew::No),
             Some(_) => {}
             None => {
-                if listed.is_some() && (is_ours || is_member) {
+                if entry.is_some() && (is_ours || is_member || listed.is_none()) {
                     end(objects.delete(JOIN, &id).await)?;
                 }
                 if was_listed {

@@ -298,13 +298,18 @@ impl Shared {
     async fn fetch(self: &Arc<Self>, space: SpaceId) -> Result<Fetched, JoinError> {
         self.conn().await?;
         let acl = self.read_acl(space, None, Follow::No).await?;
-        if acl.state.deleted {
-            return Ok(Fetched::Ended);
-        }
         match standing(&acl.state, self) {
+            _ if acl.state.deleted => return Ok(Fetched::Ended),
             Standing::Member => {}
-            Standing::Stranger | Standing::Declined | Standing::Cancelled => return Ok(Fetched::Ended),
-            Standing::Pending => return Err(forbidden(space)),
+            // Signed by somebody who could: it ends what is listed. That a node shows less than it might does not.
+            Standing::Stranger | Standing::Declined | Standing::Cancelled
+                if acl.state.membership_ended(&self.account.id()).is_some() =>
+            {
+                return Ok(Fetched::Ended);
+            }
+            Standing::Stranger | Standing::Declined | Standing::Cancelled | Standing::Pending => {
+                return Err(forbidden(space));
+            }
         }
         // A former member is shown the log up to a point where it was one still.
         if !self.is_served(space).await? {

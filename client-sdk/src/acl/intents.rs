@@ -1,9 +1,11 @@
 //! Acts that go on by themselves: a leaving that was kept while the node was away, and the keys that a leaver must not have.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sync_core::acl::AclState;
 use sync_core::ids::{Seq, SpaceId};
+use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::record::Role;
 use sync_store::WriteTx;
@@ -12,7 +14,8 @@ use super::{AclChange, sign_record};
 use crate::error::{AclError, ReadError, from_store_write};
 use crate::space::SpaceInner;
 
-fn leave_key(space: SpaceId) -> String {
+/// The row of a wish to leave. It goes in the transaction that ends the membership, and with the space.
+pub(crate) fn leave_key(space: SpaceId) -> String {
     format!("leave/{space}")
 }
 
@@ -72,22 +75,44 @@ impl SpaceInner {
         if acl.deleted {
             return;
         }
-        if self.is_leaving().unwrap_or(false) {
-            let space = self.clone();
-            self.shared.spawn_until_closed(async move {
-                if let Err(error) = space.finish_leaving().await {
-                    tracing::info!(space = %space.id.short(), error = %error, "the leaving waits");
-                }
-            });
+        if !self.has_intents(&acl) || self.driving.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let space = self.clone();
+        self.shared.spawn_until_closed(async move {
+            let closed = space.closed.clone();
+            let _ = closed.run_until_cancelled(Box::pin(space.drive())).await;
+            space.driving.store(false, Ordering::Release);
+            // What came while this one ended.
+            if space.acl().is_ok_and(|acl| space.has_intents(&acl)) && !closed.is_cancelled() {
+                space.drive_intents();
+            }
+        });
+    }
+
+    fn has_intents(&self, acl: &AclState) -> bool {
         let is_admin = acl.role(&self.shared.account.id()).is_some_and(|role| role >= Role::Admin);
-        if owes_rotation(&acl) && is_admin {
-            let space = self.clone();
-            self.shared.spawn_until_closed(async move {
-                if let Err(error) = space.rotate_owed().await {
-                    tracing::info!(space = %space.id.short(), error = %error, "a rotation that is owed waits");
+        self.is_leaving().unwrap_or(false) || (owes_rotation(acl) && is_admin)
+    }
+
+    /// Until nothing is left to be done, or the rules forbid it.
+    async fn drive(self: &Arc<Self>) {
+        loop {
+            let Ok(acl) = self.acl() else { return };
+            if acl.deleted || !self.has_intents(&acl) {
+                return;
+            }
+            let done =
+                if self.is_leaving().unwrap_or(false) { self.finish_leaving().await } else { self.rotate_owed().await };
+            match done {
+                Ok(()) => {}
+                Err(AclError::Call(error)) if error.is_transient() => tokio::time::sleep(limits::RETRY_FIRST).await,
+                Err(AclError::Contended { .. }) => tokio::time::sleep(limits::RETRY_FIRST).await,
+                Err(error) => {
+                    tracing::info!(space = %self.id.short(), error = %error, "what is left to be done waits");
+                    return;
                 }
-            });
+            }
         }
     }
 

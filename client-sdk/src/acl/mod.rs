@@ -31,6 +31,7 @@ use crate::space::SpaceInner;
 
 pub use change::AclChange;
 pub(crate) use events::events_of;
+pub(crate) use intents::leave_key;
 pub use invites::{Invite, InviteInfo, InviteOptions};
 pub use plan::{AclPlan, Effect};
 pub use preparation::Preparation;

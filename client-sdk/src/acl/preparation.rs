@@ -10,7 +10,7 @@ use sync_store::WriteId;
 use crate::error::{AclError, ReadError, WriteError};
 use crate::object::{self, Existence, ObjectState, Op};
 use crate::objects::Update;
-use crate::space::{MakeOps, ObjectKey, SpaceInner};
+use crate::space::{MakeOps, ObjectKey, SpaceInner, read_object};
 use crate::types::SPACE_INFO;
 
 /// What [`crate::Space::approve`] writes and promises before it lets somebody in.
@@ -91,6 +91,15 @@ impl Preparation {
     }
 }
 
+impl Preparation {
+    /// What it writes is written: from here on it is promised as it is.
+    pub(super) fn is_done(&mut self) {
+        for step in &mut self.steps {
+            step.act = Act::Promise;
+        }
+    }
+}
+
 /// Whether a new member reads what was written before it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
@@ -100,16 +109,38 @@ pub(super) enum Reader {
 }
 
 impl SpaceInner {
-    /// Whether what is promised as it is is there at all: asked before anything is done for it.
-    pub(super) fn can_prepare(&self, preparation: &Preparation) -> Result<(), AclError> {
+    /// Whether what is promised can be shown at all: asked before anything is done for it. Who reads from now on is shown objects
+    /// written anew, and the space's own among them; what only its app can write anew cannot be promised to them.
+    pub(super) fn can_prepare(&self, preparation: &mut Preparation, reader: Reader) -> Result<(), AclError> {
         self.shared.store.read(|tx| {
-            for step in &preparation.steps {
-                let Err(tree) = &step.key else { continue };
-                if tx.tree(self.id, *tree)?.is_none() && tx.pending_of_tree(self.id, *tree)?.is_empty() {
-                    return Err(AclError::NothingToPromise { tree: *tree });
+            for step in &mut preparation.steps {
+                let Err(tree) = step.key else { continue };
+                if tx.tree(self.id, tree)?.is_none() && tx.pending_of_tree(self.id, tree)?.is_empty() {
+                    return Err(AclError::NothingToPromise { tree });
                 }
+                if reader == Reader::OfHistory {
+                    continue;
+                }
+                let pending = tx.pending_of_tree(self.id, tree)?;
+                let object = read_object(tx, &self.shared, self.id, tree, &pending)?;
+                let object = object.ok_or(AclError::CannotShow { tree })?;
+                step.key = Ok(ObjectKey::new(&object.object_type, &object.id)?);
             }
             Ok(())
+        })?;
+        let info = ObjectKey::new(SPACE_INFO, "self")?;
+        let is_named = |step: &Step| step.key.as_ref() == Ok(&info);
+        if reader == Reader::FromNowOn && !preparation.steps.iter().any(is_named) && self.has_object(&info)? {
+            preparation.steps.push(Step { key: Ok(info), act: Act::Promise });
+        }
+        Ok(())
+    }
+
+    fn has_object(&self, key: &ObjectKey) -> Result<bool, ReadError> {
+        let tree = self.object_tree(key)?;
+        self.shared.store.read(|tx| {
+            let pending = tx.pending_of_tree(self.id, tree)?;
+            Ok(read_object(tx, &self.shared, self.id, tree, &pending)?.is_some())
         })
     }
 
@@ -133,22 +164,28 @@ impl SpaceInner {
                 Err(tree) => drop(promised.insert(*tree)),
             }
         }
-        if !writes.is_empty() {
-            self.write_objects(writes).await?;
-        }
-        for write in self.pending_writes(&promised)? {
+        let made = if writes.is_empty() { Vec::new() } else { self.write_objects(writes).await? };
+        let made: BTreeSet<WriteId> = made.into_iter().flatten().chain(self.pending_writes(&promised)?).collect();
+        for write in made {
             self.durable_within(write).await.map_err(|e| AclError::NotDurable(Box::new(e)))?;
         }
         Ok(promised.into_iter().collect())
     }
 
     /// Writes what the space says of itself once more, for those who read from now on. Nothing where it has no name yet.
-    pub(super) async fn show_space_info(self: &std::sync::Arc<Self>) -> Result<(), AclError> {
+    async fn show_space_info(self: &std::sync::Arc<Self>) -> Result<(), AclError> {
         let key = ObjectKey::new(SPACE_INFO, "self")?;
         let write = make(key.clone(), Act::Promise, Reader::FromNowOn);
         match self.write_object(key, write).await {
             Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// After an act that stands: what comes with it must not make it look undone.
+    pub(super) async fn show_space_info_or_warn(self: &std::sync::Arc<Self>) {
+        if let Err(error) = self.show_space_info().await {
+            tracing::warn!(space = %self.id.short(), error = %error, "the space's name could not be shown to newcomers");
         }
     }
 

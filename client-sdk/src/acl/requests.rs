@@ -1,6 +1,7 @@
 //! Requests to join, and letting somebody in.
 
 use sync_core::acl::{AclReject, AclState, RequestStatus};
+use sync_core::code::Code;
 use sync_core::ids::{AccountId, AclId, Seq};
 use sync_core::log::Reject;
 use sync_core::record::{AclContent, Role};
@@ -8,7 +9,7 @@ use sync_core::record::{AclContent, Role};
 use super::change::sealed;
 use super::preparation::Reader;
 use super::{AclChange, Preparation, open_name, reads_from_now_on, sign_record};
-use crate::error::{AclError, ReadError};
+use crate::error::{AclError, CallError, ReadError};
 use crate::space::{Space, SpaceInner};
 
 /// How often a preparation is written anew because other admins changed the keys meanwhile.
@@ -90,7 +91,7 @@ impl Space {
         acl.apply(&dry, Seq(u64::MAX)).map_err(Reject::Acl)?;
         let mut preparation = Preparation::new(account);
         prepare(&mut preparation)?;
-        self.inner.accept(request, role, &preparation).await
+        self.inner.accept(request, role, preparation).await
     }
 
     /// [`Space::approve`] with nothing to prepare.
@@ -107,21 +108,22 @@ impl SpaceInner {
         self: &std::sync::Arc<Self>,
         request: AclId,
         role: Role,
-        preparation: &Preparation,
+        mut preparation: Preparation,
     ) -> Result<(), AclError> {
-        self.can_prepare(preparation)?;
+        let mut has_new_keys = false;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let from_now_on = reads_from_now_on(self.acl()?.options.history, role);
-            if from_now_on {
-                if attempt == 1 {
-                    self.append_acl(&|acl: &AclState| AclChange::RotateKeys.contents(self, acl)).await?;
-                }
-                self.show_space_info().await?;
-            }
             let reader = if from_now_on { Reader::FromNowOn } else { Reader::OfHistory };
-            let promised = self.prepare(preparation, reader).await?;
+            self.can_prepare(&mut preparation, reader)?;
+            if from_now_on && !has_new_keys {
+                self.append_acl(&|acl: &AclState| AclChange::RotateKeys.contents(self, acl)).await?;
+                has_new_keys = true;
+            }
+            let promised = self.prepare(&preparation, reader).await?;
+            // What was done once is only shown from here on.
+            preparation.is_done();
             let make = |acl: &AclState| {
                 if reads_from_now_on(acl.options.history, role) != from_now_on {
                     return Err(AclError::Contended { attempts: attempt });
@@ -129,9 +131,8 @@ impl SpaceInner {
                 self.acceptance(acl, request, role, &promised)
             };
             match self.append_acl(&make).await {
-                // Somebody else changed the keys or the options in between: what was prepared is written once more.
-                Err(AclError::Contended { .. } | AclError::Rejected(Reject::BadFrontier { .. }))
-                    if attempt < PREPARED_MAX => {}
+                // Somebody else changed the keys or the options in between: what is promised is shown once more.
+                Err(error) if attempt < PREPARED_MAX && is_overtaken(&error) => {}
                 said => return said,
             }
         }
@@ -154,5 +155,15 @@ impl SpaceInner {
     pub(super) fn pending_claim(acl: &AclState, request: AclId) -> Result<&sync_core::record::JoinClaim, AclError> {
         let pending = acl.requests.get(&request).filter(|r| r.status == RequestStatus::Pending);
         Ok(&pending.ok_or(Reject::Acl(AclReject::RequestUnknown { request }))?.claim)
+    }
+}
+
+/// The keys or the options moved while something was prepared for them. The node judges a frontier; the rules of the ACL alone
+/// do not see it.
+fn is_overtaken(error: &AclError) -> bool {
+    match error {
+        AclError::Contended { .. } | AclError::Rejected(Reject::BadFrontier { .. }) => true,
+        AclError::Call(CallError::Refused(failure)) => failure.code == Code::BadFrontier,
+        _ => false,
     }
 }

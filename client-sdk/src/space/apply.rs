@@ -18,7 +18,7 @@ use super::outbox::{Redecided, redecide};
 use super::project::{self, ObjectTouched, Projection};
 use super::write::Maker;
 use super::{SpaceInner, absorb, owed_keys, worker};
-use crate::acl::events_of;
+use crate::acl::{events_of, leave_key};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
 use crate::events::Event;
@@ -80,6 +80,8 @@ struct Applied {
     ring: Option<KeyRing>,
     key_problem: Option<String>,
     objects: Vec<ObjectTouched>,
+    /// Objects whose pending writes were refused.
+    refused: Vec<ObjectTouched>,
     trees: BTreeSet<TreeId>,
     acl: Vec<Event>,
     acl_moved: bool,
@@ -233,7 +235,7 @@ struct Batch<'a> {
     projection: Projection,
     /// Keys of an epoch arrived that were not held before.
     keys_came: bool,
-    /// What decided over our pending writes before this batch.
+    /// What decided over our pending writes when they were decided last.
     standing: Standing,
     purged: BTreeSet<TreeId>,
     applied: Applied,
@@ -366,27 +368,33 @@ impl<'a> Batch<'a> {
         self.keys_came |= held(&self.ring) > before;
         self.applied.acl_moved = true;
         self.applied.acl.extend(events_of(&acl, record));
+        if acl.deleted || acl.membership_ended(&self.shared.account.id()).is_some() {
+            tx.kv_delete(&leave_key(self.space))?;
+        }
         if acl.deleted {
             self.applied.deleted = true;
             self.projection.end_space(tx, self.space)?;
         }
+        let standing = Standing::of(&acl, self.shared);
+        if standing != self.standing {
+            self.standing = standing;
+            self.redecide(tx, None)?;
+        }
         Ok(())
     }
 
-    /// What this batch says about our pending writes. Everything of ours that the log took before is not pending any more, so
-    /// what is left was not taken before, and never will be as it is.
-    fn redecide(&mut self, tx: &mut WriteTx<'_>) -> Result<(), ApplyError> {
+    /// What the log up to here says about our pending writes: to all trees, or to some. Everything of ours that the log took
+    /// before is not pending any more, so what is left was not taken before, and never will be as it is. Asked at the very entry
+    /// that moved our standing, so that the answer does not depend on where a batch ends.
+    fn redecide(&mut self, tx: &mut WriteTx<'_>, trees: Option<&BTreeSet<TreeId>>) -> Result<(), ApplyError> {
         let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
-        let moved = Standing::of(&acl, self.shared) != self.standing;
-        if !moved && self.purged.is_empty() {
-            return Ok(());
-        }
         let maker = Maker::with(self.shared, acl, Arc::new(self.ring.clone().into_owned()));
         let mut redecided = Redecided::default();
-        let trees = if moved { None } else { Some(&self.purged) };
         redecide(tx, self.shared, &maker, trees, &mut redecided).map_err(ApplyError::Write)?;
+        self.own = tx.pending(self.space)?.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
         self.applied.acl.extend(redecided.events);
-        self.applied.objects.extend(redecided.touched);
+        self.applied.refused.extend(redecided.touched);
+        self.applied.trees.extend(redecided.rebuilt);
         Ok(())
     }
 
@@ -399,7 +407,12 @@ impl<'a> Batch<'a> {
             revealed.reveal(tx, self.shared, self.space, &self.ring)?;
             self.applied.objects.extend(revealed.flush(tx, self.shared, self.space, end)?);
         }
-        self.redecide(tx)?;
+        if !self.purged.is_empty() {
+            let purged = std::mem::take(&mut self.purged);
+            self.redecide(tx, Some(&purged))?;
+        }
+        let refused = std::mem::take(&mut self.applied.refused);
+        self.applied.objects.extend(refused);
         if let Cow::Owned(ring) = self.ring {
             self.applied.ring = Some(ring);
         }

@@ -9,7 +9,7 @@ mod push;
 mod worker;
 mod write;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ pub(crate) struct SpaceInner {
     /// Up to here, keys, live trees and events have followed the log.
     announced: AtomicU64,
     confirmed: Mutex<Option<Confirmed>>,
+    /// True while a task does what was left to be done.
+    pub(crate) driving: AtomicBool,
     /// Ends with the client, or when the space is forgotten.
     pub(crate) closed: CancellationToken,
     /// Moves whenever anything about this space's sync may have changed.
@@ -101,6 +103,7 @@ impl SpaceInner {
             node_seq: watch::channel(Seq::ZERO).0,
             announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
             confirmed: Mutex::new(None),
+            driving: AtomicBool::new(false),
             closed: shared.cancel.child_token(),
             moved: watch::channel(0).0,
         });

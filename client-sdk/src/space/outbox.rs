@@ -11,7 +11,7 @@ use sync_e2ee::Envelope;
 use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
 
 use super::project::ObjectTouched;
-use super::write::{Maker, Rebuild, is_purge, local_envelope};
+use super::write::{Maker, Rebuild, Rebuilt, is_purge, local_envelope};
 use super::{Space, SpaceInner};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
@@ -45,6 +45,8 @@ pub enum RefusedContent {
 pub(super) struct Redecided {
     pub(super) events: Vec<Event>,
     pub(super) touched: Vec<ObjectTouched>,
+    /// Trees with changes under new ids.
+    pub(super) rebuilt: BTreeSet<TreeId>,
 }
 
 /// Decides the pending writes to some trees again (all without `trees`), after an entry of the log that may have passed them.
@@ -57,8 +59,14 @@ pub(super) fn redecide(
     redecided: &mut Redecided,
 ) -> Result<(), WriteError> {
     let space = maker.space();
-    let affected: BTreeSet<TreeId> = tx.pending(space)?.iter().map(|w| w.tree).collect();
-    for tree in affected.into_iter().filter(|tree| trees.is_none_or(|trees| trees.contains(tree))) {
+    let affected = match trees {
+        Some(trees) => trees.clone(),
+        None => tx.pending(space)?.iter().map(|w| w.tree).collect(),
+    };
+    for tree in affected {
+        if tx.pending_of_tree(space, tree)?.is_empty() {
+            continue;
+        }
         for kind in [Writes::Changes, Writes::Purges] {
             let asked = match kind {
                 Writes::Changes => maker.may_write(tx, tree),
@@ -75,7 +83,8 @@ pub(super) fn redecide(
         }
         match maker.rebuild(tx, tree, Rebuild::Stale) {
             // The keys are on their way, or are owed; the node's answer will bring it up again.
-            Ok(()) | Err(WriteError::Read(ReadError::NoKeys)) => {}
+            Ok(Rebuilt::No) | Err(WriteError::Read(ReadError::NoKeys)) => {}
+            Ok(Rebuilt::Yes) => drop(redecided.rebuilt.insert(tree)),
             Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
             Err(error) => tracing::warn!(tree = %tree.short(), error = %error, "a write could not be made anew"),
         }
@@ -149,7 +158,9 @@ impl SpaceInner {
         for pending in tx.pending_of_tree(self.id, write.tree)? {
             let builds_on_it = || {
                 let change = verify_as::<TreeChange>(pending.record.clone());
-                root_gone || change.is_ok_and(|c| c.body().parents.iter().any(|p| gone.contains(p)))
+                // A retried write may bring the root of its tree once more.
+                (root_gone && pending.root.is_none())
+                    || change.is_ok_and(|c| c.body().parents.iter().any(|p| gone.contains(p)))
             };
             if pending.id < write.id || (pending.id > write.id && !builds_on_it()) {
                 continue;

@@ -222,7 +222,7 @@ impl SpaceInner {
             (NextStep::Rebuild, OwnVerdict::Invalid) => {
                 let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
                 match Maker::new(tx, self)?.rebuild(tx, write.tree, Rebuild::One(write.id, parents)) {
-                    Ok(()) => {}
+                    Ok(_) => {}
                     Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,
                     // Keys or heads that the rebuild needs are on their way.
                     Err(_) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,

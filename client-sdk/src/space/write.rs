@@ -344,7 +344,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes pending writes of a tree anew on the present ACL and epoch: those that `rebuild` names, and what builds on them.
-    pub(super) fn rebuild(&self, tx: &mut WriteTx<'_>, tree: TreeId, rebuild: Rebuild) -> Result<(), WriteError> {
+    pub(super) fn rebuild(&self, tx: &mut WriteTx<'_>, tree: TreeId, rebuild: Rebuild) -> Result<Rebuilt, WriteError> {
         let pending = tx.pending_of_tree(self.space, tree)?;
         let logged = tx.tree(self.space, tree)?;
         let root = self.root_of(tree, logged.as_ref(), &pending)?;
@@ -373,7 +373,7 @@ impl<'a> Maker<'a> {
             renamed.insert(ChangeId::from(old.id()), ChangeId::from(change.id()));
             tx.rebuild_pending(write.id, write.root.as_ref(), change.raw())?;
         }
-        Ok(())
+        Ok(if renamed.is_empty() { Rebuilt::No } else { Rebuilt::Yes })
     }
 
     /// Makes a refused write anew, on top of everything that is here, and has it wait for the node again.
@@ -396,13 +396,25 @@ impl<'a> Maker<'a> {
             self.may_purge(tx, tree)?;
             tx.rebuild_pending(write.id, None, self.tombstone(tree)?.raw())?;
         } else {
-            let place = self.place(tx, root, &pending)?;
-            let change = self.sign(self.space, tree, place.parents, &envelope)?;
-            tx.rebuild_pending(write.id, place.root_record.as_ref(), change.raw())?;
+            self.check(tree, &root, logged.as_ref(), &pending)?;
+            // Rebuilding, refusing and pushing go by number: a write stands on earlier ones only.
+            let earlier: Vec<_> = pending.iter().filter(|w| w.id < write.id).cloned().collect();
+            let heads = overlaid_heads(logged.as_ref().map(|t| t.heads.clone()).unwrap_or_default(), &earlier);
+            let begins = logged.is_none() && earlier.is_empty();
+            let root_record = if begins { Some(root_record(&root)?) } else { None };
+            let change = self.sign(self.space, tree, parents_of(tree, &heads), &envelope)?;
+            tx.rebuild_pending(write.id, root_record.as_ref(), change.raw())?;
         }
         tx.set_write_state(write.id, &WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None })?;
         Ok(())
     }
+}
+
+/// Whether changes have new ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rebuilt {
+    Yes,
+    No,
 }
 
 /// Which writes of a tree are made anew.
