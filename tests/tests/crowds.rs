@@ -90,6 +90,35 @@ async fn s55_fifty_open_joins_at_once() -> Outcome {
     Ok(())
 }
 
+/// An invite for ten, and 20 who want in at the same moment: ten are in, ten are told why not.
+#[tokio::test(flavor = "multi_thread")]
+async fn s55_an_invite_for_ten_lets_ten_of_twenty_in() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let token = space.invite(InviteOptions { max_uses: Some(10), ..InviteOptions::open() }).await?.token;
+    let crowd = crowd(&node, 20).await;
+    let joins = crowd.iter().map(|client| {
+        let (client, token) = (client.clone(), token.clone());
+        async move {
+            match client.join(&token).await {
+                Ok(joining) => Ok(Some(joining.ready(PATIENCE).await?.remove(0))),
+                Err(error) if error.code() == Code::InviteUsedUp.name() => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        }
+    });
+    let joined = at_once(joins).await?;
+    assert_eq!(joined.iter().flatten().count(), 10);
+    for (client, space) in crowd.iter().zip(&joined) {
+        assert_eq!(client.joins()?, []);
+        assert_eq!(client.spaces()?.len(), usize::from(space.is_some()));
+    }
+    let spaces: Vec<&Space> = [&space].into_iter().chain(joined.iter().flatten()).collect();
+    assert_eq!(linear(&spaces).await?.members.len(), 11);
+    Ok(())
+}
+
 /// The pending requests of so many people, once they are here.
 async fn requests(space: &Space, people: usize) -> Outcome<Vec<(AclId, AccountId)>> {
     until(space, || {

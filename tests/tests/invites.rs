@@ -682,3 +682,128 @@ fn admin_other(space: &Space, own: &Client) -> Outcome<client_sdk::AccountId> {
     let acl = space.acl()?;
     Ok(*acl.members.keys().find(|account| **account != own.account()).ok_or("a member")?)
 }
+
+/// The joiner's clock is a day fast: by it the invite is over, and by the node it is not. The node's word counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn s71_a_joiner_whose_clock_is_a_day_fast() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let admin = Person::new("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.client.create_space("Club").await?;
+    let day = Duration::from_secs(24 * 3_600);
+    let token = space.invite(InviteOptions { expires_in: Some(day), ..InviteOptions::open() }).await?.token;
+    // What its clock, a day and an hour ahead, makes of the token's time.
+    let mut body = token_from_text(&token)?.body().clone();
+    body.expires_ms -= 25 * 3_600_000;
+    let key = sync_e2ee::AccountKeys::from_mnemonic(&admin.words);
+    let token = token_to_text(&Verified::sign(&body, key.signing_key(), None)?);
+    let theirs = member.join(&token).await?.ready(PATIENCE).await?.remove(0);
+    theirs.await_synced().await?;
+    Ok(())
+}
+
+/// Let in, and removed before it was ready: it is told so at once, not when its patience ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_before_it_was_ready() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let member = TestClient::create("Member", relay.address()).await;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    let joining = member.join(&token).await?;
+    let request = request_of(&space, &member).await?;
+    // It learns that it is in; the log itself is lost on the way.
+    let wanted = space.id().to_bytes();
+    relay.frames(move |frame| {
+        let Frame::Update(update) = frame else { return Fate::Pass };
+        if update.space == wanted { Fate::Drop } else { Fate::Pass }
+    });
+    space.approve_as(request, None).await?;
+    let waiting = tokio::spawn(async move { joining.ready(PATIENCE).await });
+    member.wait_for_space(space.id(), PATIENCE).await?;
+    space.remove_members(&[member.account()]).await?;
+    // Both come at once.
+    relay.heal();
+    relay.cut();
+    let failed = tokio::time::timeout(PATIENCE / 2, waiting).await??.expect_err("removed");
+    assert!(["NOT_A_MEMBER", "INVITE_DEAD"].contains(&failed.code()), "{failed:?}");
+    assert!(member.joins()?.iter().all(|j| !j.here), "nothing is under way");
+    Ok(())
+}
+
+/// Removed while it was away between its acceptance and its first look.
+#[tokio::test(flavor = "multi_thread")]
+async fn let_in_and_removed_while_away() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    member.join(&token).await?;
+    let request = request_of(&space, &member).await?;
+    let account = member.account();
+    let dir = member.shut().await;
+    space.approve_as(request, None).await?;
+    space.remove_members(&[account]).await?;
+    let member = TestClient::open(dir).await;
+    let failed = match member.join(&token).await {
+        Ok(joining) => joining.ready(PATIENCE).await.expect_err("removed"),
+        Err(error) => error,
+    };
+    assert_eq!(failed.code(), Code::InviteDead.name(), "{failed:?}");
+    assert!(member.joins()?.iter().all(|j| !j.here));
+    assert_eq!(space.acl()?.requests.len(), 1, "it did not ask again");
+    // A new invite is good.
+    let back = join(&space, &member, Role::Writer).await?;
+    back.await_synced().await?;
+    Ok(())
+}
+
+/// The space ends while a request waits, and before a token is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_of_a_space_that_ends() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let late = TestClient::create("Late", node.address()).await;
+    let approval = space.invite(InviteOptions::approval()).await?.token;
+    let open = space.invite(InviteOptions::open()).await?.token;
+    let joining = member.join(&approval).await?;
+    request_of(&space, &member).await?;
+    let waiting = tokio::spawn(async move { joining.ready(PATIENCE).await });
+    space.delete().await?;
+    let failed = tokio::time::timeout(PATIENCE / 2, waiting).await??.expect_err("deleted");
+    assert_eq!(failed.code(), Code::SpaceDeleted.name(), "{failed:?}");
+    for token in [&open, &approval] {
+        let failed = late.join(token).await.expect_err("deleted");
+        assert_eq!(failed.code(), Code::SpaceDeleted.name(), "{failed:?}");
+        assert_eq!(late.joins()?, []);
+        assert_eq!(late.spaces()?, []);
+    }
+    assert!(member.joins()?.iter().all(|j| !j.here));
+    Ok(())
+}
+
+/// What is over is not listed, from the moment on at which that is said: not as this device's, and not as another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declined_join_is_listed_nowhere() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    let member = TestClient::create("Member", node.address()).await;
+    for round in 0..20 {
+        let joining = member.join(&token).await?;
+        // Other devices of the account could see it now.
+        let own = member.account_space()?;
+        until(&own, || Ok(own.objects().list_all()?.iter().any(|o| o.fields.contains_key("stage")).then_some(())))
+            .await?;
+        own.await_synced().await?;
+        space.decline(request_of(&space, &member).await?).await?;
+        assert!(matches!(joining.ready(PATIENCE).await, Err(JoinError::Declined)));
+        assert_eq!(member.joins()?, [], "round {round}");
+    }
+    Ok(())
+}

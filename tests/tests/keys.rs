@@ -307,3 +307,74 @@ async fn an_open_invite_that_was_sealed_wrongly_says_so() -> Outcome {
     assert_eq!(seen(&theirs)?, seen(&space)?);
     Ok(())
 }
+
+/// An admin who spoils the way back from the new keys to the old ones hurts those who come later: they say so, and are healed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_way_back_to_older_keys_is_owed_and_healed() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let owner = TestClient::create("Owner", node.address()).await;
+    let bad = Person::new("Bad admin", node.address()).await;
+    let space = owner.create_space("Club").await?;
+    join(&space, &bad.client, Role::Admin).await?;
+    space.objects().put("note", "old", json!({ "n": 1 })).await?;
+    space.await_synced().await?;
+    let mut patched = bad.patched(node.address()).await;
+    let pen = Pen::of(&mut patched, space.id()).await;
+    let (mut rotation, _) = pen.rotation(&[]);
+    rotation.chain_ct = rotation.chain_ct.iter().map(|b| b ^ 0x55).collect::<Vec<_>>().into();
+    let record = pen.signed(&pen.acl(AclContent::RotateKey { rotation }), None);
+    assert_eq!(patched.push(space.id(), vec![item(None, record)]).await?, [Said::Accepted]);
+    space.await_synced().await?;
+    space.objects().put("note", "new", json!({ "n": 2 })).await?;
+    space.await_synced().await?;
+    assert_eq!(notes(&space).await?, ["new", "old"], "who was here before lacks nothing");
+
+    let late = TestClient::create("Late", node.address()).await;
+    let theirs = join(&space, &late, Role::Reader).await?;
+    let failed = theirs.await_synced().await.expect_err("a member with history reads the beginning, too");
+    assert!(failed.residue.iter().any(|r| r.code == ReasonCode::KeyOwed), "{failed:?}");
+    assert_eq!(object(&theirs, "note", "new")?.fields["n"], 2);
+    space.reseal(late.account()).await?;
+    until(&theirs, || Ok((theirs.status()?.hidden == 0).then_some(()))).await?;
+    assert_eq!(notes(&theirs).await?, ["new", "old"]);
+    assert_eq!(seen(&theirs)?, seen(&space)?);
+    Ok(())
+}
+
+/// An admin who keeps the new keys from everybody cannot keep the space from its owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_who_locks_everybody_out_can_be_removed() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let owner = TestClient::create("Owner", node.address()).await;
+    let bad = Person::new("Bad admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = owner.create_space("Club").await?;
+    join(&space, &bad.client, Role::Admin).await?;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    space.objects().put("note", "old", json!({ "n": 1 })).await?;
+    synced(&[&space, &theirs]).await?;
+    let mut patched = bad.patched(node.address()).await;
+    let pen = Pen::of(&mut patched, space.id()).await;
+    let (mut rotation, _) = pen.rotation(&[]);
+    for seal in rotation.seals.iter_mut().filter(|s| s.recipient != *bad.client.account().as_bytes()) {
+        seal.ciphertext = seal.ciphertext.iter().map(|b| b ^ 0x55).collect::<Vec<_>>().into();
+    }
+    let record = pen.signed(&pen.acl(AclContent::RotateKey { rotation }), None);
+    assert_eq!(patched.push(space.id(), vec![item(None, record)]).await?, [Said::Accepted]);
+    until(&space, || Ok((space.acl()?.epoch == Epoch(1)).then_some(()))).await?;
+    assert!(space.explain()?.iter().any(|r| r.code == ReasonCode::KeyOwed), "{:?}", space.explain()?);
+
+    space.remove_members(&[bad.client.account()]).await?;
+    space.objects().put("note", "new", json!({ "n": 2 })).await?;
+    until(&theirs, || Ok((theirs.acl()?.epoch == Epoch(2)).then_some(()))).await?;
+    assert_eq!(object(&theirs, "note", "old")?.fields["n"], 1);
+    theirs.await_object("note", "new", PATIENCE).await?;
+    Ok(())
+}
+
+async fn synced(spaces: &[&Space]) -> Outcome {
+    for space in spaces {
+        space.await_synced_within(PATIENCE).await?;
+    }
+    Ok(())
+}
