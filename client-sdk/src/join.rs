@@ -32,6 +32,9 @@ const ATTEMPTS_MAX: u32 = 50;
 /// The pause after the first conflict; each further one is longer by as much.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
 
+/// A token that ended so long ago is refused without asking the node: seven days.
+const LONG_DEAD_MS: u64 = 7 * 24 * 3_600_000;
+
 /// A join that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinInfo {
@@ -344,8 +347,8 @@ impl Shared {
         if expected != actual {
             return Err(JoinError::WrongAuthority { expected, actual });
         }
-        // Our clock may be wrong and the node's word counts; but a token that is long dead is not worth a call.
-        if token.expires_ms != 0 && token.expires_ms <= clock::wall_ms() {
+        // Our clock may be days off and the node's word counts; but a token that is long dead is not worth a call.
+        if token.expires_ms != 0 && token.expires_ms.saturating_add(LONG_DEAD_MS) <= clock::wall_ms() {
             return Err(JoinError::Expired { expires_ms: token.expires_ms });
         }
         Ok(())
@@ -423,6 +426,19 @@ impl Shared {
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
     ) -> Result<(), JoinError> {
+        let joined = self.ask_to_join(token, invited).await;
+        if joined.as_ref().is_err_and(|error| !is_transient(error)) {
+            // Nothing of a join that failed for good stays behind.
+            self.forget_join(invited.space).await?;
+        }
+        joined
+    }
+
+    async fn ask_to_join(
+        self: &Arc<Self>,
+        token: &Verified<InviteToken>,
+        invited: &InvitedSpace,
+    ) -> Result<(), JoinError> {
         if self.is_member(invited.space)? {
             // The copy here may be older than the end of this membership.
             match self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await {
@@ -444,10 +460,7 @@ impl Shared {
                     return Ok(());
                 }
                 Standing::Pending => return self.keep_join(invited.space, token, JoinStage::Requested).await,
-                Standing::Declined if self.asked_before(invited.space)? => {
-                    self.forget_join(invited.space).await?;
-                    return Err(JoinError::Declined);
-                }
+                Standing::Declined if self.asked_before(invited.space)? => return Err(JoinError::Declined),
                 Standing::Declined | Standing::Cancelled | Standing::Stranger => {}
             }
             self.keep_join(invited.space, token, JoinStage::Kept).await?;
@@ -456,13 +469,7 @@ impl Shared {
                 Ok(()) => {}
                 // Somebody else's record came first: look again and make a new one.
                 Err(JoinError::Acl(AclError::Call(CallError::Refused(f)))) if f.code == Code::AclConflict => {}
-                Err(error) => {
-                    // Nothing of a join that failed for good stays behind.
-                    if !is_transient(&error) {
-                        self.forget_join(invited.space).await?;
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())

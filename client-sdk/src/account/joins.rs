@@ -69,6 +69,9 @@ impl Shared {
             return Ok(token_from_text(&row.token).ok());
         }
         let listed = self.account_space()?.objects().get(JOIN, &space.to_string())?;
+        // What this device listed and works on no more is over.
+        let device = json!(self.identity.device().to_string());
+        let listed = listed.filter(|object| object.fields.get("device") != Some(&device));
         Ok(listed.and_then(|object| token_from_text(object.fields.get("token")?.as_str()?).ok()))
     }
 

@@ -217,6 +217,8 @@ pub(crate) fn standing(state: &AclState, shared: &Shared) -> Standing {
     }
     let latest = state.requests.values().filter(|r| r.claim.account == account).max_by_key(|r| r.at);
     match latest.map(|r| &r.status) {
+        // Nobody decides anything there any more.
+        Some(RequestStatus::Pending) if state.deleted => Standing::Stranger,
         None | Some(RequestStatus::Accepted { .. }) => Standing::Stranger,
         Some(RequestStatus::Pending) => Standing::Pending,
         Some(RequestStatus::Declined { .. }) => Standing::Declined,
