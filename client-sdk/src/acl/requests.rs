@@ -164,6 +164,17 @@ fn is_overtaken(error: &AclError) -> bool {
     match error {
         AclError::Contended { .. } | AclError::Rejected(Reject::BadFrontier { .. }) => true,
         AclError::Call(CallError::Refused(failure)) => failure.code == Code::BadFrontier,
-        _ => false,
+        AclError::Call(_)
+        | AclError::Rejected(_)
+        | AclError::Read(_)
+        | AclError::Seal(_)
+        | AclError::NoSpaces
+        | AclError::StillAMember { .. }
+        | AclError::NoRequest { .. }
+        | AclError::NothingToPromise { .. }
+        | AclError::CannotShow { .. }
+        | AclError::NotDurable(_)
+        | AclError::Record(_)
+        | AclError::Write(_) => false,
     }
 }
