@@ -422,3 +422,24 @@ async fn who_reads_from_now_on_knows_the_spaces_name() -> Outcome {
     }
     Ok(())
 }
+
+/// Nobody joins by the open invite of a demoted admin, and nobody reads on by it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_change_when_an_open_invite_dies() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let other = TestClient::create("Other", node.address()).await;
+    let others = join(&space, &other, Role::Admin).await?;
+    others.invite(InviteOptions::open()).await?;
+    let kept = space.invite(InviteOptions::open()).await?;
+    others.await_synced().await?;
+    space.await_synced().await?;
+    let change = AclChange::ChangeRole { account: other.account(), role: Role::Writer };
+    assert!(space.plan(&change)?.effects.contains(&Effect::RotationOwed));
+    space.change(change).await?;
+    until(&space, || Ok((space.acl()?.epoch.0 == 1).then_some(()))).await?;
+    assert!(!space.acl()?.exposed);
+    let late = TestClient::create("Late", node.address()).await;
+    late.join(&kept.token).await?.ready(PATIENCE).await?.remove(0).await_synced().await?;
+    Ok(())
+}
