@@ -6,8 +6,9 @@ use serde::Serialize;
 use sync_core::code::Code;
 use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::log::View as _;
-use sync_store::{Registration, VerdictKind, VerdictRow, WriteState};
+use sync_store::{ReadTx, Registration, VerdictKind, VerdictRow, WriteState};
 
+use crate::acl::leave_key;
 use crate::clock;
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
@@ -205,7 +206,11 @@ pub(crate) struct SpaceTrouble {
 impl SpaceInner {
     /// Every reason why this space is not synced, most important first.
     pub(crate) fn reasons(&self) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = self.membership_reasons()?;
+        self.shared.store.read(|tx| self.reasons_in(tx))
+    }
+
+    fn reasons_in(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
+        let mut reasons = self.membership_reasons(tx)?;
         reasons.extend(self.trouble_reasons());
         if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
             // What the node says to a stranger is no news then.
@@ -215,53 +220,42 @@ impl SpaceInner {
         let short = self.id.short();
         let node_seq = self.node_seq();
         let now_ms = clock::wall_ms();
-        self.shared.store.read(|tx| {
-            let Some(row) = tx.space(self.id)? else { return Ok::<_, ReadError>(()) };
-            let node = tx.node_state(self.id)?;
-            if node.registration == Registration::Unregistered {
-                reasons.push(Reason::new(ReasonCode::NotRegistered, &short, "made here, not on the node yet"));
-            }
-            if node_seq > row.position.seq {
-                let detail = format!("here {} of {}", row.position.seq, node_seq);
-                reasons.push(Reason::new(ReasonCode::Behind, &short, detail));
-            }
-            for write in tx.outbox(self.id)? {
-                reasons.extend(write_reason(
-                    &write.state,
-                    format!("write {} of {}", write.id, write.tree.short()),
-                    now_ms,
-                ));
-            }
-            for write in tx.refused(self.id)? {
-                reasons.extend(write_reason(
-                    &write.state,
-                    format!("write {} of {}", write.id, write.tree.short()),
-                    now_ms,
-                ));
-            }
-            for (tree, change, verdict) in tx.verdicts(self.id)? {
-                match verdict.kind {
-                    VerdictKind::Quarantined | VerdictKind::Missing => {
-                        reasons.push(Reason::of_verdict(tree, change, verdict));
-                    }
-                    VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {}
+        let Some(row) = tx.space(self.id)? else { return Ok(reasons) };
+        let node = tx.node_state(self.id)?;
+        if node.registration == Registration::Unregistered {
+            reasons.push(Reason::new(ReasonCode::NotRegistered, &short, "made here, not on the node yet"));
+        }
+        if node_seq > row.position.seq {
+            let detail = format!("here {} of {}", row.position.seq, node_seq);
+            reasons.push(Reason::new(ReasonCode::Behind, &short, detail));
+        }
+        for write in tx.outbox(self.id)? {
+            reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
+        }
+        for write in tx.refused(self.id)? {
+            reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
+        }
+        for (tree, change, verdict) in tx.verdicts(self.id)? {
+            match verdict.kind {
+                VerdictKind::Quarantined | VerdictKind::Missing => {
+                    reasons.push(Reason::of_verdict(tree, change, verdict));
                 }
+                VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {}
             }
-            Ok(())
-        })?;
+        }
         Ok(reasons)
     }
 
     /// A former member's space stands still, and says so.
-    fn membership_reasons(&self) -> Result<Vec<Reason>, ReadError> {
+    fn membership_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
         let mut reasons = Vec::new();
         let account = self.shared.account.id();
-        let acl = self.acl()?;
+        let acl = tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
         let removed = acl.removed.get(&account).map(|at| format!("removed by an admin, at entry {at}"));
         let left = acl.left.get(&account).map(|at| format!("left, at entry {at}"));
         if let Some(detail) = removed.or(left) {
             reasons.push(Reason::new(ReasonCode::NotAMember, self.id.short(), detail));
-        } else if self.is_leaving()? {
+        } else if tx.kv(&leave_key(self.id))?.is_some() {
             reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
         }
         Ok(reasons)
@@ -288,7 +282,6 @@ impl SpaceInner {
 
     /// How the space stands now.
     pub(crate) fn status(&self) -> Result<SpaceStatus, ReadError> {
-        let reasons = self.reasons()?;
         let fresh_ms = self.shared.fresh_ms();
         let node_seq = self.node_seq();
         let confirmed = self.confirmed();
@@ -300,6 +293,8 @@ impl SpaceInner {
             let count = |kind| verdicts.iter().filter(|(_, _, v)| v.kind == kind).count();
             let counts = tx.counts(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             let pending = tx.outbox(self.id)?.len();
+            // Of one moment with everything else.
+            let reasons = self.reasons_in(tx)?;
             let state = state_of(&reasons, pending);
             let acl = view.acl();
             Ok(SpaceStatus {
