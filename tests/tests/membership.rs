@@ -2,7 +2,7 @@
 
 use client_sdk::{
     AclChange, AclError, Client, Code, Effect, HistoryMode, InviteOptions, JoinStage, ObjectType, ReasonCode,
-    RefusedContent, Role, Space, SpaceOptions, Who, WriteRule,
+    RefusedContent, Role, Space, SpaceOptions, Update, Who, WriteRule,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
@@ -441,5 +441,113 @@ async fn keys_change_when_an_open_invite_dies() -> Outcome {
     assert!(!space.acl()?.exposed);
     let late = TestClient::create("Late", node.address()).await;
     late.join(&kept.token).await?.ready(PATIENCE).await?.remove(0).await_synced().await?;
+    Ok(())
+}
+
+/// Other admins change the keys while somebody is let in: what was written is written once, and seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_that_is_overtaken_does_nothing_twice() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let other = TestClient::create("Other", node.address()).await;
+    let others = join(&space, &other, Role::Admin).await?;
+    space.objects().put("counter", "guests", json!({ "label": "so many" })).await?;
+    let guest = TestClient::create("Guest", node.address()).await;
+    let invite = space.invite(InviteOptions { role: Role::Guest, ..InviteOptions::approval() }).await?;
+    let joining = guest.join(&invite.token).await?;
+    let request = sync_tests::harness::request_of(&space, &guest).await?;
+    let rotating = async {
+        for _ in 0..3 {
+            others.rotate_keys().await?;
+        }
+        Ok::<_, AclError>(())
+    };
+    let count = |w: &mut client_sdk::Preparation| w.update("counter", "guests", Update::new().increment("n", 1));
+    tokio::try_join!(space.approve(request, None, count), rotating)?;
+    let theirs = joining.ready(PATIENCE).await?.remove(0);
+    let seen = object(&theirs, "counter", "guests")?;
+    assert_eq!((&seen.fields["n"], &seen.fields["label"]), (&json!(1), &json!("so many")));
+    Ok(())
+}
+
+/// What was decided in one go is decided as it would have been entry by entry: removed and let in again is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_removal_refused_stays_refused_after_coming_back() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let (_admin, space) = club(&node).await?;
+    let relay = Relay::start(node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    relay.calls(|_| Calls::Refuse);
+    relay.cut();
+    theirs.objects().put("note", "1", json!({ "text": "offline" })).await?;
+    space.remove_members(&[member.account()]).await?;
+    space.add_members(&[(member.account(), Role::Writer)]).await?;
+    relay.heal();
+    member.reconnect();
+    until(&theirs, || Ok((theirs.refused()?.len() == 1).then_some(()))).await?;
+    // Retried while something newer waits, and made anew once more: it stands on what came before it.
+    relay.calls(|_| Calls::Refuse);
+    relay.cut();
+    theirs.objects().put("note", "1", json!({ "more": "newer" })).await?;
+    theirs.retry(theirs.refused()?[0].write).await?;
+    space.rotate_keys().await?;
+    relay.heal();
+    member.reconnect();
+    theirs.await_synced().await?;
+    space.await_synced().await?;
+    let fields = object(&space, "note", "1")?.fields;
+    assert_eq!((&fields["text"], &fields["more"]), (&json!("offline"), &json!("newer")));
+    Ok(())
+}
+
+/// The process that joins anew has a copy which does not know that its membership ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_over_an_old_copy_is_a_join() -> Outcome {
+    let node = NodeProcess::start();
+    let (_admin, space) = club(&node).await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    drop(theirs);
+    let account = member.account();
+    let dir = member.shut().await;
+    space.remove_members(&[account]).await?;
+    let invite = space.invite(InviteOptions::approval()).await?;
+    let member = TestClient::open(dir).await;
+    let joining = member.join(&invite.token).await?;
+    let early = joining.ready(std::time::Duration::from_millis(300)).await;
+    assert!(early.is_err(), "nobody accepted it yet");
+    let anew = sync_tests::harness::accept(&space, &member, &joining, Role::Reader, &[]).await?;
+    anew.await_synced().await?;
+    assert_eq!(anew.acl()?.role(&account), Some(Role::Reader));
+    Ok(())
+}
+
+/// A wish to leave ends with the membership, whatever the app does when it hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wish_to_leave_does_not_outlive_the_membership() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let (_admin, space) = club(&node).await?;
+    let relay = Relay::start(node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let theirs = join(&space, &member, Role::Writer).await?;
+    theirs.await_synced().await?;
+    relay.calls(|name| if name == "AclAppend" { Calls::Refuse } else { Calls::Forward });
+    // Whoever asked hangs up; the wish is kept.
+    let caller = theirs.clone();
+    let asking = tokio::spawn(async move { caller.leave().await });
+    until(&theirs, || Ok(theirs.explain()?.iter().any(|r| r.code == ReasonCode::Leaving).then_some(()))).await?;
+    asking.abort();
+    relay.heal();
+    gone(&theirs).await?;
+    member.forget_space(space.id()).await?;
+    let again = join(&space, &member, Role::Writer).await?;
+    again.objects().put("note", "1", json!({ "text": "back" })).await?;
+    again.await_synced().await?;
+    space.rotate_keys().await?;
+    again.await_synced().await?;
+    assert!(again.acl()?.members.contains_key(&member.account()));
     Ok(())
 }

@@ -31,6 +31,8 @@ impl SpaceInner {
         let record = sign_record(&self.shared, &acl, AclChange::Leave.contents(self, &acl)?)?;
         acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
         self.keep_leaving(true).await?;
+        // Whatever becomes of this caller; both may run at once.
+        self.drive_intents();
         self.finish_leaving().await
     }
 
