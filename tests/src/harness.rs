@@ -20,8 +20,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// If it is not there: `cargo build --workspace --bins` makes it.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let own = std::env::current_exe().expect("a running program has a path");
+    let folder = own.parent().expect("a program lies in a folder");
+    // Tests lie in target/<profile>/deps, programs one above.
+    let profile = if folder.ends_with("deps") { folder.parent().expect("deps lies in a profile") } else { folder };
     let path = profile.join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
     path

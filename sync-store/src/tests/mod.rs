@@ -1,4 +1,3 @@
-mod big;
 mod client;
 mod log;
 mod open;
