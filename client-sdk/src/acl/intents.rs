@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sync_core::acl::AclState;
-use sync_core::ids::{Seq, SpaceId};
+use sync_core::ids::{AclId, Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::record::Role;
@@ -83,10 +83,10 @@ impl SpaceInner {
         let space = self.clone();
         self.shared.spawn_until_closed(async move {
             let closed = space.closed.clone();
-            let _ = closed.run_until_cancelled(Box::pin(space.drive())).await;
+            let Some(stuck_at) = closed.run_until_cancelled(Box::pin(space.drive())).await else { return };
             space.driving.store(false, Ordering::Release);
-            // What came while this one ended.
-            if space.acl().is_ok_and(|acl| space.has_intents(&acl)) && !closed.is_cancelled() {
+            // What came while this one ended; what it could not do here it cannot do now.
+            if space.acl().is_ok_and(|acl| stuck_at != Some(acl.head) && space.has_intents(&acl)) {
                 space.drive_intents();
             }
         });
@@ -97,12 +97,12 @@ impl SpaceInner {
         self.is_leaving().unwrap_or(false) || (owes_rotation(acl) && is_admin)
     }
 
-    /// Until nothing is left to be done, or the rules forbid it.
-    async fn drive(self: &Arc<Self>) {
+    /// Until nothing is left to be done, or it cannot be done on the ACL that ends here.
+    async fn drive(self: &Arc<Self>) -> Option<AclId> {
         loop {
-            let Ok(acl) = self.acl() else { return };
+            let acl = self.acl().ok()?;
             if acl.deleted || !self.has_intents(&acl) {
-                return;
+                return None;
             }
             let done =
                 if self.is_leaving().unwrap_or(false) { self.finish_leaving().await } else { self.rotate_owed().await };
@@ -112,7 +112,7 @@ impl SpaceInner {
                 Err(AclError::Contended { .. }) => tokio::time::sleep(limits::RETRY_FIRST).await,
                 Err(error) => {
                     tracing::info!(space = %self.id.short(), error = %error, "what is left to be done waits");
-                    return;
+                    return Some(acl.head);
                 }
             }
         }
