@@ -3,6 +3,8 @@
 use sync_core::ids::{AccountId, AclId, Epoch, SpaceId, TreeId};
 use sync_core::record::Role;
 use sync_store::WriteId;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 /// One event of a space, sent after the commit that it tells of.
@@ -37,27 +39,35 @@ pub enum Event {
 /// A feed of [`Event`]s. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Events {
-    receiver: tokio::sync::broadcast::Receiver<Event>,
+    receiver: Receiver<Event>,
     closed: CancellationToken,
 }
 
 impl Events {
-    pub(crate) const fn new(receiver: tokio::sync::broadcast::Receiver<Event>, closed: CancellationToken) -> Self {
+    pub(crate) const fn new(receiver: Receiver<Event>, closed: CancellationToken) -> Self {
         Self { receiver, closed }
     }
 
     /// The next event; `None` after the client was closed.
     pub async fn next(&mut self) -> Option<Event> {
-        use tokio::sync::broadcast::error::RecvError;
-        let received = tokio::select! {
-            biased;
-            received = self.receiver.recv() => received,
-            () = self.closed.cancelled() => return None,
-        };
-        match received {
-            Ok(event) => Some(event),
-            Err(RecvError::Lagged(missed)) => Some(Event::Lagged { missed }),
-            Err(RecvError::Closed) => None,
-        }
+        next_of(&mut self.receiver, &self.closed, |missed| Event::Lagged { missed }).await
+    }
+}
+
+/// The next of a feed, what there is before the end of the client.
+pub(crate) async fn next_of<T: Clone>(
+    receiver: &mut Receiver<T>,
+    closed: &CancellationToken,
+    lagged: impl FnOnce(u64) -> T,
+) -> Option<T> {
+    let received = tokio::select! {
+        biased;
+        received = receiver.recv() => received,
+        () = closed.cancelled() => return None,
+    };
+    match received {
+        Ok(event) => Some(event),
+        Err(RecvError::Lagged(missed)) => Some(lagged(missed)),
+        Err(RecvError::Closed) => None,
     }
 }

@@ -4,6 +4,7 @@ use sync_core::ids::SpaceId;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
+use crate::events::next_of;
 
 /// One event of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +33,7 @@ pub struct ClientEvents {
 impl ClientEvents {
     /// The next event; `None` after the client was closed.
     pub async fn next(&mut self) -> Option<ClientEvent> {
-        use tokio::sync::broadcast::error::RecvError;
-        let received = tokio::select! {
-            biased;
-            received = self.receiver.recv() => received,
-            () = self.closed.cancelled() => return None,
-        };
-        match received {
-            Ok(event) => Some(event),
-            Err(RecvError::Lagged(missed)) => Some(ClientEvent::Lagged { missed }),
-            Err(RecvError::Closed) => None,
-        }
+        next_of(&mut self.receiver, &self.closed, |missed| ClientEvent::Lagged { missed }).await
     }
 }
 

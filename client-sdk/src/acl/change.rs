@@ -228,7 +228,7 @@ impl Space {
         let history = self.inner.acl()?.options.history;
         if newcomers.into_iter().any(|role| reads_from_now_on(history, role)) {
             // The space's own name is from before their time.
-            self.inner.show_space_info_or_warn().await;
+            self.inner.show_space_info().await;
         }
         Ok(())
     }

@@ -197,7 +197,7 @@ impl SpaceInner {
         let (space, key, offer) = (self.clone(), secret.id(), options.clone());
         self.append_acl(&move |acl: &AclState| space.create_invite(acl, key, &offer, expires_ms)).await?;
         if options.mode == InviteMode::Open && reads_from_now_on(self.acl()?.options.history, options.role) {
-            self.show_space_info_or_warn().await;
+            self.show_space_info().await;
         }
         let invited = InvitedSpace {
             space: self.id,

@@ -172,20 +172,20 @@ impl SpaceInner {
         Ok(promised.into_iter().collect())
     }
 
-    /// Writes what the space says of itself once more, for those who read from now on. Nothing where it has no name yet.
-    async fn show_space_info(self: &std::sync::Arc<Self>) -> Result<(), AclError> {
-        let key = ObjectKey::new(SPACE_INFO, "self")?;
-        let write = make(key.clone(), Act::Promise, Reader::FromNowOn);
-        match self.write_object(key, write).await {
-            Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// After an act that stands: what comes with it must not make it look undone.
-    pub(super) async fn show_space_info_or_warn(self: &std::sync::Arc<Self>) {
-        if let Err(error) = self.show_space_info().await {
-            tracing::warn!(space = %self.id.short(), error = %error, "the space's name could not be shown to newcomers");
+    /// Writes what the space says of itself once more, for those who read from now on; nothing where it has no name yet. It
+    /// follows an act that stands, so it must not make that look undone: a failure is only logged.
+    pub(super) async fn show_space_info(self: &std::sync::Arc<Self>) {
+        let shown = async {
+            let key = ObjectKey::new(SPACE_INFO, "self")?;
+            let write = make(key.clone(), Act::Promise, Reader::FromNowOn);
+            self.write_object(key, write).await
+        };
+        match shown.await {
+            Ok(_) | Err(WriteError::NoSuchObject { .. }) => {}
+            Err(error) => {
+                let space = self.id.short();
+                tracing::warn!(%space, %error, "the space's name could not be shown to newcomers");
+            }
         }
     }
 
