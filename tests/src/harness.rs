@@ -6,8 +6,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use client_sdk::{
-    AclId, Client, ClientConfig, InviteOptions, Joining, NodeAddress, Object, ObjectChange, ObjectWatch, Role, Space,
-    TreeId, Unlock,
+    AclId, Client, ClientConfig, InviteOptions, Joining, NodeAddress, Object, ObjectChange, ObjectWatch, ReasonCode,
+    Role, Space, TreeId, Unlock,
 };
 use tempfile::TempDir;
 
@@ -232,6 +232,35 @@ pub async fn join(space: &Space, member: &Client, role: Role) -> Outcome<Space> 
     let invite = space.invite(InviteOptions { role, ..InviteOptions::approval() }).await?;
     let joining = member.join(&invite.token).await?;
     accept(space, member, &joining, role, &[]).await
+}
+
+/// Waits until a replica says that its account is no member any more.
+///
+/// # Errors
+/// As [`until`].
+pub async fn gone(space: &Space) -> Outcome {
+    until(space, || Ok(space.explain()?.iter().any(|r| r.code == ReasonCode::NotAMember).then_some(()))).await
+}
+
+/// All are synced, and hold the same: heads, objects, ACL. Twice round: what is sent in the first, all have in the second.
+///
+/// # Errors
+/// What an await or a read meets.
+///
+/// # Panics
+/// If two differ.
+pub async fn agree(spaces: &[&Space]) -> Outcome {
+    for _ in 0..2 {
+        for space in spaces {
+            space.await_synced_within(PATIENCE).await?;
+        }
+    }
+    for space in &spaces[1..] {
+        assert_eq!(heads(space)?, heads(spaces[0])?);
+        assert_eq!(seen(space)?, seen(spaces[0])?);
+        assert_eq!(space.acl()?, spaces[0].acl()?);
+    }
+    Ok(())
 }
 
 /// The next change that a watch tells of, which must be of an object that is there.

@@ -5,22 +5,13 @@ use client_sdk::{
     RefusedContent, Role, Space, SpaceOptions, Update, Who, WriteRule,
 };
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, until};
 use sync_tests::relay::{Calls, Relay};
 
 async fn club(node: &NodeProcess) -> Outcome<(TestClient, Space)> {
     let admin = TestClient::create("Admin", node.address()).await;
     let space = admin.create_space("Club").await?;
     Ok((admin, space))
-}
-
-/// Waits until a replica says that its account is no member any more.
-async fn gone(space: &Space) -> Outcome {
-    until(space, || {
-        let reasons = space.explain()?;
-        Ok(reasons.iter().any(|r| r.code == ReasonCode::NotAMember).then_some(()))
-    })
-    .await
 }
 
 fn holds(client: &Client, space: &Space) -> Outcome<Space> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use client_sdk::{Code, InviteOptions, NewTree, ReasonCode, RefusedContent, Role, Space, TreeId, TreeWrite, WriteRule};
+use client_sdk::{Code, InviteOptions, NewTree, RefusedContent, Role, Space, TreeId, TreeWrite, WriteRule};
 use serde_json::json;
 use sync_core::ids::{ChangeId, Epoch, Seq};
 use sync_core::pb;
@@ -11,27 +11,13 @@ use sync_core::record::AclContent;
 use sync_core::token::token_from_text;
 use sync_e2ee::InviteSecret;
 use sync_proto::v1;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, heads, join, object, seen, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, gone, join, object};
 use sync_tests::hostile::{Hostile, Pen, Person, Said, code_of, item};
 use sync_tests::relay::{Calls, Relay};
 
-/// Waits until a replica says that its account is no member any more.
-async fn gone(space: &Space) -> Outcome {
-    until(space, || Ok(space.explain()?.iter().any(|r| r.code == ReasonCode::NotAMember).then_some(()))).await
-}
-
-/// Both are synced, and hold the same.
-async fn agree(spaces: &[&Space]) -> Outcome {
-    for _ in 0..2 {
-        for space in spaces {
-            space.await_synced_within(PATIENCE).await?;
-        }
-    }
-    for space in &spaces[1..] {
-        assert_eq!(heads(space)?, heads(spaces[0])?);
-        assert_eq!(seen(space)?, seen(spaces[0])?);
-        assert_eq!(space.acl()?, spaces[0].acl()?);
-    }
+/// All are synced, hold the same, and nothing is wrong or waits.
+async fn agree_in_order(spaces: &[&Space]) -> Outcome {
+    agree(spaces).await?;
     for space in spaces {
         let status = space.status()?;
         assert_eq!([status.quarantined, status.void, status.missing, status.refused, status.pending], [0; 5]);
@@ -199,7 +185,7 @@ async fn s51_what_a_removed_member_signs_is_taken_from_nobody() -> Outcome {
     }
     assert_eq!(insider.standing(space).await, standing, "nothing of all that is in the log");
 
-    agree(&[&removed.space, &removed.stays_space]).await?;
+    agree_in_order(&[&removed.space, &removed.stays_space]).await?;
     assert_eq!(object(&removed.stays_space, "note", "own")?.fields["text"], "before");
     assert_eq!(removed.space.objects().list("note")?.len(), 3);
     gone(&removed.theirs).await?;
@@ -260,7 +246,7 @@ async fn s51_no_invite_that_it_held_lets_it_read_or_come_back() -> Outcome {
     // An invite that was made after the removal is another matter: it is meant.
     let again = removed.space.invite(InviteOptions::open()).await?.token;
     let back = removed.member.client.join(&again).await?.ready(PATIENCE).await?.remove(0);
-    agree(&[&removed.space, &removed.stays_space, &back]).await?;
+    agree_in_order(&[&removed.space, &removed.stays_space, &back]).await?;
     assert_eq!(object(&back, "note", "later")?.fields["text"], "after");
     Ok(())
 }
@@ -287,7 +273,7 @@ async fn s52_many_offline_writes_of_a_removed_member_are_refused_and_can_be_take
     theirs.objects().put("note", "known", json!({ "text": "before" })).await?;
     theirs.objects().put("note", "purged", json!({ "text": "its own" })).await?;
     let known_tree = own_tree(&theirs, &["one"]).await?;
-    agree(&[&space, &theirs, &stays_space]).await?;
+    agree_in_order(&[&space, &theirs, &stays_space]).await?;
 
     relay.calls(|_| Calls::Refuse);
     relay.cut();
@@ -338,7 +324,7 @@ async fn s52_many_offline_writes_of_a_removed_member_are_refused_and_can_be_take
     // What is shown there is what was agreed while it was a member; elsewhere nobody ever sees the rest.
     assert_eq!(object(&theirs, "note", "known")?.fields["text"], "before");
     assert_eq!(object(&theirs, "note", "purged")?.fields["text"], "its own");
-    agree(&[&space, &stays_space]).await?;
+    agree_in_order(&[&space, &stays_space]).await?;
     for space in [&space, &stays_space] {
         assert_eq!(object(space, "note", "known")?.fields["text"], "by who stays");
         assert_eq!(object(space, "note", "purged")?.fields["text"], "its own");
@@ -367,7 +353,7 @@ async fn s52_honest_writes_from_before_two_removals_land_with_the_new_keys() -> 
     }
     theirs.objects().put("note", "both", json!({ "a": 0, "b": 0 })).await?;
     let old_tree = own_tree(&theirs, &["one"]).await?;
-    agree(&[&space, &theirs]).await?;
+    agree_in_order(&[&space, &theirs]).await?;
 
     relay.calls(|_| Calls::Refuse);
     relay.cut();
@@ -389,7 +375,7 @@ async fn s52_honest_writes_from_before_two_removals_land_with_the_new_keys() -> 
     assert_eq!(theirs.acl()?.epoch, Epoch(0), "it knows of nothing yet");
     relay.heal();
     honest.reconnect();
-    agree(&[&space, &theirs]).await?;
+    agree_in_order(&[&space, &theirs]).await?;
     let ids: BTreeSet<_> = space.objects().list("note")?.into_iter().map(|o| o.id).collect();
     assert_eq!(ids, written);
     let both = object(&space, "note", "both")?;
@@ -449,12 +435,12 @@ async fn s53_three_rotations_while_five_are_away() -> Outcome {
     }
     let mut spaces = vec![&space];
     spaces.extend(all.iter().map(|(_, theirs)| theirs));
-    agree(&spaces).await?;
+    agree_in_order(&spaces).await?;
     assert_eq!(space.objects().list("note")?.len(), 3 + 2 + 5);
 
     // The open invite got all the new keys, too.
     let late = TestClient::create("Late", node.address()).await;
     let late_space = late.join(&token).await?.ready(PATIENCE).await?.remove(0);
-    agree(&[&space, &late_space]).await?;
+    agree_in_order(&[&space, &late_space]).await?;
     Ok(())
 }

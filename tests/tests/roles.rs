@@ -5,22 +5,8 @@ use client_sdk::{
 };
 use serde_json::json;
 use sync_core::log::Reject;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, heads, join, object, seen, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, agree, join, object, until};
 use sync_tests::hostile::{Pen, Person, Said, id_of, item};
-
-/// Both are synced, and hold the same.
-async fn agree(spaces: &[&Space]) -> Outcome {
-    for _ in 0..2 {
-        for space in spaces {
-            space.await_synced_within(PATIENCE).await?;
-        }
-    }
-    for space in &spaces[1..] {
-        assert_eq!(heads(space)?, heads(spaces[0])?);
-        assert_eq!(seen(space)?, seen(spaces[0])?);
-    }
-    Ok(())
-}
 
 async fn has_role(space: &Space, role: &str) -> Outcome {
     until(space, || Ok((space.status()?.role.as_deref() == Some(role)).then_some(()))).await
