@@ -15,6 +15,7 @@ mod client;
 mod db;
 mod error;
 mod job;
+pub mod memory;
 mod open;
 mod read;
 mod readers;
@@ -24,6 +25,7 @@ mod store;
 mod thread;
 mod trees;
 mod write;
+mod writer;
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,27 @@ pub(crate) fn open(dir: &Path, kind: StoreKind, tuning: Tuning) -> Result<Opened
     Ok(Opened { writer: Session::new(conn, tuning), lock, database })
 }
 
+/// A database in memory, with what an image says. No log of its own: commits are in it at once.
+pub(crate) fn open_image(path: &Path, image: Option<&[u8]>, kind: StoreKind) -> Result<Connection, OpenError> {
+    let mut conn = fill(image).map_err(|e| in_sqlite(path, e))?;
+    let version = check_marks(&conn, path, path, kind)?;
+    schema::migrate(&mut conn, version, kind).map_err(|e| in_sqlite(path, e))?;
+    Ok(conn)
+}
+
+fn fill(image: Option<&[u8]>) -> rusqlite::Result<Connection> {
+    let mut conn = Connection::open_in_memory()?;
+    match image {
+        Some(bytes) => conn.deserialize_read_exact(rusqlite::MAIN_DB, bytes, bytes.len(), false)?,
+        None => {
+            conn.execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA application_id = {APPLICATION_ID};"))?;
+        }
+    }
+    harden(&conn)?;
+    conn.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA secure_delete = ON")?;
+    Ok(conn)
+}
+
 pub(crate) fn open_reader(database: &Path, tuning: Tuning) -> Result<Session, StoreError> {
     let open = || {
         let conn = connect(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -117,13 +138,18 @@ fn check_header(database: &Path) -> Result<(), OpenError> {
 fn connect(database: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(database, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    harden(&conn)?;
     conn.execute_batch(
         "PRAGMA temp_store = MEMORY; PRAGMA mmap_size = 268435456; PRAGMA cache_size = -65536;
          PRAGMA cell_size_check = ON;",
     )?;
     Ok(conn)
+}
+
+fn harden(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    Ok(())
 }
 
 /// The schema version of the file, if this build may write it.

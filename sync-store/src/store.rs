@@ -18,6 +18,7 @@ use crate::cache::AclCache;
 use crate::db::Tuning;
 use crate::error::{OpenError, StoreError, WriteError};
 use crate::job::{Message, TypedJob};
+use crate::memory::{Disk, Tenancy};
 use crate::open;
 use crate::read::ReadTx;
 use crate::readers::Readers;
@@ -110,6 +111,16 @@ impl fmt::Debug for Store {
 
 struct Inner {
     shared: Arc<Shared>,
+    backend: Backend,
+}
+
+/// Where a store lives.
+enum Backend {
+    Directory(Directory),
+    Memory(Tenancy),
+}
+
+struct Directory {
     readers: Readers,
     /// Taken when the last handle goes: the storage thread ends when there is no sender left.
     queue: Option<SyncSender<Message>>,
@@ -169,8 +180,23 @@ impl Store {
             .name("headwater-store".into())
             .spawn(move || storage.run())
             .map_err(|e| OpenError::Io { path: database, source: Arc::new(e) })?;
-        let inner = Inner { shared, readers, queue: Some(queue), thread: Mutex::new(Some(thread)) };
+        let directory = Directory { readers, queue: Some(queue), thread: Mutex::new(Some(thread)) };
+        let inner = Inner { shared, backend: Backend::Directory(directory) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Takes a simulated disk into use: see [`crate::memory`].
+    ///
+    /// # Errors
+    /// See [`OpenError`]; a disk that another store uses is [`OpenError::InUse`].
+    pub fn open_on(disk: &Disk, kind: StoreKind) -> Result<Self, OpenError> {
+        Self::open_on_with(disk, kind, Self::tuning(kind))
+    }
+
+    pub(crate) fn open_on_with(disk: &Disk, kind: StoreKind, tuning: Tuning) -> Result<Self, OpenError> {
+        let shared = Arc::new(Shared::new());
+        let backend = Backend::Memory(disk.open(kind, tuning, Arc::clone(&shared))?);
+        Ok(Self { inner: Arc::new(Inner { shared, backend }) })
     }
 
     /// Runs a job on the storage thread, in its transaction, and returns when that is committed.
@@ -186,18 +212,26 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
+        self.accepts()?;
         let (reply, answer) = oneshot::channel();
-        self.submit(Message::Job(Box::new(TypedJob::new(job, reply))))?;
+        let job = Box::new(TypedJob::new(job, reply));
+        match &self.inner.backend {
+            Backend::Directory(directory) => self.submit(directory, Message::Job(job))?,
+            Backend::Memory(tenancy) => tenancy.run(job).await,
+        }
         answer.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
-    fn submit<E>(&self, message: Message) -> Result<(), WriteError<E>> {
+    fn accepts<E>(&self) -> Result<(), WriteError<E>> {
         match &*self.inner.shared.phase.borrow() {
-            Phase::Open => {}
-            Phase::Closing | Phase::Closed => return Err(WriteError::Closed),
-            Phase::Failed(e) => return Err(WriteError::Failed(e.clone())),
+            Phase::Open => Ok(()),
+            Phase::Closing | Phase::Closed => Err(WriteError::Closed),
+            Phase::Failed(e) => Err(WriteError::Failed(e.clone())),
         }
-        let Some(queue) = &self.inner.queue else { return Err(WriteError::Closed) };
+    }
+
+    fn submit<E>(&self, directory: &Directory, message: Message) -> Result<(), WriteError<E>> {
+        let Some(queue) = &directory.queue else { return Err(WriteError::Closed) };
         queue.try_send(message).map_err(|e| match e {
             TrySendError::Full(_) => WriteError::Overloaded,
             TrySendError::Disconnected(_) => self.gone(),
@@ -218,7 +252,10 @@ impl Store {
     /// # Errors
     /// What the closure returns, or the store's failure to begin.
     pub fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&ReadTx<'_>) -> Result<T, E>) -> Result<T, E> {
-        self.inner.readers.read(f)
+        match &self.inner.backend {
+            Backend::Directory(directory) => directory.readers.read(f),
+            Backend::Memory(tenancy) => tenancy.read(f),
+        }
     }
 
     /// Follows the log of a space. Level-triggered: a slow receiver sees the newest state, and nothing is queued for it.
@@ -260,10 +297,7 @@ impl Store {
             return Ok(());
         }
         shared.durable_wanted.fetch_max(commit.0, Ordering::SeqCst);
-        if let Some(queue) = &self.inner.queue {
-            // If the queue is full the thread is awake, and looks before it sleeps.
-            let _ = queue.try_send(Message::Wake);
-        }
+        self.inner.wake();
         let mut phase = shared.phase.subscribe();
         let ended = phase.wait_for(|p| matches!(p, Phase::Closed | Phase::Failed(_)));
         tokio::select! {
@@ -299,18 +333,32 @@ impl Store {
             }
             Phase::Closing | Phase::Closed | Phase::Failed(_) => false,
         });
-        self.inner.readers.close();
-        if let Some(queue) = &self.inner.queue {
-            let _ = queue.try_send(Message::Wake);
+        match &self.inner.backend {
+            Backend::Directory(directory) => directory.readers.close(),
+            Backend::Memory(tenancy) => tenancy.finish(),
         }
+        self.inner.wake();
         let mut phase = shared.phase.subscribe();
         let _ = phase.wait_for(|p| matches!(p, Phase::Closed | Phase::Failed(_))).await;
         // The thread has nothing left to do: this does not block.
-        self.inner.join();
+        match &self.inner.backend {
+            Backend::Directory(directory) => directory.join(),
+            Backend::Memory(_) => {}
+        }
     }
 }
 
 impl Inner {
+    /// If the queue is full the thread is awake, and looks before it sleeps.
+    fn wake(&self) {
+        match &self.backend {
+            Backend::Directory(Directory { queue: Some(queue), .. }) => drop(queue.try_send(Message::Wake)),
+            Backend::Directory(Directory { queue: None, .. }) | Backend::Memory(_) => {}
+        }
+    }
+}
+
+impl Directory {
     fn join(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return };
@@ -323,9 +371,14 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.queue = None;
-        self.readers.close();
-        self.join();
+        match &mut self.backend {
+            Backend::Directory(directory) => {
+                directory.queue = None;
+                directory.readers.close();
+                directory.join();
+            }
+            Backend::Memory(tenancy) => tenancy.finish(),
+        }
     }
 }
 

@@ -1,8 +1,7 @@
-//! The storage thread: the one writer.
+//! The storage thread: owns the one writer of a store in a directory.
 //!
-//! It takes what is queued, runs each job in a savepoint of one transaction, and commits once with `synchronous = NORMAL`:
-//! the write-ahead log is written, not synced. Then memory follows, watchers and callers are told. So far the work survives a
-//! killed process.
+//! It hands what is queued to the [`Writer`], which commits once with `synchronous = NORMAL`: the write-ahead log is written,
+//! not synced. So far the work survives a killed process.
 //!
 //! # The durability barrier
 //!
@@ -16,7 +15,6 @@
 //! A node's barrier follows every commit. A client's waits a few milliseconds unless somebody asks with
 //! [`crate::Store::durable`], so that writes one after the other do not cost a sync each.
 
-use std::any::Any;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -25,19 +23,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::wal::CheckpointMode;
-use sync_core::ids::Seq;
-use sync_core::limits;
 
-use crate::cache::{Batch, Effects, Live, Recent, Staging};
-use crate::db::{Db, Session};
 use crate::error::{Severity, StoreError};
-use crate::job::{Job, Message, Ran, Verdict};
+use crate::job::{Job, Message};
 use crate::open::{Checkpointed, Opened, checkpoint};
-use crate::store::{CommitNo, Phase, Shared};
-use crate::write::{WriteTx, update_head};
+use crate::store::{Phase, Shared};
+use crate::writer::{Medium, Writer, Wrote, panicked};
 
-/// Appended bytes after which a transaction takes no further job.
-const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Silence after which the write-ahead log is checkpointed.
 const IDLE: Duration = Duration::from_millis(250);
 /// After a barrier that found no room.
@@ -46,13 +38,10 @@ const BARRIER_RETRY: Duration = Duration::from_millis(250);
 type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 pub(crate) struct Storage {
-    session: Session,
+    writer: Writer,
     /// Held until the connection is closed.
     lock: File,
-    shared: Arc<Shared>,
-    queue: Receiver<Message>,
-    spaces: Recent<Live>,
-    commit: CommitNo,
+    queue: Queue,
     owed: Option<OwedBarrier>,
     /// Pages in the write-ahead log after the last commit.
     wal_pages: Arc<AtomicU32>,
@@ -102,17 +91,28 @@ enum WalState {
     Growing,
 }
 
-/// A job of the present transaction.
-struct InBatch {
-    job: Box<dyn Job>,
-    effects: Effects,
-}
+/// The other jobs of a transaction are those that wait already.
+struct Queue(Receiver<Message>);
 
-/// What a transaction did to the file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wrote {
-    Something,
-    Nothing,
+impl Medium for Queue {
+    fn next_job(&mut self) -> Option<Box<dyn Job>> {
+        loop {
+            match self.0.try_recv() {
+                Ok(Message::Job(job)) => return Some(job),
+                // What is wanted is looked at after the commit.
+                Ok(Message::Wake) => {}
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn before_commit(&mut self, _: Wrote) -> Result<()> {
+        Ok(())
+    }
+
+    fn after_commit(&mut self, _: Wrote) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Storage {
@@ -128,8 +128,7 @@ impl Storage {
             }))
             .map_err(StoreError::of_sqlite)?;
         let wal = Wal::new(writer.tuning.checkpoint_pages);
-        let (spaces, commit) = (Recent::default(), CommitNo::default());
-        Ok(Self { session: writer, lock, shared, queue, spaces, commit, owed: None, wal_pages, wal })
+        Ok(Self { writer: Writer::new(writer, shared), lock, queue: Queue(queue), owed: None, wal_pages, wal })
     }
 
     /// Serves until there are no handles left, the store is closed, or it fails.
@@ -143,7 +142,8 @@ impl Storage {
                 Phase::Failed(error)
             }
         };
-        let Self { session, lock, shared, queue, .. } = self;
+        let Self { writer, lock, queue, .. } = self;
+        let Writer { session, shared, .. } = writer;
         if let Phase::Failed(_) = phase {
             // First, so that whoever finds the queue gone finds the reason.
             shared.phase.send_replace(phase);
@@ -156,7 +156,9 @@ impl Storage {
 
     fn serve(&mut self) -> Result<()> {
         while let Some(job) = self.next()? {
-            self.transact(job)?;
+            if self.writer.transact(job, &mut self.queue)? == Wrote::Something {
+                self.committed();
+            }
             if self.barrier_due() {
                 self.barrier()?;
             }
@@ -167,10 +169,16 @@ impl Storage {
         Ok(())
     }
 
+    fn committed(&mut self) {
+        self.wal.state = WalState::Growing;
+        let now = Instant::now();
+        self.owed.get_or_insert(OwedBarrier { since: now, not_before: now });
+    }
+
     /// The next job. Does what is due while there is none.
     fn next(&mut self) -> Result<Option<Box<dyn Job>>> {
         loop {
-            match self.queue.try_recv() {
+            match self.queue.0.try_recv() {
                 Ok(Message::Job(job)) => return Ok(Some(job)),
                 Ok(Message::Wake) => continue,
                 Err(TryRecvError::Disconnected) => return Ok(None),
@@ -180,12 +188,12 @@ impl Storage {
                 self.barrier()?;
                 continue;
             }
-            if self.shared.is_closing() {
+            if self.writer.shared.is_closing() {
                 return Ok(None);
             }
             let message = match self.nap() {
-                Some(nap) => self.queue.recv_timeout(nap),
-                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(nap) => self.queue.0.recv_timeout(nap),
+                None => self.queue.0.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
                 Ok(Message::Job(job)) => return Ok(Some(job)),
@@ -201,149 +209,11 @@ impl Storage {
     fn nap(&self) -> Option<Duration> {
         match (&self.owed, self.wal.state) {
             (Some(owed), _) => {
-                let due = owed.not_before.max(owed.since + self.session.tuning.barrier_delay);
+                let due = owed.not_before.max(owed.since + self.writer.session.tuning.barrier_delay);
                 Some(due.saturating_duration_since(Instant::now()))
             }
             (None, WalState::Growing) => Some(IDLE),
             (None, WalState::Copied) => None,
-        }
-    }
-
-    // ---- one transaction --------------------------------------------------------------------------------------------
-
-    fn transact(&mut self, first: Box<dyn Job>) -> Result<()> {
-        let mut jobs = vec![InBatch { job: first, effects: Effects::default() }];
-        let mut batch = Batch::default();
-        match self.try_transact(&mut jobs, &mut batch) {
-            Ok(wrote) => {
-                self.publish(batch, wrote);
-                self.answer(jobs);
-                Ok(())
-            }
-            Err(error) => {
-                let rolled_back = self.roll_back();
-                let stop = match (error.severity(), rolled_back) {
-                    (Severity::Transaction, Ok(())) => None,
-                    (Severity::Transaction, Err(worse)) => Some(worse),
-                    (Severity::Call | Severity::Store, _) => Some(error),
-                };
-                for InBatch { job, .. } in jobs {
-                    job.answer(match &stop {
-                        None => Verdict::Full,
-                        Some(error) => Verdict::OutcomeUnknown(error.clone()),
-                    });
-                }
-                stop.map_or(Ok(()), Err)
-            }
-        }
-    }
-
-    fn try_transact(&mut self, jobs: &mut Vec<InBatch>, batch: &mut Batch) -> Result<Wrote> {
-        let changes = self.session.conn.total_changes();
-        self.run_sql("BEGIN IMMEDIATE")?;
-        while let Some(current) = jobs.last_mut() {
-            self.run_job(current, batch)?;
-            if jobs.len() >= limits::GROUP_COMMIT_MAX || batch.bytes >= BATCH_BYTES_MAX {
-                break;
-            }
-            match self.next_queued() {
-                Some(job) => jobs.push(InBatch { job, effects: Effects::default() }),
-                None => break,
-            }
-        }
-        let db = Db::new(&self.session);
-        for space in &batch.forgotten {
-            self.shared.marks.announce_anew(*space);
-        }
-        for (space, live) in &batch.spaces {
-            update_head(&db, &live.head)?;
-            // A space that is new, or was forgotten here, stays on the safe side until the next barrier.
-            let durable = match batch.forgotten.contains(space) {
-                true => Seq::ZERO,
-                false => self.spaces.get(space).map(|l| l.head.position.seq).unwrap_or_default(),
-            };
-            self.shared.marks.announce(*space, durable);
-        }
-        self.run_sql("COMMIT")?;
-        let wrote = self.session.conn.total_changes() != changes;
-        Ok(if wrote { Wrote::Something } else { Wrote::Nothing })
-    }
-
-    fn next_queued(&self) -> Option<Box<dyn Job>> {
-        loop {
-            match self.queue.try_recv() {
-                Ok(Message::Job(job)) => return Some(job),
-                // What is wanted is looked at after the commit.
-                Ok(Message::Wake) => {}
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
-            }
-        }
-    }
-
-    fn run_job(&mut self, current: &mut InBatch, batch: &mut Batch) -> Result<()> {
-        self.run_sql("SAVEPOINT job")?;
-        let staging =
-            Staging { committed: &mut self.spaces, batch, marks: &self.shared.marks, job: Default::default() };
-        let mut tx = WriteTx::new(Db::new(&self.session), &self.shared.acls, staging);
-        let ran = catch_unwind(AssertUnwindSafe(|| current.job.run(&mut tx)));
-        let mut ran = ran.map_err(|panic| panicked(panic.as_ref()))?;
-        let (effects, trouble) = tx.into_effects();
-        if let Some(error) = trouble {
-            match error.severity() {
-                Severity::Store | Severity::Transaction => return Err(error),
-                // Half of what the job meant to write may stand: nothing of it is kept.
-                Severity::Call => {
-                    current.job.fail(error);
-                    ran = Ran::RollBack;
-                }
-            }
-        }
-        match ran {
-            Ran::Keep => {
-                self.run_sql("RELEASE job")?;
-                current.effects = batch.absorb(effects);
-            }
-            Ran::RollBack => {
-                self.run_sql("ROLLBACK TO job")?;
-                self.run_sql("RELEASE job")?;
-            }
-        }
-        Ok(())
-    }
-
-    fn roll_back(&self) -> Result<()> {
-        // SQLite ends the transaction itself after some errors.
-        if self.session.conn.is_autocommit() { Ok(()) } else { self.run_sql("ROLLBACK") }
-    }
-
-    /// Memory follows the disk.
-    fn publish(&mut self, batch: Batch, wrote: Wrote) {
-        if wrote == Wrote::Nothing {
-            return;
-        }
-        self.commit = CommitNo(self.commit.0 + 1);
-        self.wal.state = WalState::Growing;
-        let now = Instant::now();
-        self.owed.get_or_insert(OwedBarrier { since: now, not_before: now });
-        for space in &batch.forgotten {
-            self.spaces.forget(space);
-            self.shared.acls.forget(space);
-            self.shared.marks.forget(space);
-        }
-        self.shared.marks.publish(batch.spaces.iter().map(|(space, live)| (*space, live.head.position.seq)));
-        for (space, live) in batch.spaces {
-            self.shared.acls.offer(space, live.head.space_no, &live.acl);
-            self.spaces.put(space, live);
-        }
-        self.shared.commits.send_replace(self.commit);
-        if batch.spaces_created > 0 {
-            self.shared.spaces.send_modify(|created| *created += batch.spaces_created);
-        }
-    }
-
-    fn answer(&self, jobs: Vec<InBatch>) {
-        for InBatch { job, effects } in jobs {
-            job.answer(Verdict::Committed { commit: self.commit, committed: effects.into_committed() });
         }
     }
 
@@ -352,8 +222,8 @@ impl Storage {
     fn barrier_due(&self) -> bool {
         let Some(owed) = &self.owed else { return false };
         let now = Instant::now();
-        let wanted = self.shared.durable_wanted.load(Ordering::SeqCst) > self.shared.durable.borrow().0;
-        now >= owed.not_before && (wanted || now >= owed.since + self.session.tuning.barrier_delay)
+        let wanted = self.writer.shared.durable_wanted.load(Ordering::SeqCst) > self.writer.shared.durable.borrow().0;
+        now >= owed.not_before && (wanted || now >= owed.since + self.writer.session.tuning.barrier_delay)
     }
 
     fn barrier(&mut self) -> Result<()> {
@@ -363,11 +233,10 @@ impl Storage {
         match synced {
             Ok(()) => {
                 self.owed = None;
-                self.shared.marks.publish_durable();
-                self.shared.durable.send_replace(self.commit);
+                self.writer.became_durable();
             }
             Err(error) if error.severity() == Severity::Transaction => {
-                self.roll_back()?;
+                self.writer.roll_back()?;
                 if let Some(owed) = &mut self.owed {
                     owed.not_before = Instant::now() + BARRIER_RETRY;
                 }
@@ -380,7 +249,7 @@ impl Storage {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
-        let done = checkpoint(&self.session.conn, CheckpointMode::PASSIVE).map_err(StoreError::of_sqlite)?;
+        let done = checkpoint(&self.writer.session.conn, CheckpointMode::PASSIVE).map_err(StoreError::of_sqlite)?;
         match done {
             Checkpointed::Done | Checkpointed::NotNow => self.wal.copied(self.wal_pages.load(Ordering::Relaxed)),
         }
@@ -391,26 +260,13 @@ impl Storage {
         if self.owed.is_some() {
             self.barrier()?;
         }
-        checkpoint(&self.session.conn, CheckpointMode::TRUNCATE).map_err(StoreError::of_sqlite)?;
+        checkpoint(&self.writer.session.conn, CheckpointMode::TRUNCATE).map_err(StoreError::of_sqlite)?;
         Ok(())
     }
 
-    fn run_sql(&self, sql: &'static str) -> Result<()> {
-        Db::new(&self.session).execute(sql, []).map(|_| ())
-    }
-
     fn batch_sql(&self, sql: &str) -> Result<()> {
-        self.session.conn.execute_batch(sql).map_err(StoreError::of_sqlite)
+        self.writer.session.conn.execute_batch(sql).map_err(StoreError::of_sqlite)
     }
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> StoreError {
-    let message = panic
-        .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "(no message)".into());
-    StoreError::Panicked { message }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 mod client;
 mod log;
+mod memory;
 mod open;
 mod purge;
 mod random;

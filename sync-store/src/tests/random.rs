@@ -14,6 +14,7 @@ use sync_core::reconcile::SetDigest;
 
 use super::world::{self, HISTORY, check_invariants};
 use crate::db::Tuning;
+use crate::memory::Disk;
 use crate::{Store, StoreError, StoreKind};
 
 /// The reference: a log over maps.
@@ -132,9 +133,17 @@ fn words<E>(outcome: &Result<Outcome, DecideError<E>>) -> String {
     }
 }
 
-async fn play(steps: Vec<Step>, tuning: Tuning) {
+async fn play_in_a_directory(steps: Vec<Step>, tuning: Tuning) {
     let dir = tempfile::tempdir().unwrap();
-    let open = || Store::open_with(dir.path(), StoreKind::Node, tuning).unwrap();
+    play(steps, || Store::open_with(dir.path(), StoreKind::Node, tuning).unwrap()).await;
+}
+
+async fn play_on_a_disk_in_memory(steps: Vec<Step>, tuning: Tuning) {
+    let disk = Disk::new("node");
+    play(steps, || Store::open_on_with(&disk, StoreKind::Node, tuning).unwrap()).await;
+}
+
+async fn play(steps: Vec<Step>, open: impl Fn() -> Store) {
     let mut store = open();
     let genesis = world::space(1);
     let space = genesis.space();
@@ -200,6 +209,7 @@ proptest! {
         if blind {
             tuning.prefix_mask = 0;
         }
-        runtime.block_on(play(steps, tuning));
+        runtime.block_on(play_in_a_directory(steps.clone(), tuning));
+        runtime.block_on(play_on_a_disk_in_memory(steps, tuning));
     }
 }
