@@ -59,7 +59,7 @@ pub use account::{
 pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, JoinRequest, Preparation};
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};
-pub use events::{Event, Events};
+pub use events::{BadEventCursor, Event, EventCursor, Events, LoggedEvent, LoggedEvents};
 pub use home::Unlock;
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};

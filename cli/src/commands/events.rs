@@ -115,6 +115,8 @@ fn told(event: &Event, names: &Names) -> Option<(String, Value)> {
             let text = format!("{missed} events were too fast for this reader: headwater members, headwater requests");
             (text, json!({ "event": "lagged", "missed": missed }))
         }
-        Event::Object { .. } | Event::Tree { .. } | Event::Acl { .. } => return None,
+        Event::Revealed { .. } => ("what was hidden can be read now".to_owned(), json!({ "event": "revealed" })),
+        // The second is of the logged feed only, which this command does not read.
+        Event::Object { .. } | Event::ListAgain { .. } | Event::Tree { .. } | Event::Acl { .. } => return None,
     })
 }

@@ -234,7 +234,9 @@ impl Watcher<'_> {
                 | Event::RoleChanged { .. }
                 | Event::KeysRotated { .. }
                 | Event::SpaceDeleted { .. }
-                | Event::WriteRefused { .. } => {}
+                | Event::WriteRefused { .. }
+                | Event::Revealed { .. }
+                | Event::ListAgain { .. } => {}
             }
         }
         Ok(())

@@ -127,6 +127,8 @@ impl Own {
             | Event::KeysRotated { .. }
             | Event::SpaceDeleted { .. }
             | Event::WriteRefused { .. }
+            | Event::Revealed { .. }
+            | Event::ListAgain { .. }
             | Event::Lagged { .. } => {}
         }
     }

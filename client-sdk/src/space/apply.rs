@@ -21,7 +21,7 @@ use super::{SpaceInner, absorb, owed_keys, worker};
 use crate::acl::{events_of, leave_key};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
-use crate::events::Event;
+use crate::events::{Event, older_epochs_held};
 
 /// One message of the tail.
 pub(super) struct Arrived {
@@ -362,12 +362,16 @@ impl<'a> Batch<'a> {
         let mut epoch = acl.epochs.iter().filter(|(_, i)| i.since < at).map(|(e, _)| *e).max().unwrap_or_default();
         let held = |ring: &KeyRing| acl.epochs.keys().filter(|e| ring.keys(**e).is_some()).count();
         let before = held(&self.ring);
+        let older = older_epochs_held(&acl, &self.ring, at);
         if let Err(problem) = absorb(self.ring.to_mut(), record.raw().clone(), &mut epoch, &acl) {
             self.applied.key_problem = Some(problem);
         }
         self.keys_came |= held(&self.ring) > before;
         self.applied.acl_moved = true;
         self.applied.acl.extend(events_of(&acl, record));
+        if older_epochs_held(&acl, &self.ring, at) > older {
+            self.applied.acl.push(Event::Revealed { space: self.space });
+        }
         if acl.deleted || acl.membership_ended(&self.shared.account.id()).is_some() {
             tx.kv_delete(&leave_key(self.space))?;
         }

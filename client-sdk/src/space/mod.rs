@@ -33,7 +33,7 @@ use crate::types::SPACE_INFO;
 pub(crate) use live::read_object;
 pub use live::{LoggedChange, Tree, TreeSnapshot};
 pub use outbox::{RefusedContent, RefusedWrite};
-pub(crate) use project::{open_row, type_tag};
+pub(crate) use project::{Content, open as open_change, open_row, type_tag};
 pub(crate) use worker::Inbound;
 pub(crate) use write::{MakeOps, ObjectKey};
 pub use write::{NewTree, ParentRef, TreeWrite, TreeWritten};
@@ -323,7 +323,8 @@ impl Space {
         self.inner.acl()
     }
 
-    /// A feed of what happens in the space from now on.
+    /// A feed of what happens in the space from now on, own writes included as soon as they are kept. It is a hint over durable
+    /// rows and remembers nothing; [`Space::events_from`] goes on where a reader left off.
     #[must_use]
     pub fn events(&self) -> Events {
         self.inner.feed()

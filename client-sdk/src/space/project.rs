@@ -17,7 +17,7 @@ use crate::error::ReadError;
 use crate::object::{self, ObjectState, Op};
 
 /// What a change turned out to be.
-pub(super) enum Content {
+pub(crate) enum Content {
     /// Operations on the object that the tree is.
     Ops { object_type: String, object_id: String, ops: Vec<Op> },
     /// Something that is not ours to fold: another data type, or a tree without a name.
@@ -27,7 +27,7 @@ pub(super) enum Content {
 }
 
 /// Opens a logged change with the keys at hand.
-pub(super) fn open(
+pub(crate) fn open(
     shared: &Shared,
     ring: &KeyRing,
     root: &TreeRoot,

@@ -1,11 +1,20 @@
-//! What happened, as a feed. A slow reader never blocks a writer: it is told that it lagged, and lists again.
+//! What happened, as two feeds. The live one tells at once, own writes too, and a slow reader of it is told that it lagged;
+//! the logged one is ordered and goes on from a cursor. Neither blocks a writer.
 
-use sync_core::ids::{AccountId, AclId, Epoch, SpaceId, TreeId};
+mod cursor;
+mod logged;
+
+use sync_core::acl::AclState;
+use sync_core::ids::{AccountId, AclId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::record::Role;
+use sync_e2ee::KeyRing;
 use sync_store::WriteId;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+
+pub use cursor::{BadEventCursor, EventCursor};
+pub use logged::{LoggedEvent, LoggedEvents};
 
 /// One event of a space, sent after the commit that it tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +41,22 @@ pub enum Event {
     SpaceDeleted { space: SpaceId },
     /// A write of ours was refused for good, with its code.
     WriteRefused { space: SpaceId, write: WriteId, code: i32 },
-    /// This reader missed `missed` events: it should list again.
+    /// Keys of earlier epochs came: what could not be read before may be readable now, and should be listed again.
+    Revealed { space: SpaceId },
+    /// Of [`crate::Space::events_from`] only: the log here is not the one that the cursor was taken from. Everything should be
+    /// listed again; the feed goes on from the end of the log.
+    ListAgain { space: SpaceId },
+    /// Of [`crate::Space::events`] only: this reader missed `missed` events. It should list again, or read from its cursor.
     Lagged { missed: u64 },
 }
 
-/// A feed of [`Event`]s. Dropping it ends the subscription.
+/// Epochs that began before an entry of the log and whose keys are held: more after an entry than before it mean that something
+/// old was revealed.
+pub(crate) fn older_epochs_held(acl: &AclState, ring: &KeyRing, at: Seq) -> usize {
+    acl.epochs.iter().filter(|(epoch, info)| info.since < at && ring.holds(**epoch)).count()
+}
+
+/// A feed of [`Event`]s from now on. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
