@@ -11,18 +11,18 @@ use sync_core::record::{AclContent, AclRecord, AclRoot, RawRecord, Role, Salt, S
 use sync_core::session::{Input, Moment};
 use sync_core::token::NodeAddress;
 use sync_e2ee::{AccountKeys, DeviceKeys, LocalKey, Mnemonic, Recipient, Secrets, SpaceKeys, seal_keys};
+use sync_host::Host;
 use sync_proto::v1;
-use sync_store::{Registration, Store, StoreKind, WriteTx};
+use sync_store::{Registration, Store, WriteTx};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::account::{self, ClientEvent, Devices, Own};
 use crate::acl::leave_key;
-use crate::clock;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
-use crate::home::{self, Unlock};
+use crate::home::{Home, MemoryVault, Unlock};
 use crate::link::{self, Command, Connection};
 use crate::space::{Space, SpaceInner};
 use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
@@ -35,6 +35,7 @@ const DEVICE_NAME: &str = "device-name";
 
 /// What every part of a client shares.
 pub(crate) struct Shared {
+    pub(crate) host: Host,
     pub(crate) store: Store,
     pub(crate) account: AccountKeys,
     pub(crate) identity: Identity,
@@ -88,8 +89,8 @@ impl std::fmt::Debug for Client {
 /// How to make an account, or open one.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    dir: PathBuf,
-    unlock: Unlock,
+    host: Host,
+    home: Home,
     types: Vec<ObjectType>,
     node: Option<NodeAddress>,
     name: Option<String>,
@@ -99,7 +100,18 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// A client whose data is in `dir`, and which `unlock` opens.
     pub fn new(dir: impl Into<PathBuf>, unlock: Unlock) -> Self {
-        Self { dir: dir.into(), unlock, types: Vec::new(), node: None, name: None, device_name: None }
+        Self::at(Host::real(), Home::Directory { dir: dir.into(), unlock })
+    }
+
+    /// A client on a machine of the caller's own: its clock, randomness and network are `host`'s, its secrets are in `vault`
+    /// and everything else in `store`, which the caller opened. For simulated worlds; an application wants
+    /// [`ClientConfig::new`]. Who keeps `vault` and what `store` is on can open the same client again.
+    pub fn on(host: Host, vault: MemoryVault, store: Store) -> Self {
+        Self::at(host, Home::Memory { vault, store })
+    }
+
+    fn at(host: Host, home: Home) -> Self {
+        Self { host, home, types: Vec::new(), node: None, name: None, device_name: None }
     }
 
     /// Declares a kind of object; needed for kinds with a write rule of their own.
@@ -133,6 +145,7 @@ impl ClientConfig {
 
 /// What a client was opened with.
 struct Settings {
+    host: Host,
     account: AccountKeys,
     address: NodeAddress,
     display_name: Option<String>,
@@ -163,7 +176,7 @@ impl Client {
     /// # Errors
     /// [`OpenError`].
     pub async fn create(config: ClientConfig) -> Result<(Self, Mnemonic), OpenError> {
-        let words = Mnemonic::generate(&mut rand::rng());
+        let words = Mnemonic::generate(&mut config.host.rng());
         Ok((Self::restore(config, words.clone()).await?, words))
     }
 
@@ -172,10 +185,10 @@ impl Client {
     /// # Errors
     /// [`OpenError`].
     pub async fn restore(config: ClientConfig, mnemonic: Mnemonic) -> Result<Self, OpenError> {
-        let mut rng = rand::rng();
+        let mut rng = config.host.rng();
         let secrets =
             Secrets { mnemonic, device: DeviceKeys::generate(&mut rng), local_key: LocalKey::generate(&mut rng) };
-        home::create(&config.dir, &config.unlock, &secrets)?;
+        config.home.create(&secrets, &mut rng)?;
         Self::open(config).await
     }
 
@@ -184,18 +197,17 @@ impl Client {
     /// # Errors
     /// [`OpenError`]; `IN_USE` if another process has the directory open.
     pub async fn open(config: ClientConfig) -> Result<Self, OpenError> {
-        let ClientConfig { dir, unlock, types, node, name, device_name } = config;
-        let secrets = home::open(&dir, &unlock)?;
-        let store = Store::open(&dir, StoreKind::Client)?;
-        let local = &secrets.local_key;
-        let address = remember(&store, local, NODE_ADDRESS, node.map(|n| n.to_string())).await?;
+        let ClientConfig { host, home, types, node, name, device_name } = config;
+        let (dir, secrets, store) = (home.dir(), home.secrets()?, home.store()?);
+        let kept = Kept { host: &host, store: &store, local: &secrets.local_key };
+        let address = kept.remember(NODE_ADDRESS, node.map(|n| n.to_string())).await?;
         let address: NodeAddress = address.ok_or(OpenError::NoAccount { dir })?.parse()?;
-        let display_name = remember(&store, local, DISPLAY_NAME, name).await?;
-        let device_name = remember(&store, local, DEVICE_NAME, device_name).await?.unwrap_or_else(account::host_name);
+        let display_name = kept.remember(DISPLAY_NAME, name).await?;
+        let device_name = kept.remember(DEVICE_NAME, device_name).await?.unwrap_or_else(|| home.device_name());
         let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
-        let own = Own::new(account::found(&store, &account, address.authority).await?, device_name);
-        let devices = Devices::load(&store, local, secrets.device.id())?;
-        let settings = Settings { account, address, display_name, own, devices, types: ObjectTypes::new(types) };
+        let own = Own::new(account::found(&host, &store, &account, address.authority).await?, device_name);
+        let devices = Devices::load(&store, &secrets.local_key, secrets.device.id())?;
+        let settings = Settings { host, account, address, display_name, own, devices, types: ObjectTypes::new(types) };
         let client = Self::start(secrets, store, settings);
         client.open_spaces()?;
         client.resume_joins()?;
@@ -204,12 +216,13 @@ impl Client {
     }
 
     fn start(secrets: Secrets, store: Store, settings: Settings) -> Self {
-        let Settings { account, address, display_name, own, devices, types } = settings;
-        let identity = identity(&account, &secrets.device);
+        let Settings { host, account, address, display_name, own, devices, types } = settings;
+        let identity = identity(&host, &account, &secrets.device);
         let (connection, connection_rx) = watch::channel(Connection::Connecting);
         let (fresh, fresh_rx) = watch::channel(None);
         let (commands, commands_rx) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
+            host,
             store,
             account,
             identity,
@@ -287,9 +300,9 @@ impl Client {
     /// # Errors
     /// [`WriteError`].
     pub async fn create_space_with(&self, name: &str, options: SpaceOptions) -> Result<Space, WriteError> {
-        let founded = found(&self.shared.account, self.shared.address.authority, options);
+        let founded = found(&self.shared.host, &self.shared.account, self.shared.address.authority, options);
         let id = founded.space();
-        let history = HistoryId(rand::random());
+        let history = HistoryId(self.shared.host.random());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
             tx.create_space(&founded, history)?;
             Ok(())
@@ -379,22 +392,26 @@ impl Client {
     }
 }
 
-/// Keeps a setting, encrypted, when it is given, and reads it when it is not.
-async fn remember(
-    store: &Store,
-    local: &LocalKey,
-    key: &'static str,
-    value: Option<String>,
-) -> Result<Option<String>, OpenError> {
-    let Some(value) = value else {
-        let sealed = store.read(|tx| tx.kv(key))?;
-        let bytes = sealed.and_then(|row| local.open_row(key.as_bytes(), &row).ok());
-        return Ok(bytes.and_then(|b| String::from_utf8(b).ok()));
-    };
-    let sealed = local.seal_row(key.as_bytes(), value.as_bytes(), &mut rand::rng());
-    let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, &sealed) };
-    store.write(job).await.map_err(|error| open_from_store_write(key, error))?;
-    Ok(Some(value))
+/// Where settings are kept.
+struct Kept<'a> {
+    host: &'a Host,
+    store: &'a Store,
+    local: &'a LocalKey,
+}
+
+impl Kept<'_> {
+    /// Keeps a setting, encrypted, when it is given, and reads it when it is not.
+    async fn remember(&self, key: &'static str, value: Option<String>) -> Result<Option<String>, OpenError> {
+        let Some(value) = value else {
+            let sealed = self.store.read(|tx| tx.kv(key))?;
+            let bytes = sealed.and_then(|row| self.local.open_row(key.as_bytes(), &row).ok());
+            return Ok(bytes.and_then(|b| String::from_utf8(b).ok()));
+        };
+        let sealed = self.local.seal_row(key.as_bytes(), value.as_bytes(), &mut self.host.rng());
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> { tx.kv_put(key, &sealed) };
+        self.store.write(job).await.map_err(|error| open_from_store_write(key, error))?;
+        Ok(Some(value))
+    }
 }
 
 /// Why something that a client needs to open could not be kept.
@@ -412,18 +429,23 @@ pub(crate) fn open_from_store_write(what: &str, error: sync_store::WriteError<sy
     }
 }
 
-fn identity(account: &AccountKeys, device: &DeviceKeys) -> Identity {
+fn identity(host: &Host, account: &AccountKeys, device: &DeviceKeys) -> Identity {
     Identity {
         account: account.id(),
         device_key: device.signing_key().clone(),
-        certificate: account.certify_device(device.id(), clock::wall_ms()).into_raw(),
+        certificate: account.certify_device(device.id(), host.wall_ms()).into_raw(),
     }
 }
 
 /// The records that begin a space.
-fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId, options: SpaceOptions) -> sync_core::log::Genesis {
+fn found(
+    host: &Host,
+    account: &AccountKeys,
+    home: sync_core::ids::AuthorityId,
+    options: SpaceOptions,
+) -> sync_core::log::Genesis {
     const OWN: &str = "records made here have the form that is checked here";
-    let mut rng = rand::rng();
+    let mut rng = host.rng();
     let keys = SpaceKeys::generate(&mut rng);
     let epoch = sync_core::ids::Epoch(0);
     let seal = seal_keys(None, epoch, Recipient::Account(account.id()), &keys, &mut rng).expect(OWN);
@@ -438,8 +460,8 @@ fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId, options: Spac
     let root = Verified::sign(&root, account.signing_key(), None).expect(OWN);
     let header = SpaceHeader {
         owner: account.id(),
-        created_ms: clock::wall_ms(),
-        salt: Salt::Nonce(rand::random()),
+        created_ms: host.wall_ms(),
+        salt: Salt::Nonce(host.random()),
         acl_root: AclId::from(root.id()),
     };
     let header = Verified::unsigned(&header).expect(OWN);
@@ -448,7 +470,7 @@ fn found(account: &AccountKeys, home: sync_core::ids::AuthorityId, options: Spac
         prev: AclId::from(root.id()),
         index: 1,
         author: account.id(),
-        at_ms: clock::wall_ms(),
+        at_ms: host.wall_ms(),
         seen: None,
         contents: vec![AclContent::SetHome { authority: home }],
     };
@@ -529,7 +551,7 @@ impl Shared {
 
     pub(crate) fn fresh_ms(&self) -> Option<u64> {
         let since = (*self.fresh.borrow())?;
-        let age = clock::now().0.saturating_sub(since.0);
+        let age = self.host.now().0.saturating_sub(since.0);
         (age <= limits::HEARTBEAT_INTERVAL * 2).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
 
@@ -566,6 +588,7 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
         }
     };
     tokio::select! {
+        biased;
         () = shared.cancel.cancelled() => return,
         () = registered => {}
     }

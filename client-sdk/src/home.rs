@@ -1,11 +1,16 @@
-//! The client's data directory: the vault with the account's secrets, and the store.
+//! Where a client is at home: the vault with the account's secrets, and the store. A directory, or memory that somebody
+//! else keeps.
 
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rand::Rng as _;
 use sync_e2ee::{Secrets, vault};
+use sync_host::HostRng;
+use sync_store::{Store, StoreKind};
 
 use crate::error::OpenError;
 
@@ -29,12 +34,107 @@ impl std::fmt::Debug for Unlock {
     }
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError + '_ {
-    |source| OpenError::Io { path: path.to_owned(), source }
+/// Where a client keeps what it is.
+#[derive(Debug, Clone)]
+pub(crate) enum Home {
+    Directory {
+        dir: PathBuf,
+        unlock: Unlock,
+    },
+    /// A vault and an open store that somebody else keeps.
+    Memory {
+        vault: MemoryVault,
+        store: Store,
+    },
 }
 
-/// Writes the vault of a new account.
-pub(crate) fn create(dir: &Path, unlock: &Unlock, secrets: &Secrets) -> Result<(), OpenError> {
+/// The vault of a client without a directory. A cheap handle: who keeps a clone can open the client again.
+#[derive(Clone, Default)]
+pub struct MemoryVault(Arc<Mutex<Option<Locked>>>);
+
+/// A vault, and what opens it.
+#[derive(Clone)]
+struct Locked {
+    key: [u8; 32],
+    bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for MemoryVault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryVault").field("is_empty", &self.locked().is_none()).finish_non_exhaustive()
+    }
+}
+
+impl MemoryVault {
+    fn locked(&self) -> MutexGuard<'_, Option<Locked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn create(&self, secrets: &Secrets, rng: &mut HostRng) -> Result<(), OpenError> {
+        let mut locked = self.locked();
+        if locked.is_some() {
+            return Err(OpenError::AccountExists { dir: IN_MEMORY.into() });
+        }
+        let mut key = [0; 32];
+        rng.fill_bytes(&mut key);
+        let bytes = vault::lock(secrets, &vault::Unlock::KeyFile(&key), rng)?;
+        *locked = Some(Locked { key, bytes });
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Secrets, OpenError> {
+        let locked = self.locked().clone().ok_or_else(|| OpenError::NoAccount { dir: IN_MEMORY.into() })?;
+        Ok(vault::unlock(&locked.bytes, &vault::Unlock::KeyFile(&locked.key))?)
+    }
+}
+
+/// What stands in errors where others have the path of a directory.
+const IN_MEMORY: &str = "(in memory)";
+
+impl Home {
+    /// The directory, as errors name it.
+    pub(crate) fn dir(&self) -> PathBuf {
+        match self {
+            Self::Directory { dir, .. } => dir.clone(),
+            Self::Memory { .. } => IN_MEMORY.into(),
+        }
+    }
+
+    /// Keeps the secrets of a new account.
+    pub(crate) fn create(&self, secrets: &Secrets, rng: &mut HostRng) -> Result<(), OpenError> {
+        match self {
+            Self::Directory { dir, unlock } => create(dir, unlock, secrets, rng),
+            Self::Memory { vault, .. } => vault.create(secrets, rng),
+        }
+    }
+
+    /// Reads the secrets of an account.
+    pub(crate) fn secrets(&self) -> Result<Secrets, OpenError> {
+        match self {
+            Self::Directory { dir, unlock } => open(dir, unlock),
+            Self::Memory { vault, .. } => vault.open(),
+        }
+    }
+
+    /// Opens the store; one process at a time.
+    pub(crate) fn store(&self) -> Result<Store, OpenError> {
+        match self {
+            Self::Directory { dir, .. } => Ok(Store::open(dir, StoreKind::Client)?),
+            Self::Memory { store, .. } => Ok(store.clone()),
+        }
+    }
+
+    /// What the account's other devices call this one unless they are told otherwise.
+    pub(crate) fn device_name(&self) -> String {
+        let name = match self {
+            Self::Directory { .. } => nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
+            Self::Memory { .. } => None,
+        };
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| "device".to_owned())
+    }
+}
+
+fn create(dir: &Path, unlock: &Unlock, secrets: &Secrets, rng: &mut HostRng) -> Result<(), OpenError> {
     if dir.join(VAULT).exists() {
         return Err(OpenError::AccountExists { dir: dir.to_owned() });
     }
@@ -42,9 +142,11 @@ pub(crate) fn create(dir: &Path, unlock: &Unlock, secrets: &Secrets) -> Result<(
     if let Unlock::KeyFile(path) = unlock
         && !path.exists()
     {
-        write_new(path, &rand::random::<[u8; 32]>())?;
+        let mut key = [0; 32];
+        rng.fill_bytes(&mut key);
+        write_new(path, &key)?;
     }
-    let bytes = with_unlock(unlock, |unlock| Ok(vault::lock(secrets, unlock, &mut rand::rng())?))?;
+    let bytes = with_unlock(unlock, |unlock| Ok(vault::lock(secrets, unlock, rng)?))?;
     let temporary = dir.join("vault.new");
     let _ = fs::remove_file(&temporary);
     write_new(&temporary, &bytes)?;
@@ -53,8 +155,7 @@ pub(crate) fn create(dir: &Path, unlock: &Unlock, secrets: &Secrets) -> Result<(
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))
 }
 
-/// Reads the secrets of an account.
-pub(crate) fn open(dir: &Path, unlock: &Unlock) -> Result<Secrets, OpenError> {
+fn open(dir: &Path, unlock: &Unlock) -> Result<Secrets, OpenError> {
     let path = dir.join(VAULT);
     if !path.exists() {
         return Err(OpenError::NoAccount { dir: dir.to_owned() });
@@ -91,4 +192,8 @@ fn check_mode(path: &Path) -> Result<(), OpenError> {
 fn write_new(path: &Path, bytes: &[u8]) -> Result<(), OpenError> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(path))
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError + '_ {
+    |source| OpenError::Io { path: path.to_owned(), source }
 }

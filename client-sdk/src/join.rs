@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use crate::acl::read::{AclRead, Follow, Standing, standing};
 use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
-use crate::clock;
 use crate::error::{self, AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::space::{Space, SpaceInner};
 use crate::synced::Readability;
@@ -348,7 +347,7 @@ impl Shared {
             return Err(JoinError::WrongAuthority { expected, actual });
         }
         // Our clock may be days off and the node's word counts; but a token that is long dead is not worth a call.
-        if token.expires_ms != 0 && token.expires_ms.saturating_add(LONG_DEAD_MS) <= clock::wall_ms() {
+        if token.expires_ms != 0 && token.expires_ms.saturating_add(LONG_DEAD_MS) <= self.host.wall_ms() {
             return Err(JoinError::Expired { expires_ms: token.expires_ms });
         }
         Ok(())
@@ -409,7 +408,7 @@ impl Shared {
     fn seal_join(&self, key: &str, token: &Verified<InviteToken>, stage: JoinStage) -> Vec<u8> {
         let row = JoinRow { token: token_to_text(token), stage };
         let bytes = serde_json::to_vec(&row).expect("a join row is always JSON");
-        self.local.seal_row(key.as_bytes(), &bytes, &mut rand::rng())
+        self.local.seal_row(key.as_bytes(), &bytes, &mut self.host.rng())
     }
 
     async fn forget_join(&self, space: SpaceId) -> Result<(), JoinError> {
@@ -503,8 +502,8 @@ impl Shared {
                 let keys = ring.keys(state.epoch).ok_or(ReadError::NoKeys)?;
                 let to = Recipient::Account(account);
                 let keys = keys_for(state.options.history, role, keys);
-                let seal =
-                    seal_keys(Some(invited.space), state.epoch, to, &keys, &mut rand::rng()).map_err(AclError::from)?;
+                let seal = seal_keys(Some(invited.space), state.epoch, to, &keys, &mut self.host.rng())
+                    .map_err(AclError::from)?;
                 Ok(AclContent::JoinByInvite { claim, seals: vec![seal] })
             }
         }
@@ -515,7 +514,8 @@ impl Shared {
             return Ok(Bytes::new());
         };
         let profile = serde_json::json!({ "name": name }).to_string();
-        let sealed = seal_profile(state.space, state.epoch, &epoch.profile_key, profile.as_bytes(), &mut rand::rng());
+        let sealed =
+            seal_profile(state.space, state.epoch, &epoch.profile_key, profile.as_bytes(), &mut self.host.rng());
         Ok(sealed.map_err(AclError::from)?)
     }
 

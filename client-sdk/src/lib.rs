@@ -39,7 +39,6 @@
 mod account;
 mod acl;
 mod client;
-mod clock;
 mod connect;
 mod error;
 mod events;
@@ -60,7 +59,7 @@ pub use acl::{AclChange, AclPlan, Effect, Invite, InviteInfo, InviteOptions, Joi
 pub use client::{Client, ClientConfig, SpaceInfo};
 pub use error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, WriteError};
 pub use events::{BadEventCursor, Event, EventCursor, Events, LoggedEvent, LoggedEvents};
-pub use home::Unlock;
+pub use home::{MemoryVault, Unlock};
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
@@ -81,4 +80,5 @@ pub use sync_core::receipt::{ReceiptError, SignedReceipt};
 pub use sync_core::record::{HistoryMode, InviteMode, InviteToken, Role, SpaceOptions, Who, WriteRule};
 pub use sync_core::token::{AddressError, NodeAddress, TokenError, token_from_text};
 pub use sync_e2ee::{Mnemonic, MnemonicError};
+pub use sync_host as host;
 pub use sync_store::{OpenError as StoreOpenError, Registration, WriteId, WriteState};

@@ -9,13 +9,13 @@ use sync_core::ids::{Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::Position;
 use sync_core::session::{Input, Link, Moment, Output};
+use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1::{self, head_updates_request::Message as Ask, head_updates_response::Message as Answer};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client::Shared;
-use crate::clock;
 use crate::connect::{Conn, DialError, dial, failure};
 use crate::error::ReadError;
 use crate::space::{Inbound, SpaceInner};
@@ -92,6 +92,7 @@ pub(crate) async fn run(
     loop {
         let deadline = shell.link.deadline();
         tokio::select! {
+            biased;
             () = shared.cancel.cancelled() => {
                 // The session's socket goes with the last clone of it.
                 let _ = shell.connection.send_replace(Connection::Connecting);
@@ -113,17 +114,17 @@ pub(crate) async fn run(
                 }
             },
             Some(report) = reported.recv() => shell.report(report).await,
-            () = sleep_until(deadline) => shell.handle(Input::Tick).await,
+            () = sleep_until(&shared.host, deadline) => shell.handle(Input::Tick).await,
         }
     }
 }
 
-async fn sleep_until(deadline: Option<Moment>) {
+async fn sleep_until(host: &Host, deadline: Option<Moment>) {
     match deadline {
         None => std::future::pending().await,
         Some(at) => {
             // Never longer than a heartbeat: the timer does not run through suspend, the clock does.
-            let left = at.0.saturating_sub(clock::now().0).min(limits::HEARTBEAT_INTERVAL);
+            let left = at.0.saturating_sub(host.now().0).min(limits::HEARTBEAT_INTERVAL);
             tokio::time::sleep(left.max(Duration::from_millis(1))).await;
         }
     }
@@ -137,7 +138,7 @@ impl Shell {
     }
 
     async fn handle(&mut self, input: Input) {
-        self.link.handle(input, clock::now());
+        self.link.handle(input, self.shared.host.now());
         self.perform(None).await;
     }
 
@@ -172,6 +173,7 @@ impl Shell {
         let cancel = self.shared.cancel.clone();
         self.shared.spawn(async move {
             let ended = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 cause = follow(conn, generation, &reports) => cause,
             };
@@ -183,7 +185,8 @@ impl Shell {
         // What is still in flight belongs to an older generation from here on.
         self.generation += 1;
         self.requests = None;
-        self.link.handle(Input::Disconnected { jitter: rand::random() }, clock::now());
+        let [jitter] = self.shared.host.random();
+        self.link.handle(Input::Disconnected { jitter }, self.shared.host.now());
         let (cause, code) = self.last_error.clone().unwrap_or_else(|| ("the link fell silent".to_owned(), "SILENT"));
         let (retry_at, attempts) = self.link.waiting().unzip();
         let attempts = attempts.unwrap_or(0);
@@ -200,7 +203,7 @@ impl Shell {
             Answer::Update(update) => self.update(update).await,
             Answer::Pong(v1::Pong { number }) => {
                 self.handle(Input::PongArrived { number }).await;
-                self.fresh.send_replace(self.link.fresh_at(clock::now()));
+                self.fresh.send_replace(self.link.fresh_at(self.shared.host.now()));
             }
             Answer::Heartbeat(heartbeat) => {
                 let receipt = heartbeat.receipt.and_then(|r| r.try_into().ok());
@@ -233,7 +236,7 @@ impl Shell {
             return;
         };
         let input = Input::EntriesArrived { space, first: Seq(first.seq), last: Seq(last.seq) };
-        self.link.handle(input, clock::now());
+        self.link.handle(input, self.shared.host.now());
         let durable = Seq(update.durable_seq);
         self.perform(Some(Inbound::Entries { entries: update.entries, durable })).await;
     }
@@ -289,6 +292,7 @@ impl Shell {
         });
         self.shared.spawn(async move {
             let result = tokio::select! {
+                biased;
                 () = shared.cancel.cancelled() => return,
                 result = dial_as_listed(&shared, generation) => result,
             };
@@ -302,12 +306,12 @@ impl Shell {
                 let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder };
                 if !self.send(Ask::Subscribe(subscribe)).await {
                     // It went nowhere, so nothing would ever come of it.
-                    self.link.handle(Input::SubscriptionFailed { space }, clock::now());
+                    self.link.handle(Input::SubscriptionFailed { space }, self.shared.host.now());
                 }
             }
             Err(error) => {
                 tracing::warn!(space = %space.short(), error = %error, "the ladder could not be read");
-                self.link.handle(Input::SubscriptionFailed { space }, clock::now());
+                self.link.handle(Input::SubscriptionFailed { space }, self.shared.host.now());
             }
         }
     }
@@ -352,7 +356,7 @@ async fn dial_as_listed(shared: &Shared, generation: u64) -> Result<Conn, DialEr
     loop {
         attempt += 1;
         let offer = shared.devices.offer(&shared.account).into_raw();
-        let dialed = dial(&shared.address, &shared.identity, offer, rand::random(), generation).await;
+        let dialed = dial(&shared.host, &shared.address, &shared.identity, offer, generation).await;
         let counts = match &dialed {
             Ok(conn) => conn.device_list().cloned(),
             Err(DialError::Refused(failure)) => failure.device_list.as_deref().cloned(),

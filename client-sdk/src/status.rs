@@ -6,10 +6,10 @@ use serde::Serialize;
 use sync_core::code::Code;
 use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::log::View as _;
+use sync_core::session::Moment;
 use sync_store::{ReadTx, Registration, VerdictKind, VerdictRow, WriteState};
 
 use crate::acl::leave_key;
-use crate::clock;
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
 use crate::space::SpaceInner;
@@ -145,8 +145,7 @@ impl Reason {
         Self { code, scope, detail, attempts: 0, next_retry_ms: None, suggestion: code.suggestion() }
     }
 
-    pub(crate) fn offline(space: SpaceId, connection: &Connection) -> Option<Self> {
-        let now = clock::now();
+    pub(crate) fn offline(space: SpaceId, connection: &Connection, now: Moment) -> Option<Self> {
         match connection {
             Connection::Online(_) => None,
             Connection::Connecting => Some(Self::new(ReasonCode::NoNode, space.short(), "connecting")),
@@ -216,10 +215,10 @@ impl SpaceInner {
             // What the node says to a stranger is no news then.
             reasons.retain(|r| r.code != ReasonCode::Forbidden);
         }
-        reasons.extend(Reason::offline(self.id, &self.shared.connection.borrow()));
+        reasons.extend(Reason::offline(self.id, &self.shared.connection.borrow(), self.shared.host.now()));
         let short = self.id.short();
         let node_seq = self.node_seq();
-        let now_ms = clock::wall_ms();
+        let now_ms = self.shared.host.wall_ms();
         let Some(row) = tx.space(self.id)? else { return Ok(reasons) };
         let node = tx.node_state(self.id)?;
         if node.registration == Registration::Unregistered {

@@ -185,7 +185,7 @@ impl SpaceInner {
 
     /// One Certify call.
     async fn certify(&self, conn: &Conn) -> Result<SignedReceipt, CallError> {
-        let nonce: [u8; 16] = rand::random();
+        let nonce: [u8; 16] = self.shared.host.random();
         // Whatever is in our log came from the node's disk: an honest node never stands before it again.
         let floor = self.cursor();
         let before = self.last_receipt().map_err(|e| CallError::BadAnswer(e.to_string()))?;

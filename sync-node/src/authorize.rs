@@ -19,7 +19,6 @@ use sync_core::log::{Refusal, Reject};
 use sync_proto::status::Failure;
 use sync_proto::{WireError, id, v1};
 
-use crate::clock;
 use crate::failure::CallError;
 use crate::session::Session;
 
@@ -79,6 +78,7 @@ pub(crate) fn acl_access(
     acl: &AclState,
     session: &Session,
     ticket: Option<&InviteTicket>,
+    now_ms: u64,
 ) -> Result<AclAccess, CallError> {
     let account = session.account();
     if acl.members.contains_key(&account) || has_pending_request(acl, &account) {
@@ -86,7 +86,7 @@ pub(crate) fn acl_access(
     }
     let ended = acl.membership_ended(&account);
     let decision = last_decision(acl, &account);
-    match ticket.map(|ticket| check_ticket(acl, session, ticket)) {
+    match ticket.map(|ticket| check_ticket(acl, session, ticket, now_ms)) {
         Some(Ok(())) => Ok(AclAccess::Whole),
         // The decision can be read although the invite did not outlive it. One from before the end was read as a member.
         Some(Err(why)) => decision.filter(|at| Some(*at) > ended).map(AclAccess::UpTo).ok_or(why),
@@ -111,7 +111,7 @@ fn last_decision(acl: &AclState, account: &AccountId) -> Option<Seq> {
     acl.requests.values().filter(|r| r.claim.account == *account).filter_map(|r| decided(&r.status)).max()
 }
 
-fn check_ticket(state: &AclState, session: &Session, ticket: &InviteTicket) -> Result<(), CallError> {
+fn check_ticket(state: &AclState, session: &Session, ticket: &InviteTicket, now_ms: u64) -> Result<(), CallError> {
     let (account, invite) = (session.account(), ticket.invite);
     let nonces = session.nonces().joined();
     // First the proof: who does not hold the invite's secret learns nothing about it.
@@ -124,7 +124,7 @@ fn check_ticket(state: &AclState, session: &Session, ticket: &InviteTicket) -> R
         return Err(Reject::Acl(AclReject::InviteBeforeRemoval { invite, account }).into());
     }
     match found.content.expires_ms {
-        Some(expires_ms) if expires_ms <= clock::now_ms() => Err(Refusal::InviteExpired { invite, expires_ms }.into()),
+        Some(expires_ms) if expires_ms <= now_ms => Err(Refusal::InviteExpired { invite, expires_ms }.into()),
         Some(_) | None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@
 //! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
 //! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sync_core::acl::AclState;
@@ -17,13 +17,13 @@ use sync_core::log::{
 use sync_core::reconcile::{Element, SetDigest};
 use sync_core::record::{DeviceList, RawRecord, SpaceHeader, TreeHeads, Verified, verify_as};
 use sync_core::tree::heads_hash;
+use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_store::{ChangeLink, Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
 use tokio::sync::watch;
 use tracing::{Span, error};
 
 use crate::authorize::{AclAccess, InviteTicket, acl_access, log_access, require_member, without_positions};
-use crate::clock;
 use crate::failure::CallError;
 use crate::session::Session;
 
@@ -35,12 +35,13 @@ const MARKS_MAX: usize = 16_384;
 /// The store, closed to everybody who has no session or no right.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    host: Host,
     store: Store,
     authority: sync_core::ids::AuthorityId,
     spaces_per_account_max: u64,
     /// Asking the store for the watermarks of a space reads the disk; one receiver is kept and cloned. Live as long as it is
     /// kept, so never stale.
-    marks: Mutex<HashMap<SpaceId, watch::Receiver<Watermarks>>>,
+    marks: Mutex<BTreeMap<SpaceId, watch::Receiver<Watermarks>>>,
 }
 
 /// What became of a submission that was taken.
@@ -70,8 +71,13 @@ pub(crate) struct Standing {
 pub(crate) struct AwaitDisk(sync_store::CommitNo);
 
 impl Gate {
-    pub(crate) fn new(store: Store, authority: sync_core::ids::AuthorityId, spaces_per_account_max: u64) -> Self {
-        Self { store, authority, spaces_per_account_max, marks: Mutex::default() }
+    pub(crate) fn new(
+        host: Host,
+        store: Store,
+        authority: sync_core::ids::AuthorityId,
+        spaces_per_account_max: u64,
+    ) -> Self {
+        Self { host, store, authority, spaces_per_account_max, marks: Mutex::default() }
     }
 
     // ---- reading ----------------------------------------------------------------------------------------------------
@@ -102,10 +108,10 @@ impl Gate {
         read: impl FnOnce(&AclView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
         note(space);
-        let session = session.clone();
+        let (session, host) = (session.clone(), self.host.clone());
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
-            let access = acl_access(&acl, &session, ticket.as_ref())?;
+            let access = acl_access(&acl, &session, ticket.as_ref(), host.wall_ms())?;
             read(&AclView { tx, space, access })
         })
         .await
@@ -135,7 +141,7 @@ impl Gate {
             return Ok(receiver.clone());
         }
         let store = self.store.clone();
-        let receiver = blocking(move || Ok(store.watch(space))).await?;
+        let receiver = self.blocking(move || Ok(store.watch(space))).await?;
         // What is no space is not kept: its id may be anybody's invention.
         if receiver.borrow().seq > Seq::ZERO {
             let mut known = self.marks_at_hand();
@@ -147,7 +153,7 @@ impl Gate {
         Ok(receiver)
     }
 
-    fn marks_at_hand(&self) -> MutexGuard<'_, HashMap<SpaceId, watch::Receiver<Watermarks>>> {
+    fn marks_at_hand(&self) -> MutexGuard<'_, BTreeMap<SpaceId, watch::Receiver<Watermarks>>> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -157,12 +163,25 @@ impl Gate {
         self.read(move |tx| standing(tx, space, &[])).await
     }
 
+    /// Reading blocks on the disk; a thread for that is at hand.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let span = Span::current();
+        let reading = self.host.blocking(move || span.in_scope(read));
+        reading.await.unwrap_or_else(|error| {
+            error!(%error, "a read panicked");
+            Err(CallError::new(Code::StoreFailed, "the node failed to read"))
+        })
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&ReadTx<'_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
         let store = self.store.clone();
-        blocking(move || store.read(read)).await
+        self.blocking(move || store.read(read)).await
     }
 
     // ---- writing ----------------------------------------------------------------------------------------------------
@@ -180,9 +199,8 @@ impl Gate {
             ));
         }
         let session = session.clone();
-        let mut history = [0; 16];
-        fill_random(&mut history)?;
-        let (row, disk) = self.write(move |tx| found(tx, &session, &genesis, HistoryId(history), max)).await?;
+        let history = HistoryId(self.host.random());
+        let (row, disk) = self.write(move |tx| found(tx, &session, &genesis, history, max)).await?;
         self.durable(disk).await?;
         row.ok_or_else(|| CallError::space_unknown(&space))
     }
@@ -196,17 +214,17 @@ impl Gate {
         record: Submission,
     ) -> Result<Taken, CallError> {
         note(space);
-        let (session, authority) = (session.clone(), self.authority);
+        let (session, host, authority) = (session.clone(), self.host.clone(), self.authority);
         let append = move |tx: &mut WriteTx<'_>| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             let is_member = require_member(&acl, &session);
             if record.author() != session.account() {
                 is_member?;
             }
-            let admission = admission(tx, space, authority)?;
+            let admission = admission(&host, tx, space, authority)?;
             let verdict = submit(tx, space, &record, &admission)?.map_err(CallError::from);
             // A joiner is told why; who may not read the ACL to its end is not told where that is.
-            match acl_access(&acl, &session, ticket.as_ref()) {
+            match acl_access(&acl, &session, ticket.as_ref(), host.wall_ms()) {
                 Ok(AclAccess::Whole) => verdict,
                 Ok(AclAccess::UpTo(_)) | Err(_) => verdict.map_err(without_positions),
             }
@@ -228,11 +246,11 @@ impl Gate {
         submissions: Vec<Result<Submission, Failure>>,
     ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
         note(space);
-        let (session, authority) = (session.clone(), self.authority);
+        let (session, host, authority) = (session.clone(), self.host.clone(), self.authority);
         self.write(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             require_member(&acl, &session)?;
-            let admission = admission(tx, space, authority)?;
+            let admission = admission(&host, tx, space, authority)?;
             let mut verdicts = Vec::with_capacity(submissions.len());
             for submission in submissions {
                 verdicts.push(match submission {
@@ -354,12 +372,12 @@ pub(crate) enum AtLeast {
 }
 
 /// Those of `heads` that are changes of this tree, and everything before them.
-fn with_ancestors(links: &[ChangeLink], heads: &[ChangeId]) -> HashSet<ChangeId> {
-    let mut held = HashSet::new();
+fn with_ancestors(links: &[ChangeLink], heads: &[ChangeId]) -> BTreeSet<ChangeId> {
+    let mut held = BTreeSet::new();
     if heads.is_empty() {
         return held;
     }
-    let parents: HashMap<ChangeId, &[ChangeId]> = links.iter().map(|l| (l.id, l.parents.as_slice())).collect();
+    let parents: BTreeMap<ChangeId, &[ChangeId]> = links.iter().map(|l| (l.id, l.parents.as_slice())).collect();
     let mut open = heads.to_vec();
     while let Some(id) = open.pop() {
         let Some(parents) = parents.get(&id) else { continue };
@@ -566,23 +584,12 @@ fn note(space: SpaceId) {
 
 /// The node's own conditions at this moment.
 fn admission(
+    host: &Host,
     tx: &mut WriteTx<'_>,
     space: SpaceId,
     authority: sync_core::ids::AuthorityId,
 ) -> Result<Admission, StoreError> {
-    Ok(Admission { authority, now_ms: clock::now_ms(), durable_seq: tx.durable_seq(space)? })
-}
-
-/// Reading blocks on the disk; a thread for that is at hand.
-async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, CallError> + Send + 'static,
-) -> Result<T, CallError> {
-    let span = Span::current();
-    let reading = tokio::task::spawn_blocking(move || span.in_scope(read));
-    reading.await.unwrap_or_else(|error| {
-        error!(%error, "a read panicked");
-        Err(CallError::new(Code::StoreFailed, "the node failed to read"))
-    })
+    Ok(Admission { authority, now_ms: host.wall_ms(), durable_seq: tx.durable_seq(space)? })
 }
 
 fn row(tx: &ReadTx<'_>, space: SpaceId) -> Result<SpaceRow, CallError> {
@@ -718,12 +725,4 @@ fn same_beginning(tx: &ReadTx<'_>, genesis: &Genesis, acl: &AclState) -> Result<
 fn read_device_list(bytes: &[u8]) -> Result<Verified<DeviceList>, StoreError> {
     let damaged = |e: sync_core::record::VerifyError| StoreError::Damaged { what: format!("a kept device list: {e}") };
     RawRecord::from_slice(bytes).and_then(verify_as).map_err(damaged)
-}
-
-/// Random bytes from the operating system.
-pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), CallError> {
-    getrandom::fill(bytes).map_err(|e| {
-        error!(error = %e, "the operating system has no random numbers");
-        CallError::new(Code::StoreFailed, "the node has no random numbers")
-    })
 }

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use ed25519_dalek::SigningKey;
 use sync_core::ids::{AuthorityId, NodeId};
 use sync_core::record::{NodeCertificate, RawRecord, Verified, VerifyError, verify_as};
+use sync_host::Host;
 use zeroize::Zeroizing;
-
-use crate::clock;
 
 const SEED_BYTES: usize = 32;
 /// A certificate is some 200 bytes; a larger file is not one.
@@ -24,6 +23,20 @@ const CERTIFICATE_BYTES_MAX: u64 = 4096;
 pub(crate) struct Identity {
     pub(crate) node_key: SigningKey,
     pub(crate) certificate: Verified<NodeCertificate>,
+}
+
+/// The seeds of a node's Ed25519 keys, where no directory holds them: see [`crate::Node::start_on`]. Secret.
+#[derive(Clone)]
+pub struct NodeKeys {
+    /// Whoever has it can speak for every space of the node.
+    pub authority: [u8; SEED_BYTES],
+    pub node: [u8; SEED_BYTES],
+}
+
+impl std::fmt::Debug for NodeKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeKeys(redacted)")
+    }
 }
 
 /// Why the node does not know who it is.
@@ -47,18 +60,27 @@ pub enum IdentityError {
         #[source]
         source: io::Error,
     },
+    #[error("the keys that were given sign no certificate")]
+    Given(#[source] VerifyError),
     #[error("the operating system has no random numbers: {0}")]
     Random(String),
 }
 
 impl Identity {
     /// Reads the keys in `dir`, and makes what is missing.
-    pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn open(host: &Host, dir: &Path) -> Result<Self, IdentityError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
         let authority_key = key(&dir.join("authority.key"))?;
         let node_key = key(&dir.join("node.key"))?;
-        let certificate = certificate(&dir.join("node.cert"), &authority_key, &node_key)?;
+        let certificate = certificate(host, &dir.join("node.cert"), &authority_key, &node_key)?;
         Ok(Self { node_key, certificate })
+    }
+
+    /// Of keys that somebody else keeps.
+    pub(crate) fn of(host: &Host, keys: &NodeKeys) -> Result<Self, IdentityError> {
+        let [authority, node] = [&keys.authority, &keys.node].map(SigningKey::from_bytes);
+        let certificate = certify(host, &authority, &node).map_err(IdentityError::Given)?;
+        Ok(Self { node_key: node, certificate })
     }
 
     pub(crate) fn authority(&self) -> AuthorityId {
@@ -95,6 +117,7 @@ fn new_seed(path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
 }
 
 fn certificate(
+    host: &Host,
     path: &Path,
     authority: &SigningKey,
     node: &SigningKey,
@@ -104,8 +127,7 @@ fn certificate(
     let bytes = match private_bytes(path, CERTIFICATE_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            let body = NodeCertificate { authority: ids.0, node: ids.1, not_before_ms: clock::now_ms() };
-            let made = Verified::sign(&body, authority, None).map_err(invalid)?;
+            let made = certify(host, authority, node).map_err(invalid)?;
             write_private(path, &made.raw().to_vec())?;
             return Ok(made);
         }
@@ -116,6 +138,16 @@ fn certificate(
         return Err(IdentityError::NotItsCertificate { path: path.to_owned() });
     }
     Ok(found)
+}
+
+/// The authority's word for the node key.
+fn certify(host: &Host, authority: &SigningKey, node: &SigningKey) -> Result<Verified<NodeCertificate>, VerifyError> {
+    let body = NodeCertificate {
+        authority: AuthorityId::from(&authority.verifying_key()),
+        node: NodeId::from(&node.verifying_key()),
+        not_before_ms: host.wall_ms(),
+    };
+    Verified::sign(&body, authority, None)
 }
 
 /// Reads at most one byte more than `bytes_max`, of a file that nobody else can read.
@@ -154,8 +186,8 @@ mod tests {
     fn an_identity_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let keys = dir.path().join("keys");
-        let first = Identity::open(&keys).unwrap();
-        let second = Identity::open(&keys).unwrap();
+        let first = Identity::open(&Host::real(), &keys).unwrap();
+        let second = Identity::open(&Host::real(), &keys).unwrap();
         assert_eq!(first.certificate, second.certificate);
         assert_eq!(first.node_key.to_bytes(), second.node_key.to_bytes());
         let mode = fs::metadata(keys.join("node.key")).unwrap().permissions().mode() & 0o777;
@@ -165,20 +197,20 @@ mod tests {
     #[test]
     fn a_key_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        Identity::open(dir.path()).unwrap();
+        Identity::open(&Host::real(), dir.path()).unwrap();
         let path = dir.path().join("authority.key");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Identity::open(dir.path()), Err(IdentityError::LooseMode { mode: 0o640, .. })));
+        assert!(matches!(Identity::open(&Host::real(), dir.path()), Err(IdentityError::LooseMode { mode: 0o640, .. })));
     }
 
     #[test]
     fn a_key_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        Identity::open(dir.path()).unwrap();
+        Identity::open(&Host::real(), dir.path()).unwrap();
         let path = dir.path().join("node.key");
         fs::write(&path, [7; 31]).unwrap();
-        assert!(matches!(Identity::open(dir.path()), Err(IdentityError::NotAKey { actual: 31, .. })));
+        assert!(matches!(Identity::open(&Host::real(), dir.path()), Err(IdentityError::NotAKey { actual: 31, .. })));
         fs::write(&path, [7; 32]).unwrap();
-        assert!(matches!(Identity::open(dir.path()), Err(IdentityError::NotItsCertificate { .. })));
+        assert!(matches!(Identity::open(&Host::real(), dir.path()), Err(IdentityError::NotItsCertificate { .. })));
     }
 }

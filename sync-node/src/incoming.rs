@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,11 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sync_core::limits;
+use sync_host::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::server::Connected;
 use tracing::{Instrument as _, debug, info_span, warn};
 
@@ -141,21 +143,47 @@ impl LinkWatch {
 
 /// One connection, ready to be served. Dropping it closes the socket and makes room for another.
 pub(crate) struct Connection {
-    stream: Stream,
+    socket: Socket,
     link: Link,
     /// Resolves when it is to be closed, unless somebody has proved an identity on it before.
     unproven_end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _room: OwnedSemaphorePermit,
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+enum Socket {
+    Plain(Stream),
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// A connection that somebody made to this node.
+pub struct Arrived {
+    pub stream: Stream,
+    /// Where it comes from, for the log.
+    pub peer: String,
+}
+
+impl std::fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrived").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// Connections, one after the other.
+pub(crate) type Arriving = Pin<Box<dyn tokio_stream::Stream<Item = io::Result<Arrived>> + Send>>;
+
+/// Those that arrive at a socket.
+pub(crate) fn arriving(listener: TcpListener) -> Arriving {
+    Box::pin(TcpListenerStream::new(listener).map(|accepted| accepted.and_then(arrived)))
+}
+
+fn arrived(socket: TcpStream) -> io::Result<Arrived> {
+    socket.set_nodelay(true)?;
+    Ok(Arrived { peer: socket.peer_addr()?.to_string(), stream: Box::new(socket) })
 }
 
 /// Accepts until shutdown. Handshakes run beside each other, so a slow one holds up nobody.
 pub(crate) fn accept(
-    listener: TcpListener,
+    arriving: Arriving,
     protection: Protection,
     connections_max: usize,
     tasks: &Tasks,
@@ -168,7 +196,7 @@ pub(crate) fn accept(
         ready,
         tasks: tasks.clone(),
     };
-    tasks.spawn(async move { acceptor.run(listener).await });
+    tasks.spawn(async move { acceptor.run(arriving).await });
     incoming
 }
 
@@ -181,11 +209,13 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    async fn run(self, listener: TcpListener) {
+    async fn run(self, mut arriving: Arriving) {
         loop {
-            let Some(accepted) = self.tasks.unless_stopped(self.accept_one(&listener)).await else { return };
+            let accepted = self.tasks.unless_stopped(self.accept_one(&mut arriving)).await.flatten();
+            // Stopped, or there will be no more.
+            let Some(accepted) = accepted else { return };
             match accepted {
-                Ok((socket, peer, room)) => self.handshake(socket, peer, room),
+                Ok((arrived, room)) => self.handshake(arrived, room),
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -194,26 +224,25 @@ impl Acceptor {
         }
     }
 
-    async fn accept_one(
-        &self,
-        listener: &TcpListener,
-    ) -> Result<(TcpStream, SocketAddr, OwnedSemaphorePermit), io::Error> {
+    async fn accept_one(&self, arriving: &mut Arriving) -> Option<Result<(Arrived, OwnedSemaphorePermit), io::Error>> {
         // Room first: without it the backlog of the kernel is the queue.
-        let room = Arc::clone(&self.room).acquire_owned().await.map_err(io::Error::other)?;
-        let (socket, peer) = listener.accept().await?;
-        socket.set_nodelay(true)?;
-        Ok((socket, peer, room))
+        let room = match Arc::clone(&self.room).acquire_owned().await {
+            Ok(room) => room,
+            Err(closed) => return Some(Err(io::Error::other(closed))),
+        };
+        Some(arriving.next().await?.map(|arrived| (arrived, room)))
     }
 
-    fn handshake(&self, socket: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) {
+    fn handshake(&self, arrived: Arrived, room: OwnedSemaphorePermit) {
+        let Arrived { stream, peer } = arrived;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (protection, ready, tasks) = (self.protection.clone(), self.ready.clone(), self.tasks.clone());
         let span = info_span!("connection", number, %peer);
         let task = async move {
-            match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, protect(protection, socket)).await {
-                Ok(Ok((stream, binding))) => {
+            match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, protect(protection, stream)).await {
+                Ok(Ok((socket, binding))) => {
                     debug!("connected");
-                    let connection = Connection::new(stream, number, binding, room, tasks);
+                    let connection = Connection::new(socket, number, binding, room, tasks);
                     // A closed channel means that the node is stopping; the connection goes with it.
                     let _ = ready.send(Ok(connection)).await;
                 }
@@ -226,15 +255,15 @@ impl Acceptor {
     }
 }
 
-async fn protect(protection: Protection, socket: TcpStream) -> Result<(Stream, Binding), io::Error> {
+async fn protect(protection: Protection, stream: Stream) -> Result<(Socket, Binding), io::Error> {
     Ok(match protection {
-        Protection::Tls(acceptor) => (Stream::Tls(Box::new(acceptor.accept(socket).await?)), Binding::ThisConnection),
-        Protection::Plain => (Stream::Plain(socket), Binding::AnyConnection),
+        Protection::Tls(acceptor) => (Socket::Tls(Box::new(acceptor.accept(stream).await?)), Binding::ThisConnection),
+        Protection::Plain => (Socket::Plain(stream), Binding::AnyConnection),
     })
 }
 
 impl Connection {
-    fn new(stream: Stream, number: u64, binding: Binding, room: OwnedSemaphorePermit, tasks: Tasks) -> Self {
+    fn new(socket: Socket, number: u64, binding: Binding, room: OwnedSemaphorePermit, tasks: Tasks) -> Self {
         let link = Link::new(number, binding);
         let end = async move {
             let patience = match binding {
@@ -245,7 +274,7 @@ impl Connection {
             // Over either way.
             let _ = tasks.unless_stopped(patience).await;
         };
-        Self { stream, link, unproven_end: Some(Box::pin(end)), _room: room }
+        Self { socket, link, unproven_end: Some(Box::pin(end)), _room: room }
     }
 
     /// An error once a connection has stood too long without a proof.
@@ -273,18 +302,18 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.poll_unproven(cx)?;
-        match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+        match &mut self.socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+        match &mut self.socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         }
     }
 
@@ -293,30 +322,30 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+        match &mut self.socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Plain(socket) => socket.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
+        match &self.socket {
+            Socket::Plain(stream) => stream.is_write_vectored(),
+            Socket::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        match &mut self.socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        match &mut self.socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 }

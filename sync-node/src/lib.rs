@@ -14,7 +14,6 @@
 //! No content and no token in a log line.
 
 mod authorize;
-mod clock;
 mod config;
 mod failure;
 mod gate;
@@ -29,7 +28,8 @@ mod shutdown;
 mod tls;
 
 pub use config::{ConfigError, ENV_PREFIX, Flags, LogFormat, NodeConfig};
-pub use identity::IdentityError;
+pub use identity::{IdentityError, NodeKeys};
+pub use incoming::Arrived;
 pub use metrics::{MetricsError, serve as serve_metrics};
 pub use node::{ADDRESS_FILE, Node, RunningNode, StartError, Stopped};
 pub use tls::{CERTIFICATE_NAME, TlsError};

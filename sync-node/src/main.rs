@@ -45,6 +45,7 @@ async fn run(config: NodeConfig) -> Result<ExitCode, RunError> {
     let node = Node::start(config).await.map_err(RunError::Start)?;
     announce(&node.address().to_string()).map_err(RunError::Io)?;
     let stopped = tokio::select! {
+        biased;
         _ = terminate.recv() => node.shutdown().await,
         _ = interrupt.recv() => node.shutdown().await,
         stopped = node.stopped() => stopped,

@@ -3,17 +3,18 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sync_core::limits;
 use sync_core::token::{NodeAddress, Transport};
+use sync_host::{Host, Workers};
 use sync_proto::DESCRIPTORS;
 use sync_proto::v1::sync_server::SyncServer;
 use sync_store::{OpenError, Store, StoreError, StoreKind};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -21,8 +22,8 @@ use tracing::{error, info, warn};
 
 use crate::config::NodeConfig;
 use crate::gate::Gate;
-use crate::identity::{Identity, IdentityError};
-use crate::incoming::{Connection, Protection, accept};
+use crate::identity::{Identity, IdentityError, NodeKeys};
+use crate::incoming::{Arrived, Arriving, Connection, Protection, accept, arriving};
 use crate::receipts::Receipts;
 use crate::service::{State, SyncService};
 use crate::session::Sessions;
@@ -84,7 +85,7 @@ pub struct Node;
 #[derive(Debug)]
 pub struct RunningNode {
     address: NodeAddress,
-    local_addr: SocketAddr,
+    local_addr: Option<SocketAddr>,
     tasks: Tasks,
     stopped: watch::Receiver<Option<Stopped>>,
 }
@@ -104,30 +105,68 @@ impl Node {
     /// # });
     /// ```
     pub async fn start(config: NodeConfig) -> Result<RunningNode, StartError> {
+        let host = Host::real();
         let listener = bind(&config).await?;
         let local_addr = listener.local_addr().map_err(|source| listen_error(&config, source))?;
         create_data_dir(&config)?;
         // The lock comes first: two processes must not make one set of keys.
-        let store = open_store(&config).await?;
-        let identity = Arc::new(Identity::open(&config.data.join(KEYS_DIR))?);
+        let store = open_store(&host, &config).await?;
+        let identity = Identity::open(&host, &config.data.join(KEYS_DIR))?;
         let protection = if config.plaintext { Protection::Plain } else { Protection::Tls(tls::acceptor(&identity)?) };
         let address = NodeAddress {
             transport: if config.plaintext { Transport::Plain } else { Transport::Tls },
             authority: identity.authority(),
             endpoint: config.advertise.clone().unwrap_or_else(|| local_addr.to_string()),
         };
+        let local = Some(Local { addr: local_addr, address_file: config.data.join(ADDRESS_FILE) });
+        let ground = Ground { host, store, identity, protection, arriving: arriving(listener), local };
+        Self::run(ground, address, &config).await
+    }
+
+    /// Serves on a machine of the caller's own: time, randomness and threads are `host`'s, everything is kept in `store`,
+    /// and whoever `incoming` brings is a client, without TLS. No file and no socket is touched; of `config` only the limits,
+    /// `reflection` and what clients are told (`advertise`, else `listen`) count. The node ends with `incoming`. For
+    /// simulated worlds; a program wants [`Node::start`].
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_on(
+        host: Host,
+        store: Store,
+        keys: &NodeKeys,
+        incoming: impl Stream<Item = io::Result<Arrived>> + Send + 'static,
+        config: NodeConfig,
+    ) -> Result<RunningNode, StartError> {
+        let identity = Identity::of(&host, keys)?;
+        let address = NodeAddress {
+            transport: Transport::Plain,
+            authority: identity.authority(),
+            endpoint: config.advertise.clone().unwrap_or_else(|| config.listen.clone()),
+        };
+        let (protection, arriving) = (Protection::Plain, Box::pin(incoming));
+        let ground = Ground { host, store, identity, protection, arriving, local: None };
+        Self::run(ground, address, &config).await
+    }
+
+    async fn run(ground: Ground, address: NodeAddress, config: &NodeConfig) -> Result<RunningNode, StartError> {
+        let Ground { host, store, identity, protection, arriving, local } = ground;
+        let identity = Arc::new(identity);
         let tasks = Tasks::default();
         let state = Arc::new(State {
             sessions: Sessions::default(),
-            gate: Gate::new(store.clone(), identity.authority(), config.max_spaces_per_account),
-            receipts: Receipts::new(Arc::clone(&identity)),
+            gate: Gate::new(host.clone(), store.clone(), identity.authority(), config.max_spaces_per_account),
+            receipts: Receipts::new(host.clone(), Arc::clone(&identity)),
             identity,
             tasks: tasks.clone(),
-            verifying: tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            verifying: tokio::sync::Semaphore::new(beside_each_other(&host)),
+            host,
         });
-        let server = build_server(&config, state).await?;
-        let connections = accept(listener, protection, config.max_connections, &tasks);
-        let address_file = write_address(&config, &address)?;
+        let server = build_server(config, state).await?;
+        let connections = accept(arriving, protection, config.max_connections, &tasks);
+        let (local_addr, address_file) = local.map(|local| (local.addr, local.address_file)).unzip();
+        if let Some(path) = &address_file {
+            write_address(path, &address)?;
+        }
         let (tell, stopped) = watch::channel(None);
         let supervisor = Supervisor { tasks: tasks.clone(), store, address_file, health: server.health.clone() };
         // Not tracked: it is what waits for everything that is.
@@ -135,7 +174,7 @@ impl Node {
             let why = supervisor.run(server, ReceiverStream::new(connections)).await;
             tell.send_replace(Some(why));
         });
-        info!(%address, %local_addr, "ready");
+        info!(%address, local_addr = local_addr.map(tracing::field::display), "ready");
         Ok(RunningNode { address, local_addr, tasks, stopped })
     }
 }
@@ -147,9 +186,9 @@ impl RunningNode {
         self.address.clone()
     }
 
-    /// Where the node listens.
+    /// Where the node listens; nowhere if its connections are brought to it.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
     }
 
@@ -167,6 +206,30 @@ impl RunningNode {
             Some(why) => why,
             None => Stopped::ServerFailed("the supervising task ended".into()),
         }
+    }
+}
+
+/// What a node stands on.
+struct Ground {
+    host: Host,
+    store: Store,
+    identity: Identity,
+    protection: Protection,
+    arriving: Arriving,
+    local: Option<Local>,
+}
+
+/// What a node has of the machine's network and files while it runs.
+struct Local {
+    addr: SocketAddr,
+    address_file: PathBuf,
+}
+
+/// Messages that are verified at the same time.
+fn beside_each_other(host: &Host) -> usize {
+    match host.workers() {
+        Workers::Threads(threads) => threads,
+        Workers::Inline => 1,
     }
 }
 
@@ -210,7 +273,7 @@ fn reflection() -> Result<
 struct Supervisor {
     tasks: Tasks,
     store: Store,
-    address_file: PathBuf,
+    address_file: Option<PathBuf>,
     health: HealthReporter,
 }
 
@@ -239,7 +302,9 @@ impl Supervisor {
             warn!("work was still running after the time to drain; it is cut off");
             server.abort();
         }
-        if let Err(error) = fs::remove_file(&self.address_file) {
+        if let Some(path) = &self.address_file
+            && let Err(error) = fs::remove_file(path)
+        {
             warn!(%error, "the address file could not be removed");
         }
         match &why {
@@ -272,19 +337,17 @@ fn create_data_dir(config: &NodeConfig) -> Result<(), StartError> {
     made.map_err(|source| StartError::Data { path: store, source })
 }
 
-async fn open_store(config: &NodeConfig) -> Result<Store, StartError> {
+async fn open_store(host: &Host, config: &NodeConfig) -> Result<Store, StartError> {
     let dir = config.data.join(STORE_DIR);
-    let opening = tokio::task::spawn_blocking(move || Store::open(&dir, StoreKind::Node));
-    let opened = opening
+    let opened = host
+        .blocking(move || Store::open(&dir, StoreKind::Node))
         .await
         .map_err(|failed| StartError::Data { path: config.data.clone(), source: io::Error::other(failed) })?;
     Ok(opened?)
 }
 
-fn write_address(config: &NodeConfig, address: &NodeAddress) -> Result<PathBuf, StartError> {
-    let path = config.data.join(ADDRESS_FILE);
-    let beside = config.data.join("address.new");
-    let written = fs::write(&beside, format!("{address}\n")).and_then(|()| fs::rename(&beside, &path));
-    written.map_err(|source| StartError::Data { path: path.clone(), source })?;
-    Ok(path)
+fn write_address(path: &Path, address: &NodeAddress) -> Result<(), StartError> {
+    let beside = path.with_extension("new");
+    let written = fs::write(&beside, format!("{address}\n")).and_then(|()| fs::rename(&beside, path));
+    written.map_err(|source| StartError::Data { path: path.to_owned(), source })
 }

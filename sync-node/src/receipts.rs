@@ -2,14 +2,14 @@
 //!
 //! All facts of a receipt come from one transaction, and it is signed only after everything up to its position is on the disk.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sync_core::code::Code;
 use sync_core::ids::{Seq, SpaceId};
 use sync_core::record::{Receipt, Verified};
+use sync_host::Host;
 
-use crate::clock;
 use crate::failure::CallError;
 use crate::gate::{Gate, Standing};
 use crate::identity::Identity;
@@ -34,16 +34,17 @@ pub(crate) enum WithDigest {
 /// Signs, and remembers the last heartbeat of each space.
 #[derive(Debug)]
 pub(crate) struct Receipts {
+    host: Host,
     identity: Arc<Identity>,
-    heartbeats: Mutex<HashMap<SpaceId, Arc<Slot>>>,
+    heartbeats: Mutex<BTreeMap<SpaceId, Arc<Slot>>>,
 }
 
 /// The last heartbeat of one space. The lock is held while the next one is made, so that it is made once.
 type Slot = tokio::sync::Mutex<Option<Arc<Verified<Receipt>>>>;
 
 impl Receipts {
-    pub(crate) fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, heartbeats: Mutex::default() }
+    pub(crate) fn new(host: Host, identity: Arc<Identity>) -> Self {
+        Self { host, identity, heartbeats: Mutex::default() }
     }
 
     /// Signs where a space stands, once that is on the disk.
@@ -66,7 +67,7 @@ impl Receipts {
             acl_head: standing.acl_head,
             epoch: standing.epoch,
             durable: true,
-            at_ms: clock::now_ms(),
+            at_ms: self.host.wall_ms(),
             nonce: challenge.map(|c| c.nonce),
             prev: challenge.and_then(|c| c.prev),
             set_digest: match with_digest {

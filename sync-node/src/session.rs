@@ -3,17 +3,17 @@
 //! Both live in memory only: a restarted node knows no session, and clients open new ones by themselves. A token is 32 random
 //! bytes; the table holds its hash, so finding it takes no time that depends on it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_encoding::BASE32_NOPAD;
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, DeviceId, EntryId};
 use sync_core::limits;
 use sync_core::record::{DeviceList, Verified};
-use sync_core::session::Nonces;
+use sync_core::session::{Moment, Nonces};
 use sync_proto::TOKEN_KEY;
 use sync_proto::status::Failure;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -145,14 +145,14 @@ impl Token {
 struct Handshake {
     candidate: Candidate,
     link: u64,
-    since: Instant,
+    since: Moment,
 }
 
 struct Entry {
     session: Session,
     /// Absent where a session may be used on any connection.
     bound_to: Option<(u64, LinkWatch)>,
-    used: Instant,
+    used: Moment,
     /// Its connection's room for one session.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -163,13 +163,13 @@ impl Entry {
     }
 
     /// It opens nothing any more.
-    fn is_over(&self, now: Instant) -> bool {
-        let idle = !self.is_in_use() && now.duration_since(self.used) > limits::SESSION_IDLE_MAX;
+    fn is_over(&self, now: Moment) -> bool {
+        let idle = !self.is_in_use() && elapsed(self.used, now) > limits::SESSION_IDLE_MAX;
         idle || self.session.0.revoked.is_cancelled() || self.bound_to.as_ref().is_some_and(|(_, link)| link.is_gone())
     }
 
     /// What is in use stays, whatever else: revocation must find it here.
-    fn may_go(&self, now: Instant) -> bool {
+    fn may_go(&self, now: Moment) -> bool {
         self.is_over(now) && !self.is_in_use()
     }
 }
@@ -182,20 +182,19 @@ pub(crate) struct Sessions {
 
 #[derive(Default)]
 struct Tables {
-    handshakes: HashMap<HandshakeId, Handshake>,
-    sessions: HashMap<[u8; 32], Entry>,
+    handshakes: BTreeMap<HandshakeId, Handshake>,
+    sessions: BTreeMap<[u8; 32], Entry>,
     /// When the sessions were last searched for those that are over.
-    swept: Option<Instant>,
+    swept: Option<Moment>,
     /// At so many the next search is worth its time: twice as many as the last one left.
     sweep_at: usize,
 }
 
 impl Sessions {
     /// Keeps a candidate until it proves itself, or [`limits::HANDSHAKE_TIMEOUT`] has passed.
-    pub(crate) fn begin(&self, id: HandshakeId, candidate: Candidate, link: &Link) -> Result<(), Failure> {
-        let now = Instant::now();
+    pub(crate) fn begin(&self, now: Moment, id: HandshakeId, candidate: Candidate, link: &Link) -> Result<(), Failure> {
         let mut tables = lock(&self.tables);
-        tables.handshakes.retain(|_, h| now.duration_since(h.since) <= limits::HANDSHAKE_TIMEOUT);
+        tables.handshakes.retain(|_, h| elapsed(h.since, now) <= limits::HANDSHAKE_TIMEOUT);
         if tables.handshakes.len() >= HANDSHAKES_MAX || tables.has_many_of(link) {
             return Err(Failure::new(Code::Overloaded, "too many handshakes are waiting for their proof")
                 .retry_after(millis(limits::RETRY_FIRST)));
@@ -205,14 +204,14 @@ impl Sessions {
     }
 
     /// Gives a candidate back, once, on the connection that it came on.
-    pub(crate) fn take(&self, id: &HandshakeId, link: &Link) -> Result<Candidate, Failure> {
+    pub(crate) fn take(&self, now: Moment, id: &HandshakeId, link: &Link) -> Result<Candidate, Failure> {
         let refused = || Failure::new(Code::SessionRefused, "the handshake is unknown or too old: open a new session");
         let handshake = lock(&self.tables).handshakes.remove(id).ok_or_else(refused)?;
         let on_its_link = match link.binding() {
             Binding::ThisConnection => handshake.link == link.number(),
             Binding::AnyConnection => true,
         };
-        if !on_its_link || handshake.since.elapsed() > limits::HANDSHAKE_TIMEOUT {
+        if !on_its_link || elapsed(handshake.since, now) > limits::HANDSHAKE_TIMEOUT {
             return Err(refused());
         }
         Ok(handshake.candidate)
@@ -222,7 +221,7 @@ impl Sessions {
     ///
     /// # Errors
     /// `OVERLOADED` if the connection, or the node, has as many sessions as it may have.
-    pub(crate) fn admit(&self, token: [u8; 32], proven: Candidate, link: &Link) -> Result<Token, Failure> {
+    pub(crate) fn admit(&self, now: Moment, token: [u8; 32], proven: Candidate, link: &Link) -> Result<Token, Failure> {
         let room = link.session_room().ok_or_else(|| full("this connection has as many sessions as it may have"))?;
         let Candidate { account, device, nonces, device_list } = proven;
         let offered = device_list.body();
@@ -242,9 +241,9 @@ impl Sessions {
         };
         let mut tables = lock(&self.tables);
         if tables.sessions.len() >= tables.sweep_at.clamp(SWEEP_AT_MIN, limits::SESSIONS_MAX) {
-            tables.make_room()?;
+            tables.make_room(now)?;
         }
-        let entry = Entry { session, bound_to, used: Instant::now(), _room: room.into_permit() };
+        let entry = Entry { session, bound_to, used: now, _room: room.into_permit() };
         tables.sessions.insert(hashed(&token), entry);
         Ok(Token(token))
     }
@@ -255,10 +254,9 @@ impl Sessions {
     }
 
     /// The session of a call, by the token in its metadata.
-    pub(crate) fn authenticate(&self, metadata: &MetadataMap, link: &Link) -> Result<Session, Failure> {
+    pub(crate) fn authenticate(&self, now: Moment, metadata: &MetadataMap, link: &Link) -> Result<Session, Failure> {
         let token = metadata.get(TOKEN_KEY).and_then(|value| read_token(value.as_bytes())).ok_or_else(expired)?;
         let key = hashed(&token);
-        let now = Instant::now();
         let mut tables = lock(&self.tables);
         let entry = tables.sessions.get_mut(&key).ok_or_else(expired)?;
         if entry.session.0.revoked.is_cancelled() {
@@ -307,9 +305,8 @@ impl Tables {
     }
 
     /// Drops what is over. A session that is not over makes room for nobody.
-    fn make_room(&mut self) -> Result<(), Failure> {
-        let now = Instant::now();
-        if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
+    fn make_room(&mut self, now: Moment) -> Result<(), Failure> {
+        if self.swept.is_none_or(|swept| elapsed(swept, now) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
             self.sessions.retain(|_, entry| !entry.may_go(now));
             self.sweep_at = self.sessions.len() * 2;
@@ -348,6 +345,10 @@ fn hashed(token: &[u8; 32]) -> [u8; 32] {
     blake3::derive_key("headwater/node/session-token/v1", token)
 }
 
+fn elapsed(since: Moment, now: Moment) -> Duration {
+    now.0.saturating_sub(since.0)
+}
+
 pub(crate) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -382,7 +383,12 @@ mod tests {
         let link = Link::new(1, Binding::AnyConnection);
         let nonces = Nonces { client: [0; 32], server: [0; 32] };
         let (account, device_list) = (offered.body().account, offered.clone());
-        let token = sessions.admit([n; 32], Candidate { account, device: device(n), device_list, nonces }, &link);
+        let token = sessions.admit(
+            Moment(Duration::ZERO),
+            [n; 32],
+            Candidate { account, device: device(n), device_list, nonces },
+            &link,
+        );
         lock(&sessions.tables).sessions[&hashed(token.unwrap().as_bytes())].session.clone()
     }
 

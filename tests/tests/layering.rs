@@ -81,7 +81,8 @@ fn code(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-const CRATES: [&str; 8] = ["proto", "sync-core", "sync-e2ee", "sync-store", "sync-node", "client-sdk", "cli", "tests"];
+const CRATES: [&str; 9] =
+    ["proto", "host", "sync-core", "sync-e2ee", "sync-store", "sync-node", "client-sdk", "cli", "tests"];
 
 /// The rules need a hash, signatures, an encoding, an error derive, and nothing that does anything.
 #[test]
@@ -241,18 +242,50 @@ fn the_cli_stands_on_the_sdk_alone() {
 fn dependencies_point_downwards() {
     let metadata = metadata();
     let ours: BTreeSet<String> = metadata.workspace_packages().iter().map(|p| p.name.to_string()).collect();
-    let expected: [(&str, &[&str]); 7] = [
+    let expected: [(&str, &[&str]); 8] = [
         ("sync-core", &[]),
+        ("sync-host", &["sync-core"]),
         ("sync-proto", &["sync-core"]),
         ("sync-e2ee", &["sync-core"]),
         ("sync-store", &["sync-core"]),
-        ("sync-node", &["sync-core", "sync-proto", "sync-store"]),
-        ("client-sdk", &["sync-core", "sync-e2ee", "sync-proto", "sync-store"]),
+        ("sync-node", &["sync-core", "sync-host", "sync-proto", "sync-store"]),
+        ("client-sdk", &["sync-core", "sync-e2ee", "sync-host", "sync-proto", "sync-store"]),
         ("cli", &["client-sdk"]),
     ];
     for (name, expected) in expected {
         let used: Vec<String> = direct(&metadata, name).intersection(&ours).cloned().collect();
         assert_eq!(used, expected, "{name}");
+    }
+}
+
+/// A shell is a function of the host that it was given: that is what a simulated world rests on.
+#[test]
+fn shells_ask_the_machine_for_nothing_by_themselves() {
+    let never = [
+        "SystemTime",
+        "Instant::now",
+        "clock_gettime",
+        "rand::rng",
+        "rand::random",
+        "thread_rng",
+        "TcpStream::connect",
+        "spawn_blocking",
+        "block_in_place",
+        "thread::spawn",
+        "RandomState",
+        "HashMap",
+    ];
+    for name in ["client-sdk", "sync-node"] {
+        for (path, text) in rust_files(&workspace().join(name).join("src")) {
+            let text = code(text.split("#[cfg(test)]").next().unwrap_or_default());
+            // Tokio's clock is the runtime's, which a simulated world moves.
+            let text = text.replace("tokio::time::Instant::now", "");
+            for word in never {
+                assert!(!text.contains(word), "{}: {word}", path.display());
+            }
+            let selects = text.matches("select! {").count();
+            assert_eq!(selects, text.matches("biased;").count(), "{}: an order that chance decides", path.display());
+        }
     }
 }
 

@@ -307,7 +307,7 @@ impl Shared {
             self.tell_if_revoked();
             return false;
         };
-        let sealed = self.local.seal_row(KEPT.as_bytes(), &kept, &mut rand::rng());
+        let sealed = self.local.seal_row(KEPT.as_bytes(), &kept, &mut self.host.rng());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), StoreError> { tx.kv_put(KEPT, &sealed) };
         let written = self.store.write(job).await.map_err(|error| error.to_string());
         let kept = match written {

@@ -24,6 +24,7 @@ use sync_core::record::{
     AclContent, AclRecord, AclRoot, RawRecord, Salt, SpaceHeader, SpaceOptions, Verified, verify_as,
 };
 use sync_e2ee::{AccountKeys, KeyRing, SpaceKeys};
+use sync_host::Host;
 use sync_store::{Store, WriteTx};
 use tokio::sync::{Notify, broadcast, watch};
 
@@ -186,13 +187,18 @@ fn derived(account: &AccountKeys, home: AuthorityId) -> Genesis {
 }
 
 /// Makes the account's own space in a store that does not have it, and says which it is.
-pub(crate) async fn found(store: &Store, account: &AccountKeys, home: AuthorityId) -> Result<SpaceId, OpenError> {
+pub(crate) async fn found(
+    host: &Host,
+    store: &Store,
+    account: &AccountKeys,
+    home: AuthorityId,
+) -> Result<SpaceId, OpenError> {
     let genesis = derived(account, home);
     let id = genesis.space();
     if store.read(|tx| tx.space(id))?.is_some() {
         return Ok(id);
     }
-    let history = HistoryId(rand::random());
+    let history = HistoryId(host.random());
     let job = move |tx: &mut WriteTx<'_>| -> Result<(), sync_store::StoreError> {
         tx.create_space(&genesis, history)?;
         Ok(())
@@ -227,6 +233,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             }
         };
         tokio::select! {
+            biased;
             () = shared.cancel.cancelled() => return,
             () = shared.own.wake.notified() => {}
             () = pause(again) => {}
@@ -334,7 +341,7 @@ impl Shared {
             Some(device) if device.fields.get("name") == Some(&json!(self.own.device_name)) => Ok(()),
             Some(_) => objects.put(DEVICE, &id, json!({ "name": self.own.device_name })).await.map(|_| ()),
             None => {
-                let device = json!({ "name": self.own.device_name, "added_ms": crate::clock::wall_ms() });
+                let device = json!({ "name": self.own.device_name, "added_ms": self.host.wall_ms() });
                 objects.put(DEVICE, &id, device).await.map(|_| ())
             }
         }
@@ -347,12 +354,6 @@ fn end<T>(deleted: Result<T, WriteError>) -> Result<(), WriteError> {
         Ok(_) | Err(WriteError::NoSuchObject { .. }) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// What a device is called unless it is told otherwise.
-pub(crate) fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "device".to_owned())
 }
 
 #[cfg(test)]

@@ -78,8 +78,8 @@ impl Client {
     /// # Errors
     /// [`RecoverError`] after `timeout`, naming what is missing.
     pub async fn recovered(&self, timeout: Duration) -> Result<Recovered, RecoverError> {
-        let deadline = Instant::now() + timeout;
-        let left = || deadline.saturating_duration_since(Instant::now());
+        let deadline = tokio::time::Instant::now() + timeout;
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         self.account_space()?.await_synced_within(left()).await.map_err(RecoverError::Account)?;
         let listed = self.shared.listed_spaces()?;
         let (mut spaces, mut missing) = (Vec::with_capacity(listed.len()), Vec::new());
@@ -99,7 +99,7 @@ impl Client {
     }
 
     async fn recovered_space(&self, id: SpaceId, deadline: Instant) -> Result<Space, MissingWhy> {
-        let left = || deadline.saturating_duration_since(Instant::now());
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         let space = self.wait_for_space(id, left()).await.map_err(MissingWhy::Absent)?;
         space.await_synced_within(left()).await.map_err(MissingWhy::NotSynced)?;
         Ok(space)

@@ -24,7 +24,6 @@ use sync_proto::v1;
 use super::{ClientEvent, SPACE, end};
 use crate::acl::read::{Follow, Standing, standing};
 use crate::client::{Client, Shared};
-use crate::clock;
 use crate::connect::failure;
 use crate::error::{AclError, CallError, JoinError, ReadError, WriteError};
 use crate::space::Space;
@@ -231,7 +230,7 @@ impl Shared {
     }
 
     async fn list_space(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
-        let fields = json!({ "since_ms": clock::wall_ms() });
+        let fields = json!({ "since_ms": self.host.wall_ms() });
         self.account_space()?.objects().put(SPACE, &space.to_string(), fields).await?;
         Ok(())
     }
@@ -322,7 +321,7 @@ impl Shared {
     /// Whether the node serves this account in a space as a member.
     async fn is_served(&self, space: SpaceId) -> Result<bool, CallError> {
         let conn = self.conn().await?;
-        let nonce: [u8; 16] = rand::random();
+        let nonce: [u8; 16] = self.host.random();
         let request = v1::CertifyRequest {
             space: space.to_bytes(),
             nonce: nonce.to_vec().into(),

@@ -113,7 +113,7 @@ fn reseal(space: &SpaceInner, acl: &AclState, account: AccountId) -> Result<Vec<
     // The newest first: from them a way may lead back to the others.
     for epoch in acl.epochs.range(member.reads_from..).rev().map(|(epoch, _)| *epoch).take(RESEALS_MAX) {
         let Some(keys) = ring.keys(epoch) else { continue };
-        let seal = seal_to(acl, epoch, account, member.role, keys)?;
+        let seal = seal_to(space, acl, epoch, account, member.role, keys)?;
         contents.push(AclContent::Reseal { account, epoch, seal });
     }
     if contents.is_empty() { Err(ReadError::NoKeys.into()) } else { Ok(contents) }
@@ -134,6 +134,7 @@ fn role_of(acl: &AclState, account: AccountId) -> Result<Role, AclError> {
 }
 
 fn seal_to(
+    space: &SpaceInner,
     acl: &AclState,
     epoch: Epoch,
     account: AccountId,
@@ -141,7 +142,7 @@ fn seal_to(
     keys: &SpaceKeys,
 ) -> Result<sync_core::record::Seal, AclError> {
     let keys = keys_for(acl.options.history, role, keys);
-    Ok(seal_keys(Some(acl.space), epoch, Recipient::Account(account), &keys, &mut rand::rng())?)
+    Ok(seal_keys(Some(acl.space), epoch, Recipient::Account(account), &keys, &mut space.shared.host.rng())?)
 }
 
 /// The present keys, for a role.
@@ -151,14 +152,14 @@ pub(super) fn sealed(
     account: AccountId,
     role: Role,
 ) -> Result<sync_core::record::Seal, AclError> {
-    seal_to(acl, acl.epoch, account, role, &space.current_keys(acl)?)
+    seal_to(space, acl, acl.epoch, account, role, &space.current_keys(acl)?)
 }
 
 fn accept(space: &SpaceInner, acl: &AclState, request: AclId, role: Option<Role>) -> Result<Vec<AclContent>, AclError> {
     let claim = SpaceInner::pending_claim(acl, request)?;
     let role = role.unwrap_or(claim.role);
     let (mut contents, epoch, keys) = keys_for_new(space, acl, &[role])?;
-    let seals = vec![seal_to(acl, epoch, claim.account, role, &keys)?];
+    let seals = vec![seal_to(space, acl, epoch, claim.account, role, &keys)?];
     contents.push(AclContent::AcceptJoin { request, role, seals, frontier: Vec::new() });
     Ok(contents)
 }
@@ -181,8 +182,9 @@ pub(super) fn keys_for_new(
 fn add_members(space: &SpaceInner, acl: &AclState, members: &[(AccountId, Role)]) -> Result<Vec<AclContent>, AclError> {
     let roles: Vec<_> = members.iter().map(|(_, role)| *role).collect();
     let (mut contents, epoch, keys) = keys_for_new(space, acl, &roles)?;
-    let seal =
-        |(account, role): &(AccountId, Role)| Ok((*account, *role, seal_to(acl, epoch, *account, *role, &keys)?));
+    let seal = |(account, role): &(AccountId, Role)| {
+        Ok((*account, *role, seal_to(space, acl, epoch, *account, *role, &keys)?))
+    };
     let members = members.iter().map(seal).collect::<Result<_, AclError>>()?;
     contents.push(AclContent::AddMembers { members });
     Ok(contents)
@@ -197,7 +199,7 @@ fn replace(space: &SpaceInner, acl: &AclState, old: AccountId, new: AccountId) -
         return Ok(contents);
     }
     let (rotation, keys) = space.rotation(acl, &[old], OpenInvites::Close)?;
-    let seal = seal_to(acl, rotation.epoch, new, role, &keys)?;
+    let seal = seal_to(space, acl, rotation.epoch, new, role, &keys)?;
     let lifted = acl.role(&new) == Some(Role::Guest) && role > Role::Guest;
     let takes_over = if is_member {
         AclContent::ChangeRole { account: new, role, seal: lifted.then_some(seal) }

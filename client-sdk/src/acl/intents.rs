@@ -42,7 +42,7 @@ impl SpaceInner {
 
     async fn keep_leaving(&self, leaving: bool) -> Result<(), AclError> {
         let key = leave_key(self.id);
-        let row = self.shared.local.seal_row(key.as_bytes(), b"leave", &mut rand::rng());
+        let row = self.shared.local.seal_row(key.as_bytes(), b"leave", &mut self.shared.host.rng());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             if leaving {
                 tx.kv_put(&key, &row)?

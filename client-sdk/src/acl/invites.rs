@@ -12,7 +12,6 @@ use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
 use super::change::keys_for_new;
 use super::{keys_for, open_name, reads_from_now_on};
 use crate::client::Client;
-use crate::clock;
 use crate::error::{AclError, ReadError};
 use crate::space::{Space, SpaceInner};
 
@@ -190,10 +189,10 @@ struct MadeInvite {
 
 impl SpaceInner {
     async fn invite(self: &std::sync::Arc<Self>, options: InviteOptions) -> Result<MadeInvite, AclError> {
-        let secret = InviteSecret::generate(&mut rand::rng());
+        let secret = InviteSecret::generate(&mut self.shared.host.rng());
         let expires_ms = options
             .expires_in
-            .map(|d| clock::wall_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
+            .map(|d| self.shared.host.wall_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
         let (space, key, offer) = (self.clone(), secret.id(), options.clone());
         self.append_acl(&move |acl: &AclState| space.create_invite(acl, key, &offer, expires_ms)).await?;
         if options.mode == InviteMode::Open && reads_from_now_on(self.acl()?.options.history, options.role) {
@@ -226,7 +225,7 @@ impl SpaceInner {
                 let (rotated, epoch, keys) = keys_for_new(self, acl, &[options.role])?;
                 contents.extend(rotated);
                 let keys = keys_for(history, options.role, &keys);
-                vec![seal_keys(Some(self.id), epoch, Recipient::Invite(key), &keys, &mut rand::rng())?]
+                vec![seal_keys(Some(self.id), epoch, Recipient::Invite(key), &keys, &mut self.shared.host.rng())?]
             }
         };
         contents.push(AclContent::CreateInvite(CreateInvite {
@@ -246,7 +245,7 @@ impl SpaceInner {
     fn label_ct(&self, acl: &AclState, label: Option<&str>) -> Result<Bytes, AclError> {
         let (Some(label), Some(epoch)) = (label, acl.epochs.get(&acl.epoch)) else { return Ok(Bytes::new()) };
         let label = serde_json::json!({ "name": label }).to_string();
-        Ok(seal_profile(self.id, acl.epoch, &epoch.profile_key, label.as_bytes(), &mut rand::rng())?)
+        Ok(seal_profile(self.id, acl.epoch, &epoch.profile_key, label.as_bytes(), &mut self.shared.host.rng())?)
     }
 }
 
@@ -259,7 +258,7 @@ impl crate::client::Shared {
             addresses: vec![self.address.to_string()],
             spaces: made.into_iter().map(|m| m.invited).collect(),
             inviter: self.account.id(),
-            created_ms: clock::wall_ms(),
+            created_ms: self.host.wall_ms(),
             expires_ms: expires_ms.unwrap_or(0),
         };
         let token = token_to_text(&Verified::sign(&token, self.account.signing_key(), None)?);

@@ -24,7 +24,6 @@ use sync_core::record::{AclContent, AclRecord, HistoryMode, InviteMode, Role, Ro
 use sync_e2ee::{HistoryAccess, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
 use sync_proto::v1::{self, acl_append_response::Outcome};
 
-use crate::clock;
 use crate::connect::failure;
 use crate::error::{AclError, CallError, ReadError};
 use crate::space::SpaceInner;
@@ -45,7 +44,7 @@ impl SpaceInner {
     pub(crate) async fn append_acl(self: &Arc<Self>, make: &MakeContents<'_>) -> Result<(), AclError> {
         let registered = tokio::time::timeout(limits::UNARY_TIMEOUT, self.registered()).await;
         registered.map_err(|_| self.shared.timed_out())??;
-        let until = clock::now().plus(limits::ACL_INTENT_TIMEOUT);
+        let until = self.shared.host.now().plus(limits::ACL_INTENT_TIMEOUT);
         let mut attempts = 0;
         loop {
             let acl = self.acl()?;
@@ -68,7 +67,7 @@ impl SpaceInner {
                 // An answer was lost on the way, and the second offer met the first.
                 return Ok(());
             }
-            if clock::now() > until {
+            if self.shared.host.now() > until {
                 return Err(AclError::Contended { attempts });
             }
         }
@@ -138,7 +137,7 @@ impl SpaceInner {
             .filter(|(account, _)| stays(account))
             .map(|(account, m)| (*account, access(history, m.role)))
             .collect();
-        let mut rng = rand::rng();
+        let mut rng = self.shared.host.rng();
         let (mut rotation, new_keys) = make_rotation(acl.space, (acl.epoch, &keys), &members, &mut rng)?;
         let OpenInvites::Reseal { except } = invites else { return Ok((rotation, new_keys)) };
         for (id, invite) in &acl.invites {
@@ -197,7 +196,7 @@ pub(crate) fn sign_record(
         prev: acl.head,
         index: acl.index + 1,
         author: shared.account.id(),
-        at_ms: clock::wall_ms(),
+        at_ms: shared.host.wall_ms(),
         seen: None,
         contents,
     };

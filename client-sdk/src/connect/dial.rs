@@ -15,12 +15,12 @@ use sync_core::pb::SignedRecord;
 use sync_core::record::{NodeCertificate, RawRecord, Verified};
 use sync_core::session::{Nonces, sign_proof, verify_challenge};
 use sync_core::token::{NodeAddress, Transport};
+use sync_host::{Host, Stream};
 use sync_proto::status::Failure;
 use sync_proto::v1::sync_client::SyncClient;
 use sync_proto::v1::{self, Challenge, Hello, Proof, VersionRange};
 use sync_proto::{WireError, array, id, read_verified, required};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::interceptor::InterceptedService;
@@ -120,27 +120,28 @@ impl fmt::Display for Step {
     }
 }
 
-/// Opens a connection and a session on it. `device_list` is the account's newest that we know; `client_nonce` must be fresh;
-/// `generation` is the caller's number for the result.
+/// Opens a connection and a session on it. `device_list` is the account's newest that we know; `generation` is the caller's
+/// number for the result.
 ///
 /// # Errors
 /// [`DialError`]. None of them is final: networks, nodes and certificates get repaired.
 pub(crate) async fn dial(
+    host: &Host,
     address: &NodeAddress,
     identity: &Identity,
     device_list: RawRecord,
-    client_nonce: [u8; 32],
     generation: u64,
 ) -> Result<Conn, DialError> {
     let endpoint = endpoint(address)?;
-    let tcp = connect(address).await?;
+    let stream = connect(host, address).await?;
     let (channel, pinned) = match address.transport {
         Transport::Tls => {
-            let (stream, certificate) = secure(address, tcp).await?;
+            let (stream, certificate) = secure(address, stream).await?;
             (start_http2(address, &endpoint, stream).await?, Some(certificate))
         }
-        Transport::Plain => (start_http2(address, &endpoint, tcp).await?, None),
+        Transport::Plain => (start_http2(address, &endpoint, stream).await?, None),
     };
+    let client_nonce = host.random();
     let challenge = open_session(address, &channel, identity, device_list, &client_nonce).await?;
     let proven = verify_answer(address, identity, client_nonce, &challenge, pinned.as_ref())?;
     let (token, device_list) = prove_session(address, &channel, identity, &proven, challenge.session).await?;
@@ -178,21 +179,17 @@ fn endpoint(address: &NodeAddress) -> Result<Endpoint, DialError> {
         .keep_alive_while_idle(true))
 }
 
-async fn connect(address: &NodeAddress) -> Result<TcpStream, DialError> {
-    let connecting = async {
-        let tcp = TcpStream::connect(address.endpoint.as_str()).await?;
-        tcp.set_nodelay(true)?;
-        Ok(tcp)
-    };
+async fn connect(host: &Host, address: &NodeAddress) -> Result<Stream, DialError> {
+    let connecting = host.connect(&address.endpoint);
     let unreachable = |source| DialError::Unreachable { address: address.clone(), source };
     within(address, Step::Connect, connecting).await?.map_err(unreachable)
 }
 
 async fn secure(
     address: &NodeAddress,
-    tcp: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Verified<NodeCertificate>), DialError> {
-    let secured = within(address, Step::Tls, tls::handshake(tcp, address.authority)).await?;
+    stream: Stream,
+) -> Result<(TlsStream<Stream>, Verified<NodeCertificate>), DialError> {
+    let secured = within(address, Step::Tls, tls::handshake(stream, address.authority)).await?;
     secured.map_err(|error| match error {
         TlsError::Handshake(error) => stranger(address, Stranger::Tls(error)),
         TlsError::NoHttp2 => stranger(address, Stranger::NoHttp2),
@@ -475,7 +472,7 @@ mod tests {
     }
 
     async fn dial_code(endpoint: &str, transport: Transport) -> &'static str {
-        dial(&address(endpoint, transport), &identity(), device_list(), CLIENT_NONCE, 1)
+        dial(&Host::real(), &address(endpoint, transport), &identity(), device_list(), 1)
             .await
             .expect_err("no node")
             .code()

@@ -16,8 +16,8 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, SignatureScheme};
 use sync_core::ids::{AuthorityId, NodeId};
 use sync_core::record::{NodeCertificate, RawRecord, Verified, VerifyError, verify_as};
+use sync_host::Socket;
 use sync_proto::CERTIFICATE_EXTENSION_OID;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::certificate::X509Certificate;
@@ -70,14 +70,14 @@ pub(super) enum TlsError {
 ///
 /// # Errors
 /// [`TlsError`]. Has no timeout of its own.
-pub(super) async fn handshake(
-    tcp: TcpStream,
+pub(super) async fn handshake<S: Socket>(
+    stream: S,
     authority: AuthorityId,
-) -> Result<(TlsStream<TcpStream>, Verified<NodeCertificate>), TlsError> {
+) -> Result<(TlsStream<S>, Verified<NodeCertificate>), TlsError> {
     let pin = Arc::new(Pin::new(authority));
     let connector = TlsConnector::from(Arc::new(client_config(pin.clone())));
     let name = ServerName::try_from(SERVER_NAME).expect("the constant is a DNS name");
-    let connected = connector.connect(name, tcp).await;
+    let connected = connector.connect(name, stream).await;
     match (connected, pin.verdict.get().cloned()) {
         (_, Some(Err(error))) => Err(TlsError::Pin(error)),
         (Ok(stream), Some(Ok(certificate))) => match stream.get_ref().1.alpn_protocol() {
@@ -219,7 +219,7 @@ mod tests {
     use rustls::pki_types::PrivateKeyDer;
     use rustls::server::ResolvesServerCert;
     use rustls::sign::CertifiedKey;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsAcceptor;
 
     use super::*;

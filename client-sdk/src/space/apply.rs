@@ -170,7 +170,7 @@ impl SpaceInner {
         let fault = |error: &dyn std::fmt::Display| ApplyError::Fault(format!("the node sent a bad entry: {error}"));
         let raws = self.resolve(entries)?;
         let (seqs, raws): (Vec<_>, Vec<_>) = raws.into_iter().unzip();
-        let verified = verify_many(raws, &mut rand::rng());
+        let verified = verify_many(raws, &mut self.shared.host.rng());
         let mut steps = Vec::with_capacity(seqs.len());
         let mut root: Option<(Seq, VerifiedRecord)> = None;
         for (seq, record) in seqs.into_iter().zip(verified) {

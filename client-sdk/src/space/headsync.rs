@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::SpaceInner;
-use crate::clock;
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, ReadError};
 use crate::status::Confirmed;
 
 pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: CancellationToken) {
     let compared = tokio::select! {
+        biased;
         () = space.closed.cancelled() => return,
         () = superseded.cancelled() => return,
         compared = space.compare(&conn) => compared,
@@ -48,7 +48,7 @@ impl SpaceInner {
             match self.compare_once(conn).await? {
                 Compared::Equal(seq) => {
                     self.note_trouble(|t| t.different = None);
-                    self.note_confirmed(Confirmed { seq: seq.0, at_ms: clock::wall_ms() });
+                    self.note_confirmed(Confirmed { seq: seq.0, at_ms: self.shared.host.wall_ms() });
                     return Ok(());
                 }
                 Compared::Apart { ours, node } => {
@@ -75,6 +75,7 @@ impl SpaceInner {
         let mut watermarks = self.shared.store.watch(self.id);
         let mut node_moves = self.node_seq.subscribe();
         tokio::select! {
+            biased;
             _ = watermarks.wait_for(|w| w.seq >= node && w.seq != ours) => {}
             // We were ahead of an answer that crossed an entry: ask again when the node is known to have moved.
             _ = node_moves.changed(), if ours > node => {}

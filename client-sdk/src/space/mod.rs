@@ -342,6 +342,7 @@ impl Space {
     pub async fn status_changed(&self, since: &mut u64) {
         let mut moved = self.inner.moved.subscribe();
         tokio::select! {
+            biased;
             // An error means that the space is gone; the caller's next read says so.
             _ = moved.wait_for(|now| *now > *since) => {}
             () = self.inner.closed.cancelled() => {}

@@ -169,7 +169,7 @@ impl Projection {
     ) -> Result<Vec<ObjectTouched>, ReadError> {
         let mut touched = Vec::with_capacity(self.states.len());
         for (tree, (state, at)) in self.states {
-            let sealed = shared.local.seal_row(tree.as_bytes(), &state.encode(), &mut rand::rng());
+            let sealed = shared.local.seal_row(tree.as_bytes(), &state.encode(), &mut shared.host.rng());
             let type_tag = type_tag(shared, space, state.object_type());
             tx.put_object(space, &ObjectRow { tree, type_tag, state: sealed, at })?;
             touched.push(ObjectTouched {

@@ -13,6 +13,7 @@ use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
 use sync_core::record::verify;
 use sync_core::session::pause;
+use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1;
 use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
@@ -22,7 +23,6 @@ use tonic::Streaming;
 
 use super::SpaceInner;
 use super::write::{Maker, Rebuild, Reparent, local_envelope};
-use crate::clock;
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, ReadError, WriteError, from_store_write};
 use crate::events::Event;
@@ -31,20 +31,23 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
     let mut connection = space.shared.connection.clone();
     loop {
         let online = tokio::select! {
+            biased;
             () = space.closed.cancelled() => return,
             online = connection.wait_for(|c| c.online().is_some()) => online.map(|c| c.online()),
         };
         let Ok(Some(conn)) = online else { return };
         let generation = conn.generation();
         let ended = tokio::select! {
+            biased;
             () = space.closed.cancelled() => return,
-            ended = space.push_on(&conn) => ended,
             _ = connection.wait_for(|c| c.generation() != Some(generation)) => continue,
+            ended = space.push_on(&conn) => ended,
         };
         if let Err(error) = ended {
             tracing::debug!(space = %space.id.short(), error = %error, "pushing stopped");
         }
         tokio::select! {
+            biased;
             () = space.closed.cancelled() => return,
             () = tokio::time::sleep(limits::RETRY_FIRST) => {}
         }
@@ -90,8 +93,9 @@ impl SpaceInner {
                 // A connection has room for few streams; many spaces share it.
                 pusher = None;
                 tokio::select! {
+                    biased;
                     () = wanted => {}
-                    () = sleep_until_retry(batch.next_retry_ms) => {}
+                    () = sleep_until_retry(&self.shared.host, batch.next_retry_ms) => {}
                 }
                 continue;
             }
@@ -108,7 +112,7 @@ impl SpaceInner {
     /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already.
     fn next_batch(&self, sent: &mut BTreeSet<WriteId>) -> Result<Batch, ReadError> {
         let pending = self.shared.store.read(|tx| tx.pending(self.id))?;
-        let now_ms = clock::wall_ms();
+        let now_ms = self.shared.host.wall_ms();
         let mut batch = Batch::default();
         let mut held: BTreeSet<TreeId> = BTreeSet::new();
         let mut still_sent = BTreeSet::new();
@@ -211,13 +215,16 @@ impl SpaceInner {
         }
         let refusal =
             RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
+        let host = &self.shared.host;
         let step = failure.code.next_step();
         match (step, self.own_verdict(tx, write, &failure)?) {
             // A rule is judged on our own log, once it reached the place where the node judged.
-            (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Behind) => retry_soon(tx, write.id, attempts, refusal)?,
+            (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Behind) => {
+                retry_soon(host, tx, write.id, attempts, refusal)?
+            }
             (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Valid) => {
                 let message = format!("the node refuses what the rules allow: {}", failure.message);
-                retry_later(tx, write.id, attempts, RefusalRow { message, ..refusal }, failure.retry_after_ms)?;
+                retry_later(host, tx, write.id, attempts, RefusalRow { message, ..refusal }, failure.retry_after_ms)?;
             }
             (NextStep::Rebuild, OwnVerdict::Invalid) => {
                 let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
@@ -225,11 +232,11 @@ impl SpaceInner {
                     Ok(_) => {}
                     Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,
                     // Keys or heads that the rebuild needs are on their way.
-                    Err(_) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+                    Err(_) => retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?,
                 }
             }
             (NextStep::Refuse, OwnVerdict::Invalid) => self.refuse(tx, write, &refusal, events)?,
-            (NextStep::Retry, _) => retry_later(tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+            (NextStep::Retry, _) => retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?,
         }
         Ok(())
     }
@@ -272,10 +279,10 @@ struct Batch {
     next_retry_ms: Option<u64>,
 }
 
-async fn sleep_until_retry(next_retry_ms: Option<u64>) {
+async fn sleep_until_retry(host: &Host, next_retry_ms: Option<u64>) {
     match next_retry_ms {
         None => std::future::pending().await,
-        Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(clock::wall_ms()))).await,
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(host.wall_ms()))).await,
     }
 }
 
@@ -285,13 +292,20 @@ const RETRY_WAIT_MS_MAX: u64 = 60_000;
 /// The pause until our own log has probably caught up with the node's.
 const CATCH_UP_MS: u64 = 50;
 
-fn retry_soon(tx: &mut WriteTx<'_>, write: WriteId, attempts: u32, refusal: RefusalRow) -> Result<(), WriteError> {
-    let next_retry_ms = Some(clock::wall_ms() + CATCH_UP_MS);
+fn retry_soon(
+    host: &Host,
+    tx: &mut WriteTx<'_>,
+    write: WriteId,
+    attempts: u32,
+    refusal: RefusalRow,
+) -> Result<(), WriteError> {
+    let next_retry_ms = Some(host.wall_ms() + CATCH_UP_MS);
     tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
     Ok(())
 }
 
 fn retry_later(
+    host: &Host,
     tx: &mut WriteTx<'_>,
     write: WriteId,
     attempts: u32,
@@ -299,9 +313,10 @@ fn retry_later(
     hint_ms: u64,
 ) -> Result<(), WriteError> {
     let attempts = attempts + 1;
-    let own = u64::try_from(pause(attempts, rand::random()).as_millis()).unwrap_or(RETRY_WAIT_MS_MAX);
+    let [jitter] = host.random();
+    let own = u64::try_from(pause(attempts, jitter).as_millis()).unwrap_or(RETRY_WAIT_MS_MAX);
     let wait = own.max(hint_ms).min(RETRY_WAIT_MS_MAX);
-    let next_retry_ms = Some(clock::wall_ms() + wait);
+    let next_retry_ms = Some(host.wall_ms() + wait);
     tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
     Ok(())
 }

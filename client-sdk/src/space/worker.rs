@@ -38,6 +38,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
     let mut comparison = CancellationToken::new();
     loop {
         let inbound = tokio::select! {
+            biased;
             () = space.closed.cancelled() => return,
             inbound = inbox.recv() => inbound,
         };

@@ -20,7 +20,6 @@ use super::live::{overlaid_heads, overlaid_state};
 use super::project::stored_state;
 use super::{Space, SpaceInner};
 use crate::client::Shared;
-use crate::clock;
 use crate::error::{ReadError, WriteError, from_store_write};
 use crate::events::Event;
 use crate::object::{self, ObjectState, Op};
@@ -263,7 +262,7 @@ impl<'a> Maker<'a> {
         let (object_type, object_id) = (named.object_type, named.id);
         let envelope = Envelope { object_type, object_id, data_type: PURGE.to_owned(), payload: Bytes::new() };
         let record = self.tombstone(tree)?;
-        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(&envelope), &mut rand::rng());
+        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(&envelope), &mut self.shared.host.rng());
         let change = record.id().into();
         let write = tx.put_pending(self.space, tree, None, record.raw(), &local)?;
         Ok(Made { write, tree, change, key })
@@ -271,7 +270,7 @@ impl<'a> Maker<'a> {
 
     fn tombstone(&self, tree: TreeId) -> Result<Verified<Tombstone>, WriteError> {
         let author = self.shared.account.id();
-        let tombstone = Tombstone { tree, author, acl_head: self.acl.head, at_ms: clock::wall_ms() };
+        let tombstone = Tombstone { tree, author, acl_head: self.acl.head, at_ms: self.shared.host.wall_ms() };
         Ok(Verified::sign(&tombstone, self.shared.account.signing_key(), None)?)
     }
 
@@ -311,7 +310,7 @@ impl<'a> Maker<'a> {
     fn append(&self, tx: &mut WriteTx<'_>, place: Place, envelope: &Envelope) -> Result<Made, WriteError> {
         let Place { root, tree, logged: _, parents, root_record } = place;
         let change = self.sign(root.space, tree, parents, envelope)?;
-        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(envelope), &mut rand::rng());
+        let local = self.shared.local.seal_row(tree.as_bytes(), &encode_local(envelope), &mut self.shared.host.rng());
         let id = change.id().into();
         let write = tx.put_pending(self.space, tree, root_record.as_ref(), change.raw(), &local)?;
         Ok(Made { write, tree, change: id, key: None })
@@ -327,14 +326,14 @@ impl<'a> Maker<'a> {
         let (epoch, author, kind) = (self.acl.epoch, self.shared.account.id(), ChangeKind::Content);
         let keys = self.ring.keys(epoch).ok_or(ReadError::NoKeys)?;
         let context = ContentContext { space, tree, epoch, author, kind };
-        let encrypted = encrypt(keys, &context, envelope, &mut rand::rng())?;
+        let encrypted = encrypt(keys, &context, envelope, &mut self.shared.host.rng())?;
         let change = TreeChange {
             tree,
             parents,
             acl_head: self.acl.head,
             epoch,
             author,
-            at_ms: clock::wall_ms(),
+            at_ms: self.shared.host.wall_ms(),
             seen: None,
             kind,
             nonce: encrypted.nonce,
@@ -528,7 +527,7 @@ impl Space {
     /// # Errors
     /// [`WriteError`]; nothing is written then.
     pub async fn create_tree(&self, new: NewTree, writes: Vec<TreeWrite>) -> Result<TreeWritten, WriteError> {
-        let nonce: [u8; 16] = rand::random();
+        let nonce: [u8; 16] = self.inner.shared.host.random();
         let root = TreeRoot { space: self.inner.id, name: TreeName::Nonce(nonce), write_rule: new.write_rule };
         self.write_tree(root, new.data_type, writes).await
     }

@@ -1,7 +1,5 @@
 //! Certify: a durable receipt as of now, bound to the caller's nonce.
 
-use std::time::Instant;
-
 use sync_core::ids::{SpaceId, TreeId};
 use sync_core::limits;
 use sync_proto::v1::{CertifyRequest, CertifyResponse};
@@ -18,7 +16,7 @@ pub(super) async fn certify(
     session: &Session,
     request: CertifyRequest,
 ) -> Result<CertifyResponse, CallError> {
-    let since = Instant::now();
+    let since = state.host.now();
     let space: SpaceId = id(&request.space)?;
     let challenge = Challenge {
         nonce: array("nonce", &request.nonce)?,
@@ -28,7 +26,7 @@ pub(super) async fn certify(
     let trees = named_trees(&request)?;
     let standing = state.gate.as_member(session, space, move |view| view.standing(&trees)).await?;
     let receipt = state.receipts.certify(&state.gate, space, standing, Some(challenge), with_digest).await?;
-    metrics::certified(since);
+    metrics::certified(state.host.now().0.saturating_sub(since.0));
     Ok(CertifyResponse { receipt: Some(receipt.into_raw().into()) })
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use sync_core::code::Code;
 use sync_core::limits;
+use sync_host::Host;
 use sync_proto::v1::sync_server::Sync;
 use sync_proto::v1::{
     AclAppendRequest, AclAppendResponse, AclReadRequest, AclReadResponse, CertifyRequest, CertifyResponse, Challenge,
@@ -39,6 +40,7 @@ const ANSWERS_MAX: usize = 8;
 
 /// What every call can reach.
 pub(crate) struct State {
+    pub(crate) host: Host,
     pub(crate) identity: Arc<Identity>,
     pub(crate) sessions: Sessions,
     pub(crate) gate: Gate,
@@ -61,7 +63,7 @@ impl SyncService {
 
     /// Who is calling, and the span in which the call is logged.
     fn enter<T>(&self, rpc: &'static str, request: &Request<T>) -> Result<(Session, Span), Status> {
-        let session = self.state.sessions.authenticate(request.metadata(), link(request)?)?;
+        let session = self.state.sessions.authenticate(self.state.host.now(), request.metadata(), link(request)?)?;
         let (account, device) = (session.account().short(), session.device().short());
         Ok((session, info_span!("rpc", rpc, account, device, space = Empty)))
     }
@@ -134,10 +136,11 @@ where
     let state_of_task = Arc::clone(state);
     let task = async move {
         let ended = tokio::select! {
-            ended = work => ended,
+            biased;
             () = session.revoked() => Err(revoked().into()),
             () = state_of_task.tasks.stopped() => Err(CallError::shutting_down()),
             () = sender.closed() => Err(CallError::HungUp),
+            ended = work => ended,
         };
         match ended {
             Ok(()) | Err(CallError::HungUp) => {}

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use rand::SeedableRng as _;
 use sync_core::ids::{EntryId, SpaceId};
 use sync_core::limits;
 use sync_core::log::Submission;
 use sync_core::record::{RawRecord, VerifiedRecord, VerifyError, verify_many};
+use sync_host::HostRng;
 use sync_proto::status::Failure;
 use sync_proto::v1::{Accepted, ErrorDetail, Known, PushItem, PushRequest, PushResponse, Verdict, verdict};
 use sync_proto::{WireError, id, read_record};
@@ -87,24 +87,22 @@ async fn read(
 }
 
 async fn verify_request(state: &State, request: PushRequest) -> Result<Batch, CallError> {
-    let mut seed = [0; 32];
-    gate::fill_random(&mut seed)?;
     if request.items.len() <= VERIFY_INLINE_MAX {
-        return Ok(verify_items(request, seed));
+        return Ok(verify_items(request, state.host.rng()));
     }
     let _turn = state.verifying.acquire().await.map_err(|_closed| CallError::shutting_down())?;
-    tokio::task::spawn_blocking(move || verify_items(request, seed)).await.map_err(|failed| {
+    let rng = state.host.rng();
+    state.host.blocking(move || verify_items(request, rng)).await.map_err(|failed| {
         error!(error = %failed, "verification panicked");
         CallError::new(sync_core::code::Code::StoreFailed, "the node failed to verify")
     })
 }
 
-fn verify_items(request: PushRequest, seed: [u8; 32]) -> Batch {
+fn verify_items(request: PushRequest, mut rng: HostRng) -> Batch {
     let mut raws = Vec::with_capacity(request.items.len());
     let read: Vec<(u64, Result<Shape, Failure>)> =
         request.items.into_iter().map(|item| (item.tag, read_item(item, &mut raws))).collect();
-    // Unpredictable to whoever made the records: seeded by the operating system for every message.
-    let mut rng = rand::rngs::StdRng::from_seed(seed);
+    // Unpredictable to whoever made the records.
     let mut verified = verify_many(raws, &mut rng).into_iter();
     let items = read
         .into_iter()

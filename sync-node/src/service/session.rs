@@ -18,7 +18,6 @@ use tracing::{Instrument as _, Span};
 
 use super::State;
 use crate::failure::CallError;
-use crate::gate::fill_random;
 use crate::incoming::Link;
 use crate::metrics;
 use crate::session::{Candidate, millis, revoked};
@@ -42,17 +41,15 @@ pub(super) fn open(state: &State, link: &Link, hello: Hello) -> Result<Challenge
     let device_list: Verified<DeviceList> = read_verified("device_list", hello.device_list.map(copied))?;
     check_papers(account, device, &certificate, &device_list)?;
 
-    let (mut server, mut handshake) = ([0; 32], [0; 32]);
-    fill_random(&mut server)?;
-    fill_random(&mut handshake)?;
-    let nonces = Nonces { client, server };
+    let handshake = state.host.random();
+    let nonces = Nonces { client, server: state.host.random() };
     let signature = sign_challenge(&state.identity.node_key, &nonces, &account, &device);
-    state.sessions.begin(handshake, Candidate { account, device, device_list, nonces }, link)?;
+    state.sessions.begin(state.host.now(), handshake, Candidate { account, device, device_list, nonces }, link)?;
     Ok(Challenge {
         session: Bytes::copy_from_slice(&handshake),
         authority: state.identity.authority().to_bytes(),
         node_certificate: Some(state.identity.certificate.raw().clone().into()),
-        server_nonce: Bytes::copy_from_slice(&server),
+        server_nonce: Bytes::copy_from_slice(&nonces.server),
         limits: Some(announced_limits()),
         features: common_features(&hello.features),
         versions: Some(VersionRange { min: *VERSIONS.start(), max: *VERSIONS.end() }),
@@ -69,15 +66,13 @@ pub(super) async fn prove(state: Arc<State>, link: Link, proof: Proof) -> Result
 }
 
 async fn prove_to_the_end(state: &State, link: &Link, proof: Proof) -> Result<SessionToken, CallError> {
-    let candidate = state.sessions.take(&array("session", &proof.session)?, link)?;
+    let candidate = state.sessions.take(state.host.now(), &array("session", &proof.session)?, link)?;
     verify_proof(&candidate.device, &candidate.nonces, &state.identity.authority(), &proof.signature).map_err(
         |_| CallError::new(Code::SessionRefused, "the proof is not the device's signature for this session"),
     )?;
     let (device, device_list) = (candidate.device, candidate.device_list.clone());
-    let mut token = [0; 32];
-    fill_random(&mut token)?;
     // The session is in the table before the list is looked at: a newer list that comes in between ends it.
-    let token = state.sessions.admit(token, candidate, link)?;
+    let token = state.sessions.admit(state.host.now(), state.host.random(), candidate, link)?;
     let counts = match state.gate.keep_device_list(device_list).await {
         Ok(counts) => counts,
         Err(error) => {

@@ -4,7 +4,7 @@
 //! reads what lies after its cursor. Nothing is queued for a subscriber, so nothing overflows and nothing is lost when it is
 //! slow; the stream's bounded channel is what slows it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use sync_proto::{id, required};
 use sync_store::{LogRow, Watermarks};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tracing::{Instrument as _, debug, debug_span};
@@ -41,7 +41,7 @@ pub(super) async fn head_updates(
     mut requests: Streaming<HeadUpdatesRequest>,
     answers: Answers<HeadUpdatesResponse>,
 ) -> Result<(), CallError> {
-    let mut subscriptions = Subscriptions { state, session, answers, running: HashMap::new() };
+    let mut subscriptions = Subscriptions { state, session, answers, running: BTreeMap::new() };
     while let Some(request) = next(&mut requests).await? {
         match required("message", request.message)? {
             head_updates_request::Message::Subscribe(subscribe) => subscriptions.begin(subscribe).await?,
@@ -61,7 +61,7 @@ struct Subscriptions {
     state: Arc<State>,
     session: Session,
     answers: Answers<HeadUpdatesResponse>,
-    running: HashMap<SpaceId, Running>,
+    running: BTreeMap<SpaceId, Running>,
 }
 
 struct Running {
@@ -165,8 +165,10 @@ impl Tail {
             self.tell_durable(mark).await?;
             self.tell_heartbeat(&mut beat).await?;
             tokio::select! {
-                moved = marks.changed() => moved.map_err(|_| CallError::shutting_down())?,
+                // In this order: a log that moves all the time has heartbeats, too.
+                biased;
                 _ = beats.tick() => beat = self.heartbeat(&mut marks).await?,
+                moved = marks.changed() => moved.map_err(|_| CallError::shutting_down())?,
             }
         }
     }
@@ -282,7 +284,8 @@ enum End {
 }
 
 fn heartbeats() -> Interval {
-    let mut beats = tokio::time::interval_at(Instant::now() + limits::HEARTBEAT_INTERVAL, limits::HEARTBEAT_INTERVAL);
+    let mut beats =
+        tokio::time::interval_at(tokio::time::Instant::now() + limits::HEARTBEAT_INTERVAL, limits::HEARTBEAT_INTERVAL);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats
 }

@@ -30,7 +30,7 @@ pub(crate) async fn start(dir: &Path) -> RunningNode {
 }
 
 pub(crate) async fn dial(node: &RunningNode) -> SyncClient<Channel> {
-    let endpoint = Channel::from_shared(format!("http://{}", node.local_addr())).unwrap();
+    let endpoint = Channel::from_shared(format!("http://{}", node.local_addr().unwrap())).unwrap();
     SyncClient::new(endpoint.connect().await.unwrap())
 }
 

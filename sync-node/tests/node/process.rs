@@ -143,7 +143,7 @@ async fn health_is_always_there_and_reflection_when_switched_on() {
     let dir = tempfile::tempdir().unwrap();
     let config = NodeConfig { plaintext: true, reflection: true, ..NodeConfig::on_loopback(dir.path()) };
     let node = Node::start(config).await.unwrap();
-    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", node.local_addr())).unwrap();
+    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", node.local_addr().unwrap())).unwrap();
     let channel = endpoint.connect().await.unwrap();
     let service = "headwater.sync.v1.Sync".to_owned();
     let health = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: service.clone() }).await;

@@ -68,7 +68,7 @@ async fn handshake(node: &RunningNode) -> TlsStream<TcpStream> {
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let socket = TcpStream::connect(node.local_addr()).await.unwrap();
+    let socket = TcpStream::connect(node.local_addr().unwrap()).await.unwrap();
     let name = ServerName::try_from(CERTIFICATE_NAME).unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
 }
