@@ -38,6 +38,16 @@ pub const LADDER_POINTS_MAX: usize = 64;
 pub const PUSH_ITEMS_MAX: usize = 1000;
 /// Elements of one HeadSync page.
 pub const HEADSYNC_PAGE_MAX: usize = 4096;
+/// Cells that come with the news that two digests differ.
+pub const HEADSYNC_FIRST_CELLS: usize = 32;
+/// Cells of one block: it fits a message.
+pub const HEADSYNC_BLOCK_CELLS_MAX: usize = 8192;
+/// Cells of one comparison: enough for about 190,000 differing elements. Beyond, the elements are listed.
+pub const HEADSYNC_CELLS_MAX: usize = 1 << 18;
+/// Cells that a sketch has before somebody needs more: enough for about 2,900 differing elements.
+pub const HEADSYNC_SKETCH_CELLS: usize = 4096;
+/// Memory of all sketches that a node keeps, bytes.
+pub const HEADSYNC_SKETCH_BYTES_MAX: usize = 64 << 20;
 /// Signed receipt without tree heads, bytes.
 pub const RECEIPT_BYTES_MAX: usize = 512;
 /// Trees in one receipt.

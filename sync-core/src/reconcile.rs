@@ -2,20 +2,31 @@
 //!
 //! What is compared is a set with one [`Element`] per live tree (its logged heads), one per purged tree, and one for the ACL
 //! head. A [`SetDigest`] sums the set up so that every log entry costs a constant amount of work; it is stored with the log
-//! head, in the same transaction, and compared only at equal `seq`. When two digests differ, sorted pages of elements find
-//! the trees that differ.
+//! head, in the same transaction, and compared only at equal `seq`.
 //!
-//! The digest is LtHash (Bellare and Micciancio 1997; Lewi et al., IACR ePrint 2019/227) with 1,024 lanes of 16 bits over
-//! the BLAKE3 XOF. Unlike a XOR of hashes, nobody can make two sets with one digest.
+//! When two digests differ, cells are sent ([`Sketch`]) from which the other side decodes ([`Asking`]) what differs: a
+//! rateless invertible Bloom lookup table (Yang et al., "Practical Rateless Set Reconciliation", SIGCOMM 2024). Bytes follow
+//! the difference, not the set. What cannot be decoded, or is cheaper so, is listed: sorted pages of elements.
+
+mod digest;
+mod exchange;
+mod peel;
+mod sketch;
+mod symbol;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
-use crate::acl::AclState;
 use crate::ids::{AclId, TombstoneId, TreeId};
 use crate::log::{Decision, TreeState};
 use crate::tree::heads_hash;
 
-const LANES: usize = 1024;
+pub use digest::SetDigest;
+pub use exchange::{Asking, Next, block_after};
+pub use peel::{Decoded, peel};
+pub use sketch::{Cell, Sketch, SketchError, decode_cells, encode_cells};
+pub use symbol::{Symbol, SymbolKey, TreePrefix};
 
 /// One thing that two replicas compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,104 +54,42 @@ impl Element {
             Self::Tree { tree, .. } | Self::Purged { tree, .. } => Some(*tree),
         }
     }
-
-    fn lanes(&self) -> [u16; LANES] {
-        let mut hasher = blake3::Hasher::new_derive_key("headwater/set-element/v1");
-        let (tag, first, second): (u8, &[u8; 32], &[u8]) = match self {
-            Self::AclHead(head) => (0, head.as_bytes(), &[]),
-            Self::Tree { tree, heads_hash } => (1, tree.as_bytes(), heads_hash),
-            Self::Purged { tree, by } => (2, tree.as_bytes(), by.as_bytes()),
-        };
-        hasher.update(&[tag]).update(first).update(second);
-        let mut bytes = [0; LANES * 2];
-        hasher.finalize_xof().fill(&mut bytes);
-        lanes_from(&bytes)
-    }
 }
 
-fn lanes_from(bytes: &[u8; LANES * 2]) -> [u16; LANES] {
-    std::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
+/// One step of the set that is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Insert(Element),
+    Remove(Element),
 }
 
-/// The sum of a set of elements.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SetDigest(Box<[u16; LANES]>);
-
-impl SetDigest {
-    /// Bytes of the stored form.
-    pub const BYTES: usize = LANES * 2;
-
-    /// The digest of nothing.
-    #[must_use]
-    pub fn empty() -> Self {
-        Self(Box::new([0; LANES]))
-    }
-
-    /// The digest right after a space began.
-    #[must_use]
-    pub fn of_genesis(acl: &AclState) -> Self {
-        let mut digest = Self::empty();
-        digest.insert(&Element::AclHead(acl.head));
-        digest
-    }
-
-    pub fn insert(&mut self, element: &Element) {
-        for (lane, add) in self.0.iter_mut().zip(element.lanes()) {
-            *lane = lane.wrapping_add(add);
-        }
-    }
-
-    pub fn remove(&mut self, element: &Element) {
-        for (lane, sub) in self.0.iter_mut().zip(element.lanes()) {
-            *lane = lane.wrapping_sub(sub);
-        }
-    }
-
-    /// Follows one decision.
-    pub fn apply(&mut self, decision: &Decision) {
-        if let Some(update) = decision.tree() {
-            if let Some(before) = &update.before {
-                self.remove(&Element::of_tree(update.tree, before));
-            }
-            self.insert(&Element::of_tree(update.tree, &update.after));
-        }
-        if let Some(acl) = decision.acl() {
-            self.remove(&Element::AclHead(decision.acl_before()));
-            self.insert(&Element::AclHead(acl.head));
-        }
-    }
-
-    /// 32 bytes for the wire.
-    #[must_use]
-    pub fn finish(&self) -> [u8; 32] {
-        blake3::derive_key("headwater/set-digest/v1", &self.to_bytes())
-    }
-
-    /// The stored form, [`SetDigest::BYTES`] long.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|lane| lane.to_le_bytes()).collect()
-    }
-
-    /// Reads what [`SetDigest::to_bytes`] wrote; `None` for another length.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        Some(Self(Box::new(lanes_from(bytes.try_into().ok()?))))
-    }
-}
-
-impl std::fmt::Debug for SetDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SetDigest({})", blake3::Hash::from(self.finish()).to_hex())
-    }
+/// What a decision does to the set: at most four steps.
+pub fn steps(decision: &Decision) -> impl Iterator<Item = Step> {
+    let tree = decision.tree();
+    let before = tree.and_then(|t| t.before.as_ref().map(|b| Step::Remove(Element::of_tree(t.tree, b))));
+    let after = tree.map(|t| Step::Insert(Element::of_tree(t.tree, &t.after)));
+    let acl = decision
+        .acl()
+        .map(|acl| [Step::Remove(Element::AclHead(decision.acl_before())), Step::Insert(Element::AclHead(acl.head))]);
+    before.into_iter().chain(after).chain(acl.into_iter().flatten())
 }
 
 /// What two replicas do not agree on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Difference {
-    /// Trees that differ or that one side lacks, sorted.
+    /// Trees that differ, sorted. From lists, those that only the other side has, too.
     pub trees: Vec<TreeId>,
     pub acl: bool,
+    /// Trees that only the other side has, as far as cells tell; a prefix for each.
+    pub elsewhere: Vec<TreePrefix>,
+}
+
+impl Difference {
+    /// Trees that are not the same on both sides.
+    #[must_use]
+    pub const fn trees_len(&self) -> usize {
+        self.trees.len() + self.elsewhere.len()
+    }
 }
 
 /// Compares two whole sets. Both come as pages elsewhere; here they are collected.
@@ -160,42 +109,4 @@ pub fn difference(ours: &[Element], theirs: &[Element]) -> Difference {
         }
     }
     found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(n: u8) -> Element {
-        Element::Tree { tree: TreeId::from_hash([n; 32]), heads_hash: [n; 32] }
-    }
-
-    #[test]
-    fn the_digest_depends_on_the_set_alone() {
-        let mut one = SetDigest::empty();
-        let mut two = SetDigest::empty();
-        for n in 0..20 {
-            one.insert(&tree(n));
-            two.insert(&tree(19 - n));
-        }
-        assert_eq!(one, two);
-        two.insert(&tree(77));
-        assert_ne!(one.finish(), two.finish());
-        two.remove(&tree(77));
-        assert_eq!(one.finish(), two.finish());
-        assert_eq!(SetDigest::from_bytes(&one.to_bytes()), Some(one));
-    }
-
-    #[test]
-    fn every_difference_is_found() {
-        let ours = [tree(1), tree(2), Element::AclHead(AclId::from_hash([0; 32]))];
-        let mut changed = tree(2);
-        if let Element::Tree { heads_hash, .. } = &mut changed {
-            heads_hash[0] ^= 1;
-        }
-        let theirs = [tree(3), changed, Element::AclHead(AclId::from_hash([1; 32]))];
-        let trees = [1, 2, 3].map(|n| TreeId::from_hash([n; 32])).to_vec();
-        assert_eq!(difference(&ours, &theirs), Difference { trees, acl: true });
-        assert_eq!(difference(&ours, &ours), Difference::default());
-    }
 }

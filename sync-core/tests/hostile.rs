@@ -1,0 +1,22 @@
+//! What the fuzz targets run (`fuzz/`), on seeded inputs.
+
+#[path = "hostile/cells.rs"]
+mod cells;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+
+/// Cells that are noise, and honest cells that were touched.
+#[test]
+fn hostile_cells_never_panic_and_never_name_a_wrong_difference() {
+    let mut rng = ChaCha20Rng::seed_from_u64(7);
+    for _ in 0..5000 {
+        let mut bytes = vec![0; usize::try_from(rng.next_u32() % 4000).unwrap()];
+        rng.fill_bytes(&mut bytes);
+        // Small numbers are what structure is made of.
+        if rng.next_u32() % 2 == 0 {
+            bytes.iter_mut().for_each(|byte| *byte %= 3);
+        }
+        cells::run(&bytes);
+    }
+}
