@@ -2,13 +2,15 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use client_sdk::{
     AclId, Client, ClientConfig, InviteOptions, Joining, NodeAddress, Object, ObjectChange, ObjectWatch, ReasonCode,
     Role, Space, TreeId, Unlock,
 };
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// What a scenario on a loaded two-core machine may take at most before it counts as stuck.
@@ -29,10 +31,27 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// Where a process keeps its data.
+#[derive(Debug)]
+enum Data {
+    /// Gone with the handle.
+    Own(TempDir),
+    Given(PathBuf),
+}
+
+impl Data {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
 /// A node process with a data directory of its own.
 #[derive(Debug)]
 pub struct NodeProcess {
-    dir: TempDir,
+    data: Data,
     child: Option<Child>,
     stdout: Option<BufReader<ChildStdout>>,
     address: NodeAddress,
@@ -49,10 +68,25 @@ impl NodeProcess {
     /// Starts a node on a free port with more flags.
     #[must_use]
     pub fn start_with(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::start_under(&[], flags)
+    }
+
+    /// Starts a node by way of another program, which must become the node: `["prlimit", "--nofile=64"]`.
+    #[must_use]
+    pub fn start_under(program: &[&str], flags: &[&str]) -> Self {
+        Self::launch(program, Data::Own(tempfile::tempdir().expect("a temporary directory")), flags)
+    }
+
+    /// Starts a node with its data in a directory that is the caller's.
+    #[must_use]
+    pub fn start_in(dir: &Path, flags: &[&str]) -> Self {
+        Self::launch(&[], Data::Given(dir.to_owned()), flags)
+    }
+
+    fn launch(program: &[&str], data: Data, flags: &[&str]) -> Self {
         let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
-        let (child, stdout, address) = launch(dir.path(), "127.0.0.1:0", &flags);
-        Self { dir, child: Some(child), stdout: Some(stdout), address, flags }
+        let (child, stdout, address) = launch(program, data.path(), "127.0.0.1:0", &flags);
+        Self { data, child: Some(child), stdout: Some(stdout), address, flags }
     }
 
     /// Where it listens, and who it is.
@@ -64,13 +98,31 @@ impl NodeProcess {
     /// Its data directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.data.path()
     }
 
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Sends a signal, and waits for nothing.
+    ///
+    /// # Panics
+    /// If the process is not there.
+    pub fn signal(&self, signal: Signal) {
+        send_signal(self.child.as_ref().expect("the node runs"), signal);
+    }
+
+    /// Waits until it ends, by itself or as it was asked to.
+    ///
+    /// # Panics
+    /// If the process was not there.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the node runs");
+        self.stdout = None;
+        child.wait().expect("a child can be waited for")
     }
 
     /// `kill -9`.
@@ -84,8 +136,16 @@ impl NodeProcess {
 
     /// Starts it again on the same data directory and port.
     pub fn restart(&mut self) {
+        self.restart_under(&[]);
+    }
+
+    /// The same, by way of another program.
+    ///
+    /// # Panics
+    /// If it is somebody else now.
+    pub fn restart_under(&mut self, program: &[&str]) {
         self.kill();
-        let (child, stdout, address) = launch(self.dir.path(), &self.address.endpoint, &self.flags);
+        let (child, stdout, address) = launch(program, self.data.path(), &self.address.endpoint, &self.flags);
         assert_eq!(address, self.address, "a node keeps its identity");
         self.child = Some(child);
         self.stdout = Some(stdout);
@@ -98,8 +158,34 @@ impl Drop for NodeProcess {
     }
 }
 
-fn launch(dir: &Path, listen: &str, flags: &[String]) -> (Child, BufReader<ChildStdout>, NodeAddress) {
-    let mut child = Command::new(binary("sync-node"))
+/// Sends a signal to a child.
+///
+/// # Panics
+/// If it is not there.
+pub fn send_signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).expect("a process id");
+    nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("a child takes a signal");
+}
+
+/// A command that runs `binary` by way of `program`, if there is one.
+fn command(program: &[&str], binary: PathBuf) -> Command {
+    match program {
+        [] => Command::new(binary),
+        [program, args @ ..] => {
+            let mut command = Command::new(program);
+            command.args(args).arg(binary);
+            command
+        }
+    }
+}
+
+fn launch(
+    program: &[&str],
+    dir: &Path,
+    listen: &str,
+    flags: &[String],
+) -> (Child, BufReader<ChildStdout>, NodeAddress) {
+    let mut child = command(program, binary("sync-node"))
         .arg("--data")
         .arg(dir)
         .args(["--listen", listen])

@@ -8,3 +8,4 @@ pub mod hostile;
 pub mod relay;
 pub mod rules;
 pub mod script;
+pub mod wire;
