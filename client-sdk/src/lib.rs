@@ -31,6 +31,8 @@
 //! - [`Space::invite`], [`Client::join`], [`Space::approve`]: membership. A joiner is *ready* when it can read what it is
 //!   meant to see.
 //!
+//! - [`local`]: all of this as a gRPC service on this machine, for programs in other languages.
+//!
 //! # Never here
 //!
 //! No way to rebuild or invalidate a live tree, no way to start or stop sync by hand, no rules of its own: those are in
@@ -45,6 +47,7 @@ mod events;
 mod home;
 mod join;
 mod link;
+pub mod local;
 pub mod object;
 mod objects;
 mod space;

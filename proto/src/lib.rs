@@ -27,8 +27,25 @@ pub mod v1 {
     tonic::include_proto!("headwater.sync.v1");
 }
 
-/// For gRPC reflection: every message and service of this package, as an encoded `FileDescriptorSet`.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// Generated from `client.proto`: the service of a client, for programs on the same machine.
+pub mod client_v1 {
+    #![allow(
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::large_enum_variant,
+        clippy::wildcard_enum_match_arm,
+        clippy::default_trait_access,
+        rust_2018_idioms,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("headwater.client.v1");
+}
+
+/// For gRPC reflection: the node's service and every message of it, as an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sync_descriptors.bin"));
+
+/// For gRPC reflection: the service of a client and every message of it, as an encoded `FileDescriptorSet`.
+pub const CLIENT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/client_descriptors.bin"));
 
 /// The metadata key that carries the session token, as ASCII base32.
 pub const TOKEN_KEY: &str = "headwater-session";

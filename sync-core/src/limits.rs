@@ -70,6 +70,17 @@ pub const SESSIONS_MAX: usize = 65_536;
 /// Streams of one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
+/// Connections to a client's local service.
+pub const LOCAL_CONNECTIONS_MAX: usize = 128;
+/// Calls of one connection to a client's local service that are under way.
+pub const LOCAL_CALLS_MAX: u32 = 1024;
+/// Awaits of one connection to a client's local service that are under way.
+pub const LOCAL_AWAITS_MAX: usize = 256;
+/// Items of one page of a list, as the local service gives them.
+pub const LOCAL_PAGE_MAX: usize = 1000;
+/// Items of one page where the caller does not say how many.
+pub const LOCAL_PAGE_DEFAULT: usize = 100;
+
 /// How often a client pings and a node sends a heartbeat. Two missed ones end "synced".
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// HTTP/2 keepalive: ping after this much silence.

@@ -1,0 +1,177 @@
+//! What happens, and how spaces stand.
+
+use std::collections::BTreeSet;
+
+use sync_core::ids::SpaceId;
+use sync_proto::client_v1 as pb;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+
+use super::spaces;
+use crate::account::ClientEvent;
+use crate::client::Client;
+use crate::error::ReadError;
+use crate::events::Events;
+use crate::local::failure::LocalError;
+use crate::local::to_wire;
+use crate::space::Space;
+use crate::status::SpaceStatus;
+
+/// Events that wait for a slow reader, beside those that each feed keeps.
+const HEARD_MAX: usize = 16;
+
+pub(super) fn events(
+    client: Client,
+    request: pb::EventsRequest,
+) -> Result<impl Stream<Item = Result<pb::Event, LocalError>> + Send + 'static, LocalError> {
+    let feeds = if request.space.is_empty() {
+        Feeds::of_everything(client)?
+    } else {
+        let space = spaces::of(&client, &request.space)?;
+        Feeds::of_one(client, &space)
+    };
+    Ok(async_stream::try_stream! {
+        let mut feeds = feeds;
+        let listening = pb::event::Event::Listening(pb::event::Listening {});
+        yield pb::Event { space: request.space, event: Some(listening) };
+        while let Some(event) = feeds.next().await? {
+            yield event;
+        }
+    })
+}
+
+/// Several feeds as one. What listens for it ends with it.
+struct Feeds {
+    client: Client,
+    heard: mpsc::Receiver<Heard>,
+    say: mpsc::Sender<Heard>,
+    listening: JoinSet<()>,
+    spaces: BTreeSet<SpaceId>,
+}
+
+enum Heard {
+    Space(pb::Event),
+    Account(ClientEvent),
+    /// The client was closed.
+    End,
+}
+
+impl Feeds {
+    fn new(client: Client) -> Self {
+        let (say, heard) = mpsc::channel(HEARD_MAX);
+        Self { client, heard, say, listening: JoinSet::new(), spaces: BTreeSet::new() }
+    }
+
+    fn of_one(client: Client, space: &Space) -> Self {
+        let mut feeds = Self::new(client);
+        feeds.listen(space);
+        feeds
+    }
+
+    fn of_everything(client: Client) -> Result<Self, ReadError> {
+        let mut feeds = Self::new(client);
+        // Before the spaces are listed: one that comes in between is heard of twice, and listened to once.
+        let (mut events, say) = (feeds.client.events(), feeds.say.clone());
+        feeds.listening.spawn(async move {
+            while let Some(event) = events.next().await {
+                if say.send(Heard::Account(event)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = say.send(Heard::End).await;
+        });
+        for info in feeds.client.spaces()? {
+            let space = feeds.client.space(info.id)?;
+            feeds.listen(&space);
+        }
+        Ok(feeds)
+    }
+
+    fn listen(&mut self, space: &Space) {
+        if self.spaces.insert(space.id()) {
+            self.listening.spawn(hear(space.id(), space.events(), self.say.clone()));
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<pb::Event>, ReadError> {
+        match self.heard.recv().await {
+            Some(Heard::Space(event)) => Ok(Some(event)),
+            Some(Heard::Account(event)) => {
+                match event {
+                    ClientEvent::SpaceAppeared { space } => match self.client.space(space) {
+                        Ok(space) => self.listen(&space),
+                        // It was forgotten again meanwhile.
+                        Err(ReadError::UnknownSpace(_)) => {}
+                        Err(error) => return Err(error),
+                    },
+                    ClientEvent::SpaceGone { space } => drop(self.spaces.remove(&space)),
+                    ClientEvent::JoinsChanged
+                    | ClientEvent::DevicesChanged
+                    | ClientEvent::DeviceRevoked
+                    | ClientEvent::Lagged { .. } => {}
+                }
+                Ok(Some(event.into()))
+            }
+            Some(Heard::End) | None => Ok(None),
+        }
+    }
+}
+
+async fn hear(space: SpaceId, mut events: Events, say: mpsc::Sender<Heard>) {
+    while let Some(event) = events.next().await {
+        let mut event = pb::Event::from(event);
+        // A feed that lagged does not say of which space it is.
+        event.space = space.to_string();
+        if say.send(Heard::Space(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn status(client: Client, request: pb::GetStatusRequest) -> Result<pb::SpaceStatus, LocalError> {
+    message(&client, &spaces::of(&client, &request.space)?)
+}
+
+fn message(client: &Client, space: &Space) -> Result<pb::SpaceStatus, LocalError> {
+    let status: SpaceStatus = space.status()?;
+    Ok(to_wire::status(&status, space.acl()?.role(&client.account())))
+}
+
+pub(super) fn watch_status(
+    client: Client,
+    request: pb::WatchStatusRequest,
+) -> Result<impl Stream<Item = Result<pb::SpaceStatus, LocalError>> + Send + 'static, LocalError> {
+    let space = spaces::of(&client, &request.space)?;
+    Ok(async_stream::try_stream! {
+        let (mut since, mut last) = (0, None);
+        loop {
+            let status = message(&client, &space)?;
+            let shape = Some(without_clocks(status.clone()));
+            if shape != last {
+                last = shape;
+                yield status;
+            }
+            space.status_changed(&mut since).await;
+            if space.inner.closed.is_cancelled() {
+                return;
+            }
+        }
+    })
+}
+
+/// What is told anew when it differs: everything that does not move by itself.
+fn without_clocks(mut status: pb::SpaceStatus) -> pb::SpaceStatus {
+    status.fresh_ms = None;
+    status.confirmed = None;
+    status.reasons.iter_mut().for_each(|reason| reason.next_retry_ms = None);
+    status
+}
+
+pub(super) async fn explain(
+    client: Client,
+    request: pb::ExplainSyncRequest,
+) -> Result<pb::ExplainSyncResponse, LocalError> {
+    let reasons = spaces::of(&client, &request.space)?.explain()?;
+    Ok(pb::ExplainSyncResponse { reasons: reasons.iter().map(Into::into).collect() })
+}

@@ -1,0 +1,119 @@
+//! Objects: put, get, list, update, delete, purge, watch.
+
+use prost::Message as _;
+use sync_core::limits;
+use sync_proto::client_v1 as pb;
+use tokio_stream::Stream;
+
+use super::pages::page;
+use super::spaces;
+use crate::client::Client;
+use crate::local::failure::LocalError;
+use crate::local::from_wire::{self, PageRequest};
+use crate::local::to_wire;
+use crate::objects::{Object, ObjectChange};
+
+pub(super) async fn put(client: Client, request: pb::PutObjectRequest) -> Result<pb::Written, LocalError> {
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let fields = from_wire::fields(&request.fields_json)?;
+    Ok(to_wire::written(objects.put(&request.r#type, &request.id, fields.into()).await?))
+}
+
+pub(super) async fn put_many(
+    client: Client,
+    request: pb::PutObjectsRequest,
+) -> Result<pb::PutObjectsResponse, LocalError> {
+    from_wire::at_most("objects", &request.objects, limits::LOCAL_PAGE_MAX)?;
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let new = request.objects.into_iter().map(from_wire::new_object).collect::<Result<Vec<_>, _>>()?;
+    let written = objects.put_many(new).await?;
+    Ok(pb::PutObjectsResponse { written: written.into_iter().map(to_wire::written).collect() })
+}
+
+pub(super) async fn update(client: Client, request: pb::UpdateObjectRequest) -> Result<pb::Written, LocalError> {
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let update = from_wire::update(request.ops)?;
+    Ok(to_wire::written(objects.update(&request.r#type, &request.id, update).await?))
+}
+
+pub(super) async fn delete(client: Client, request: pb::DeleteObjectRequest) -> Result<pb::Written, LocalError> {
+    let objects = spaces::of(&client, &request.space)?.objects();
+    Ok(to_wire::written(objects.delete(&request.r#type, &request.id).await?))
+}
+
+pub(super) async fn purge(client: Client, request: pb::PurgeObjectRequest) -> Result<pb::Written, LocalError> {
+    let objects = spaces::of(&client, &request.space)?.objects();
+    Ok(to_wire::written(Some(objects.purge(&request.r#type, &request.id).await?)))
+}
+
+pub(super) async fn get(client: Client, request: pb::GetObjectRequest) -> Result<pb::Object, LocalError> {
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let (object_type, id) = (request.r#type, request.id);
+    let Some(mut object) = objects.get(&object_type, &id)? else {
+        return Err(LocalError::NoObject { object_type, id });
+    };
+    if !request.only_fields.is_empty() {
+        object.fields.retain(|field, _| request.only_fields.contains(field));
+    }
+    whole(object)
+}
+
+/// An object that fits a message.
+pub(super) fn whole(object: Object) -> Result<pb::Object, LocalError> {
+    let what = format!("{}/{}", object.object_type, object.id);
+    let message = pb::Object::from(object);
+    let actual = message.encoded_len();
+    if actual > limits::BATCH_BYTES_MAX {
+        return Err(LocalError::TooLarge { what, actual, max: limits::BATCH_BYTES_MAX });
+    }
+    Ok(message)
+}
+
+/// An object among others. One that is too large for a message must not hide the rest: it comes without its fields.
+fn listed(object: Object) -> pb::Object {
+    let mut message = pb::Object::from(object);
+    if message.encoded_len() > limits::BATCH_BYTES_MAX {
+        message.omitted_bytes = u64::try_from(message.fields_json.len()).unwrap_or(u64::MAX);
+        message.fields_json.clear();
+    }
+    message
+}
+
+pub(super) async fn list(
+    client: Client,
+    request: pb::ListObjectsRequest,
+) -> Result<pb::ListObjectsResponse, LocalError> {
+    let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let found = if request.r#type.is_empty() { objects.list_all()? } else { objects.list(&request.r#type)? };
+    // Types are text without NUL as far as anybody writes them; one that has it only stands elsewhere in the order.
+    let all = found.into_iter().map(|o| (format!("{}\0{}", o.object_type, o.id), o)).collect();
+    let page = page(all, &wanted, listed);
+    Ok(pb::ListObjectsResponse { objects: page.items, next_page_token: page.next })
+}
+
+pub(super) fn watch(
+    client: Client,
+    request: pb::WatchObjectsRequest,
+) -> Result<impl Stream<Item = Result<pb::WatchObjectsResponse, LocalError>> + Send + 'static, LocalError> {
+    use pb::watch_objects_response::Change;
+    let objects = spaces::of(&client, &request.space)?.objects();
+    let mut watch = objects.watch(request.r#type.clone());
+    let say = |change| pb::WatchObjectsResponse { change: Some(change) };
+    Ok(async_stream::try_stream! {
+        let _client = client;
+        yield say(Change::Watching(pb::Watching {}));
+        if request.existing {
+            for object in objects.list(&request.r#type)? {
+                yield say(Change::Changed(listed(object)));
+            }
+        }
+        while let Some(change) = watch.next().await? {
+            yield say(match change {
+                ObjectChange::Changed(object) => Change::Changed(listed(object)),
+                ObjectChange::Deleted { object_type, id } => Change::Deleted(pb::ObjectRef { r#type: object_type, id }),
+                ObjectChange::Lagged { missed } => Change::Lagged(pb::Lagged { missed }),
+            });
+        }
+    })
+}
