@@ -7,6 +7,7 @@ use prost::Message as _;
 use sync_core::acl::AclReject;
 use sync_core::code::Code;
 use sync_core::ids::{AclId, Seq};
+use sync_core::limits;
 use sync_core::log::{Refusal, Reject};
 use sync_core::pb::SignedRecord;
 use sync_core::record::VerifyError;
@@ -142,7 +143,18 @@ impl From<&Reject> for Failure {
 
 impl From<&Refusal> for Failure {
     fn from(refusal: &Refusal) -> Self {
-        Self::new(refusal.into(), refusal.to_string())
+        let failure = Self::new(refusal.into(), refusal.to_string());
+        match refusal {
+            // Asked again before the end: the operator may end it earlier.
+            Refusal::Recovering { left } => {
+                let wait = (*left).min(limits::RECOVERY_RETRY);
+                failure.retry_after(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+            }
+            Refusal::InviteExpired { .. }
+            | Refusal::RequiresMissing { .. }
+            | Refusal::NotHome { .. }
+            | Refusal::PayloadMissing => failure,
+        }
     }
 }
 
@@ -204,6 +216,7 @@ pub const fn grpc_code(code: Code) -> tonic::Code {
         | Code::RequiresMissing
         | Code::NotHome
         | Code::OwnerCannotLeave
+        | Code::LogDiverged
         | Code::VersionMismatch => Grpc::FailedPrecondition,
         Code::NotAWriter
         | Code::WriteRule
@@ -217,7 +230,7 @@ pub const fn grpc_code(code: Code) -> tonic::Code {
         Code::LimitReached | Code::Quota | Code::Overloaded | Code::StoreFull => Grpc::ResourceExhausted,
         Code::SessionExpired | Code::SessionRefused | Code::DeviceRevoked => Grpc::Unauthenticated,
         Code::StoreFailed => Grpc::Internal,
-        Code::ShuttingDown => Grpc::Unavailable,
+        Code::ShuttingDown | Code::Recovering => Grpc::Unavailable,
     }
 }
 

@@ -82,6 +82,7 @@ codes! {
     NotHome = 82 "NOT_HOME",
     Quota = 83 "QUOTA",
     SpaceCreationRefused = 84 "SPACE_CREATION_REFUSED",
+    Recovering = 85 "RECOVERING",
     SpaceUnknown = 100 "SPACE_UNKNOWN",
     Forbidden = 101 "FORBIDDEN",
     SessionExpired = 102 "SESSION_EXPIRED",
@@ -92,6 +93,7 @@ codes! {
     StoreFull = 107 "STORE_FULL",
     ShuttingDown = 108 "SHUTTING_DOWN",
     DeviceRevoked = 109 "DEVICE_REVOKED",
+    LogDiverged = 112 "LOG_DIVERGED",
 }
 
 impl Code {
@@ -193,6 +195,7 @@ impl Code {
             | Self::NotHome
             | Self::Quota
             | Self::SpaceCreationRefused
+            | Self::Recovering
             | Self::SpaceUnknown
             | Self::Forbidden
             | Self::SessionExpired
@@ -202,7 +205,8 @@ impl Code {
             | Self::StoreFailed
             | Self::StoreFull
             | Self::ShuttingDown
-            | Self::DeviceRevoked => NextStep::Retry,
+            | Self::DeviceRevoked
+            | Self::LogDiverged => NextStep::Retry,
         }
     }
 }
@@ -287,6 +291,7 @@ impl From<&Refusal> for Code {
             Refusal::RequiresMissing { .. } => Self::RequiresMissing,
             Refusal::NotHome { .. } => Self::NotHome,
             Refusal::PayloadMissing => Self::PayloadMissing,
+            Refusal::Recovering { .. } => Self::Recovering,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
 //! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
 //! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile -> receipt ->
-//! token -> session`.
+//! history -> evidence -> token -> session`.
 //!
 //! # Never here
 //!
@@ -12,6 +12,8 @@
 
 pub mod acl;
 pub mod code;
+pub mod evidence;
+pub mod history;
 pub mod ids;
 pub mod limits;
 pub mod log;

@@ -52,6 +52,20 @@ pub const HEADSYNC_SKETCH_BYTES_MAX: usize = 64 << 20;
 pub const RECEIPT_BYTES_MAX: usize = 512;
 /// Trees in one receipt.
 pub const RECEIPT_TREES_MAX: usize = 256;
+/// Ids of log entries in one piece of evidence.
+pub const EVIDENCE_IDS_MAX: usize = 65_536;
+/// Evidence as text, characters: its ids and two receipts, eight characters for five bytes.
+pub const EVIDENCE_CHARS_MAX: usize = 4 << 20;
+/// Recognised restores of one space that are told and kept.
+pub const HISTORIES_MAX: usize = 64;
+/// Accusations of one space that a client keeps; further ones are counted by those that are there.
+pub const ACCUSATIONS_MAX: usize = 64;
+/// Ids in one message of a re-push.
+pub const REPUSH_IDS_PER_MESSAGE_MAX: usize = 16_384;
+/// Entries that one re-push brings back: 32 MiB of ids in the node's memory.
+pub const REPUSH_IDS_MAX: usize = 1 << 20;
+/// Re-pushes that a node takes at the same time.
+pub const REPUSHES_MAX: usize = 4;
 /// An invite token, characters.
 pub const TOKEN_CHARS_MAX: usize = 64 << 10;
 /// The body of an invite token, bytes: its text (prefix, envelope and signature included, eight characters for five bytes) fits
@@ -101,3 +115,7 @@ pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 pub const RETRY_MAX: Duration = Duration::from_secs(20);
 /// What a stopping process gives its work to finish.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node takes nothing new after a recognised restore, unless its operator says otherwise.
+pub const RECOVERY_WINDOW: Duration = Duration::from_secs(600);
+/// The longest hint to a client whose write waits for that.
+pub const RECOVERY_RETRY: Duration = Duration::from_secs(5);

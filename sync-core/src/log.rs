@@ -10,6 +10,7 @@
 //! told what was not stored.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::acl::{AclReject, AclState};
 use crate::ids::{
@@ -159,6 +160,8 @@ pub enum Refusal {
     NotHome { home: Option<AuthorityId> },
     #[error("the change came without its payload")]
     PayloadMissing,
+    #[error("the node was restored from a backup and first takes back what it lost: {} s are left", .left.as_secs())]
+    Recovering { left: Duration },
 }
 
 /// A rule was broken, or the store failed.
@@ -754,6 +757,8 @@ pub struct Admission {
     pub authority: AuthorityId,
     pub now_ms: u64,
     pub durable_seq: Seq,
+    /// What is left of the time in which a restored node takes nothing new.
+    pub recovering: Option<Duration>,
 }
 
 /// The node's own conditions, before [`decide`]. A record that stands in the log already needs no admission.
@@ -767,6 +772,9 @@ pub fn admit<V: View>(view: &V, submission: &Submission, admission: &Admission) 
     }
     if view.acl().home != Some(admission.authority) {
         return Err(Refusal::NotHome { home: view.acl().home }.into());
+    }
+    if let Some(left) = admission.recovering {
+        return Err(Refusal::Recovering { left }.into());
     }
     match submission {
         Submission::Acl(record) => {

@@ -124,6 +124,11 @@ pub enum Input {
         space: SpaceId,
         cursor: Seq,
     },
+    /// The local log was taken back, or is known to be continued again: what is subscribed is not this log any more.
+    Rewound {
+        space: SpaceId,
+        cursor: Seq,
+    },
     /// The node refused the subscription, or the arrived entries could not be applied.
     SubscriptionFailed {
         space: SpaceId,
@@ -326,6 +331,11 @@ impl Link {
                         // What is stored need not come again, whichever way it came.
                         link.tail = Tail::Live { expected: expected.max(cursor), asked };
                     }
+                }
+            }
+            Input::Rewound { space, cursor } => {
+                if let Some(link) = self.spaces.get_mut(&space) {
+                    *link = SpaceLink { cursor, tail: Tail::Idle { retry: now }, failures: 0 };
                 }
             }
             Input::SubscriptionFailed { space } => self.subscription_failed(space, now),

@@ -1092,6 +1092,56 @@ impl Body for Receipt {
     }
 }
 
+/// What a recognised restore leaves: the copy of a space is that of history `old` up to `after_seq`, and goes on as `new`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryStarted {
+    pub authority: AuthorityId,
+    pub node: NodeId,
+    pub space: SpaceId,
+    pub old: HistoryId,
+    pub new: HistoryId,
+    pub after_seq: Seq,
+    /// There.
+    pub chain: Chain,
+    pub at_ms: u64,
+}
+
+impl Body for HistoryStarted {
+    const KIND: Kind = Kind::HistoryStarted;
+    type Message = pb::HistoryStarted;
+
+    fn from_message(m: pb::HistoryStarted) -> Result<Self> {
+        let started = Self {
+            authority: AuthorityId::try_from(m.authority.as_ref())?,
+            node: NodeId::try_from(m.node.as_ref())?,
+            space: SpaceId::try_from(m.space.as_ref())?,
+            old: HistoryId::try_from(m.old.as_ref())?,
+            new: HistoryId::try_from(m.new.as_ref())?,
+            after_seq: Seq(m.after_seq),
+            chain: Chain::try_from(m.chain.as_ref())?,
+            at_ms: m.at_ms,
+        };
+        if started.old == started.new { Err(bad("new", "is the old one")) } else { Ok(started) }
+    }
+
+    fn to_message(&self) -> pb::HistoryStarted {
+        pb::HistoryStarted {
+            space: self.space.to_bytes(),
+            old: Bytes::copy_from_slice(&self.old.0),
+            new: Bytes::copy_from_slice(&self.new.0),
+            after_seq: self.after_seq.0,
+            chain: self.chain.to_bytes(),
+            at_ms: self.at_ms,
+            authority: self.authority.to_bytes(),
+            node: self.node.to_bytes(),
+        }
+    }
+
+    fn signer(&self) -> Option<[u8; 32]> {
+        Some(*self.node.as_bytes())
+    }
+}
+
 // ---- invite tokens ------------------------------------------------------------------------------------------------
 
 /// What one invited person is handed, as one line of text.

@@ -843,7 +843,7 @@ fn admission_is_the_nodes_own_and_says_why() {
     invite.requires = vec![tree];
     space.act(ADMIN, AclContent::CreateInvite(invite));
     let join = space.acl(STRANGER, space.join(50, STRANGER, Role::Writer));
-    let at = |now_ms, durable_seq| Admission { authority: authority(), now_ms, durable_seq };
+    let at = |now_ms, durable_seq| Admission { authority: authority(), now_ms, durable_seq, recovering: None };
     let judge = |submission: &Submission, admission| match admit(&space.log, submission, &admission) {
         Ok(()) => None,
         Err(DecideError::Refused(refusal)) => Some(refusal),
@@ -859,14 +859,21 @@ fn admission_is_the_nodes_own_and_says_why() {
         Admission { authority: sync_core::ids::AuthorityId::from(&key(9).verifying_key()), ..at(0, durable) };
     let not_home = Refusal::NotHome { home: Some(authority()) };
     assert_eq!(judge(&join, elsewhere), Some(not_home.clone()));
-    let Submission::Change { change, .. } = space.change(WRITER, tree, &[]) else { unreachable!() };
+    let left = std::time::Duration::from_secs(3);
+    let restored = Admission { recovering: Some(left), ..at(0, durable) };
+    let recovering = Refusal::Recovering { left };
+    assert_eq!(judge(&join, restored), Some(recovering.clone()));
+    let fresh = space.change(WRITER, tree, &[]);
+    assert_eq!(judge(&fresh, restored), Some(recovering.clone()), "nothing new, of whatever kind");
+    let Submission::Change { change, .. } = fresh else { unreachable!() };
     let mut raw = change.into_raw();
     raw.payload = None;
     let change = Submission::Change { root: None, change: sync_core::record::verify_as(raw).unwrap() };
     assert_eq!(judge(&change, at(0, durable)), Some(Refusal::PayloadMissing));
     assert!(decide(&space.log, &change).is_ok(), "a dropped payload does not make a change invalid");
 
-    let reached = [expired, missing, not_home, Refusal::PayloadMissing];
+    let reached = [expired, missing, not_home, Refusal::PayloadMissing, recovering];
     let codes: Vec<_> = reached.iter().map(Code::from).collect();
-    assert_eq!(codes, [Code::InviteExpired, Code::RequiresMissing, Code::NotHome, Code::PayloadMissing]);
+    let expected = [Code::InviteExpired, Code::RequiresMissing, Code::NotHome, Code::PayloadMissing, Code::Recovering];
+    assert_eq!(codes, expected);
 }

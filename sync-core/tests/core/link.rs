@@ -26,6 +26,7 @@ fn input() -> impl Strategy<Value = Input> {
             .prop_map(|(space, first, last)| Input::EntriesArrived { space, first, last }),
         4 => (space.clone(), seq).prop_map(|(space, cursor)| Input::Applied { space, cursor }),
         2 => space.clone().prop_map(|space| Input::SubscriptionFailed { space }),
+        1 => (space.clone(), (0..12u64).prop_map(Seq)).prop_map(|(space, cursor)| Input::Rewound { space, cursor }),
         1 => space.clone().prop_map(|space| Input::AskAgain { space }),
         2 => (space, (0..12u64).prop_map(Seq)).prop_map(|(space, seq)| Input::NodeReaches { space, seq }),
         2 => (0..6u64).prop_map(|number| Input::PongArrived { number }),
@@ -89,6 +90,7 @@ impl Watched {
             | Input::EntriesArrived { .. }
             | Input::Applied { .. }
             | Input::SubscriptionFailed { .. }
+            | Input::Rewound { .. }
             | Input::AskAgain { .. }
             | Input::PongArrived { .. } => return None,
         };
@@ -115,6 +117,11 @@ impl Watched {
             Input::SubscriptionFailed { space } => {
                 if let Some(known) = self.spaces.get_mut(&space) {
                     (known.next, known.asked) = (None, None);
+                }
+            }
+            Input::Rewound { space, cursor } => {
+                if let Some(known) = self.spaces.get_mut(&space) {
+                    *known = Known { stored: cursor, next: None, asked: None };
                 }
             }
             Input::Tick

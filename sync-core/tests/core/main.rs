@@ -9,6 +9,7 @@
 mod acl;
 mod canonical;
 mod decide;
+mod evidence;
 mod fixture;
 mod limit;
 mod link;
