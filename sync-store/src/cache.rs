@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::acl::AclState;
-use sync_core::ids::{AclId, SpaceId, TreeId};
+use sync_core::ids::{AclId, Seq, SpaceId, TreeId};
 use sync_core::log::{Committed, Decision, EntryKind, Position};
 use sync_core::reconcile::SetDigest;
 
@@ -131,6 +131,8 @@ pub(crate) struct Batch {
     pub(crate) spaces: BTreeMap<SpaceId, Live>,
     /// Spaces that were forgotten. One that began again since is in `spaces`, too.
     pub(crate) forgotten: BTreeSet<SpaceId>,
+    /// Logs that were taken back, and to where at least.
+    pub(crate) rewound: BTreeMap<SpaceId, Seq>,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
 }
@@ -140,6 +142,7 @@ pub(crate) struct Batch {
 pub(crate) struct JobEffects {
     pub(crate) spaces: BTreeMap<SpaceId, Live>,
     pub(crate) forgotten: BTreeSet<SpaceId>,
+    pub(crate) rewound: BTreeMap<SpaceId, Seq>,
     pub(crate) effects: Effects,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
@@ -169,7 +172,16 @@ impl JobEffects {
     pub(crate) fn forget(&mut self, space: SpaceId) {
         self.spaces.remove(&space);
         self.effects.0.retain(|(of, _), _| *of != space);
+        self.rewound.remove(&space);
         self.forgotten.insert(space);
+    }
+
+    /// The log ends as `live` says, which is before where it did; what was appended beyond is nobody's news.
+    pub(crate) fn rewind(&mut self, space: SpaceId, live: Live) {
+        let to = live.head.position.seq;
+        self.effects.0.retain(|(of, _), _| *of != space);
+        self.rewound.entry(space).and_modify(|known| *known = to.min(*known)).or_insert(to);
+        self.spaces.insert(space, live);
     }
 }
 
@@ -177,6 +189,10 @@ impl Batch {
     /// The job succeeded: the rest of the transaction sees what it did. Returns what its caller is told after the commit.
     pub(crate) fn absorb(&mut self, effects: JobEffects) -> Effects {
         self.spaces.retain(|space, _| !effects.forgotten.contains(space));
+        self.rewound.retain(|space, _| !effects.forgotten.contains(space));
+        for (space, to) in effects.rewound {
+            self.rewound.entry(space).and_modify(|known| *known = to.min(*known)).or_insert(to);
+        }
         self.forgotten.extend(effects.forgotten);
         self.spaces.extend(effects.spaces);
         self.spaces_created += effects.spaces_created;

@@ -10,6 +10,7 @@
 //! is stored. No SQLite type in the interface. No answer before the commit, no "durable" before the sync, and no second try
 //! after a disk error.
 
+mod backup;
 mod cache;
 mod client;
 mod db;
@@ -19,6 +20,8 @@ pub mod memory;
 mod open;
 mod read;
 mod readers;
+mod recovery;
+mod rewind;
 mod rows;
 mod schema;
 mod store;
@@ -30,6 +33,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupError, backup, check_backup};
 pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
 };
@@ -37,6 +41,10 @@ pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use open::{DATABASE_FILE, LOCK_FILE};
 pub use read::{ReadTx, SpaceView};
 pub use readers::READERS_MAX;
+pub use recovery::{
+    AccusationId, AccusationKind, AccusationRow, AccusationState, LogRange, SalvageId, SalvageRow, SalvageState,
+};
+pub use rewind::Rewound;
 pub use rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow};
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 pub use store::{CommitNo, Store, StoreKind, Watermarks, Written};

@@ -124,7 +124,15 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
 /// Looks at the first bytes before SQLite does, so that nobody else's file is ever touched. Makes an empty file if there is
 /// none. A file cut short before its first page was written is new, too.
 fn check_header(database: &Path) -> Result<(), OpenError> {
-    let file = private().open(database).map_err(|e| in_files(database, e))?;
+    check_first_page(database, private().open(database).map_err(|e| in_files(database, e))?)
+}
+
+/// The same for a file that must be there.
+pub(crate) fn check_file(database: &Path) -> Result<(), OpenError> {
+    check_first_page(database, File::open(database).map_err(|e| in_files(database, e))?)
+}
+
+fn check_first_page(database: &Path, file: File) -> Result<(), OpenError> {
     let mut header = Vec::new();
     file.take(100).read_to_end(&mut header).map_err(|e| in_files(database, e))?;
     if header.is_empty() {
@@ -207,6 +215,14 @@ pub(crate) fn checkpoint(conn: &Connection, mode: CheckpointMode) -> rusqlite::R
             Ok(Checkpointed::NotNow)
         }
         Err(e) => Err(e),
+    }
+}
+
+/// Puts the name of a file on the disk.
+pub(crate) fn sync_parent(file: &Path) -> std::io::Result<()> {
+    match file.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -49,6 +49,7 @@ macro_rules! entry_columns {
         "key, kind, flags, height, id, chain, version, body, signature, payload"
     };
 }
+pub(crate) use entry_columns;
 
 /// The columns of a log's end, from column 0; see [`read_head`].
 macro_rules! head_columns {
@@ -283,7 +284,7 @@ impl<'c> ReadTx<'c> {
         }
     }
 
-    fn acl_rows(&self, space_no: i64) -> Result<Vec<(Seq, RawRecord)>> {
+    pub(crate) fn acl_rows(&self, space_no: i64) -> Result<Vec<(Seq, RawRecord)>> {
         const SQL: &str = concat!(
             "SELECT ",
             entry_columns!(),
@@ -522,7 +523,7 @@ fn read_head(row: &Row<'_>) -> rusqlite::Result<Head> {
     Ok(Head { space_no: row.get(0)?, position, acl_head: AclId::from_hash(hash(row, 3)?), digest, counts })
 }
 
-fn read_entry(row: &Row<'_>) -> rusqlite::Result<LogRow> {
+pub(crate) fn read_entry(row: &Row<'_>) -> rusqlite::Result<LogRow> {
     let position = Position { seq: seq_of_key(row.get(0)?), chain: Chain::from_hash(hash(row, 5)?) };
     let id = EntryId::from_hash(hash(row, 4)?);
     let record = read_record(row)?;
@@ -567,7 +568,7 @@ fn read_element(row: &Row<'_>) -> rusqlite::Result<Element> {
 }
 
 /// Replays an ACL log. Our own file is not trusted either: every record is verified and judged again.
-fn fold_acl(space: SpaceId, rows: Vec<(Seq, RawRecord)>) -> std::result::Result<AclState, String> {
+pub(crate) fn fold_acl(space: SpaceId, rows: Vec<(Seq, RawRecord)>) -> std::result::Result<AclState, String> {
     let mut rows = rows.into_iter();
     let (_, root) = rows.next().ok_or("it is empty")?;
     let root = verify_as::<AclRoot>(root).map_err(|e| e.to_string())?;

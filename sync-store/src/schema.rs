@@ -18,13 +18,13 @@ use crate::store::StoreKind;
 pub const APPLICATION_ID: i32 = 0x4864_5774;
 
 /// The schema version of this build.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The lowest schema version whose builds can read what this one writes.
 pub(crate) const READABLE_FROM: u32 = 1;
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
-pub(crate) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [SCHEMA_1];
+pub(crate) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [SCHEMA_1, SCHEMA_2];
 
 const SCHEMA_1: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -149,6 +149,58 @@ CREATE TABLE verdicts (
     seq       INTEGER NOT NULL,
     PRIMARY KEY (space_no, tree, change_id)
 ) STRICT, WITHOUT ROWID;
+";
+
+const SCHEMA_2: &str = "
+-- Recognised restores of a node's copy of a space, the oldest first: a node's own, or what a client was told of.
+CREATE TABLE histories (
+    id       INTEGER PRIMARY KEY,
+    space_no INTEGER NOT NULL,
+    new      BLOB NOT NULL CHECK (length(new) = 16),
+    export   BLOB NOT NULL,
+    UNIQUE (space_no, new)
+) STRICT;
+
+-- ---- a client's own ------------------------------------------------------------------------------------------------
+
+-- The history of its node's copy that the log here follows.
+CREATE TABLE node_histories (
+    space_no INTEGER PRIMARY KEY,
+    history  BLOB NOT NULL CHECK (length(history) = 16)
+) STRICT;
+
+-- What a rewind took out of the log, in its order. state: 0 waits for the log to take it again, 1 lost. kind as in log.
+CREATE TABLE salvage (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    space_no  INTEGER NOT NULL,
+    state     INTEGER NOT NULL,
+    seq       INTEGER NOT NULL,
+    kind      INTEGER NOT NULL,
+    id8       INTEGER NOT NULL,
+    entry     BLOB NOT NULL CHECK (length(entry) = 32),
+    version   INTEGER NOT NULL,
+    body      BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    payload   BLOB,
+    code      INTEGER,
+    message   TEXT
+) STRICT;
+CREATE INDEX salvage_by_space ON salvage (space_no, state, id);
+CREATE INDEX salvage_by_entry ON salvage (space_no, id8);
+
+-- kind: 1 rollback, 2 fork, 3 seen. state: 0 open, 1 made good, 2 followed, 3 dismissed. evidence: a pb::Evidence.
+CREATE TABLE accusations (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    space_no INTEGER NOT NULL,
+    kind     INTEGER NOT NULL,
+    state    INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,
+    chain    BLOB NOT NULL CHECK (length(chain) = 32),
+    detail   TEXT NOT NULL,
+    evidence BLOB,
+    at_ms    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX accusations_by_space ON accusations (space_no, id);
 ";
 
 /// What a file says about itself.

@@ -260,6 +260,8 @@ impl Store {
 
     /// Follows the log of a space. Level-triggered: a slow receiver sees the newest state, and nothing is queued for it.
     ///
+    /// It falls only when a log is taken back ([`WriteTx::rewind`]), which a client alone does.
+    ///
     /// The value is right from the start; for a space without a log (or if it cannot be read) it is zero. A receiver sees its
     /// space being forgotten as zero and the end: a space that begins again is watched anew.
     #[must_use]
@@ -428,6 +430,21 @@ impl Marks {
     /// Before the commit that forgets a space: of what may begin in its place nothing is durable.
     pub(crate) fn announce_anew(&self, space: SpaceId) {
         self.lock().lagging.insert(space, Seq::ZERO);
+    }
+
+    /// Before the commit that takes a log back: of what may be appended in place of its end nothing is durable.
+    pub(crate) fn announce_rewound(&self, space: SpaceId, to: Seq) {
+        self.lock().lagging.entry(space).and_modify(|durable| *durable = to.min(*durable)).or_insert(to);
+    }
+
+    /// After that commit, and before anything that was appended since is published.
+    pub(crate) fn rewind(&self, space: &SpaceId, to: Seq) {
+        if let Some(sender) = self.lock().watched.get(space) {
+            sender.send_modify(|mark| {
+                mark.seq = to.min(mark.seq);
+                mark.durable_seq = to.min(mark.durable_seq);
+            });
+        }
     }
 
     /// After the commit that forgot a space, and before anything of its successor is published.

@@ -25,7 +25,7 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 ///
 /// Lives as long as the job; if the job fails, nothing of it is kept.
 pub struct WriteTx<'c> {
-    read: ReadTx<'c>,
+    pub(crate) read: ReadTx<'c>,
 }
 
 impl fmt::Debug for WriteTx<'_> {
@@ -42,12 +42,16 @@ impl<'c> Deref for WriteTx<'c> {
 }
 
 /// Every table with rows of a space, but for the log.
-const FORGET: [&str; 9] = [
+const FORGET: [&str; 13] = [
     "DELETE FROM objects WHERE space_no = ?1",
     "DELETE FROM projections WHERE space_no = ?1",
     "DELETE FROM verdicts WHERE space_no = ?1",
     "DELETE FROM writes WHERE space_no = ?1",
     "DELETE FROM node_states WHERE space_no = ?1",
+    "DELETE FROM node_histories WHERE space_no = ?1",
+    "DELETE FROM histories WHERE space_no = ?1",
+    "DELETE FROM salvage WHERE space_no = ?1",
+    "DELETE FROM accusations WHERE space_no = ?1",
     "DELETE FROM trees WHERE space_no = ?1",
     "DELETE FROM space_heads WHERE space_no = ?1",
     "DELETE FROM spaces WHERE space_no = ?1",
@@ -371,7 +375,7 @@ impl<'c> WriteTx<'c> {
         Ok(Rebuilt::Repaired)
     }
 
-    fn tree_of_log(&self, space: SpaceId, tree: TreeId, tree_no: i64) -> Result<TreeState> {
+    pub(crate) fn tree_of_log(&self, space: SpaceId, tree: TreeId, tree_no: i64) -> Result<TreeState> {
         let changes = self.tree_changes(space, tree)?;
         let Some(first) = changes.iter().min_by_key(|c| c.position.seq) else {
             return self.db.damaged(format!("{tree} has a row and no change"));
@@ -459,7 +463,7 @@ fn insert_tree(db: &Db<'_>, space_no: i64, tree: &TreeId, state: &TreeState, cha
     )
 }
 
-fn update_tree(db: &Db<'_>, tree_no: i64, state: &TreeState, changes: i64) -> Result<()> {
+pub(crate) fn update_tree(db: &Db<'_>, tree_no: i64, state: &TreeState, changes: i64) -> Result<()> {
     let (purged_at, purged_by) = purge_values(state)?;
     db.execute(
         "UPDATE trees SET root = ?2, created = ?3, first_author = ?4, heads = ?5, changes = changes + ?6, purged_at = ?7,

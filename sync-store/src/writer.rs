@@ -107,6 +107,9 @@ impl Writer {
         for space in &batch.forgotten {
             self.shared.marks.announce_anew(*space);
         }
+        for (space, to) in &batch.rewound {
+            self.shared.marks.announce_rewound(*space, *to);
+        }
         for (space, live) in &batch.spaces {
             update_head(&db, &live.head)?;
             // A space that is new, or was forgotten here, stays on the safe side until the next barrier.
@@ -170,6 +173,10 @@ impl Writer {
             self.spaces.forget(space);
             self.shared.acls.forget(space);
             self.shared.marks.forget(space);
+        }
+        for (space, to) in &batch.rewound {
+            self.shared.acls.forget(space);
+            self.shared.marks.rewind(space, *to);
         }
         self.shared.marks.publish(batch.spaces.iter().map(|(space, live)| (*space, live.head.position.seq)));
         for (space, live) in batch.spaces {

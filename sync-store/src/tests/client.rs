@@ -1,11 +1,12 @@
 //! A client's own rows.
 
-use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
+use sync_core::ids::{ChangeId, HistoryId, Seq, SpaceId, TreeId};
+use sync_core::log::Position;
 
 use super::world::{self, acl, append, begin, found, tree_of};
 use crate::{
-    NodeState, ObjectRow, RefusalRow, Registration, Store, StoreError, StoreKind, VerdictKind, VerdictRow, WriteError,
-    WriteId, WriteState,
+    AccusationKind, AccusationRow, AccusationState, NodeState, ObjectRow, RefusalRow, Registration, Store, StoreError,
+    StoreKind, VerdictKind, VerdictRow, WriteError, WriteId, WriteState,
 };
 
 const PENDING: WriteState = WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None };
@@ -198,7 +199,22 @@ async fn fill(store: &Store, space: SpaceId) {
         let verdict = VerdictRow { kind: VerdictKind::Void, detail: "no".into(), seq: Seq(4) };
         tx.put_verdict(space, tree, ChangeId::from_hash([1; 32]), &verdict)?;
         let state = NodeState { registration: Registration::Registered, durable_seq: Seq(4), receipt: Some(vec![1]) };
-        tx.put_node_state(space, &state)
+        tx.put_node_state(space, &state)?;
+        tx.put_history(space, HistoryId([2; 16]), b"restored")?;
+        tx.set_node_history(space, HistoryId([2; 16]))?;
+        let accusation = AccusationRow {
+            kind: AccusationKind::Fork,
+            state: AccusationState::Open,
+            claim: Position::start(&space),
+            detail: String::new(),
+            evidence: None,
+            at_ms: 1,
+        };
+        tx.put_accusation(space, &accusation)?;
+        // One entry too many, which goes into the salvage.
+        let end = tx.space(space)?.unwrap().position.seq;
+        world::append_in(tx, space, &world::add_writer(&tx.acl(space)?.unwrap(), 3))?;
+        tx.rewind(space, end)
     };
     store.write(job).await.unwrap();
 }
@@ -211,6 +227,8 @@ fn is_gone(tx: &crate::ReadTx<'_>, space: SpaceId) -> Result<(), StoreError> {
     assert!(tx.outbox(space)?.is_empty() && tx.verdicts(space)?.is_empty());
     assert_eq!((tx.node_state(space)?, tx.projected_to(space)?), (NodeState::default(), Seq::ZERO));
     assert_eq!(tx.object_count(space, None)?, 0);
+    assert_eq!((tx.salvage_counts(space)?, tx.node_history(space)?), ((0, 0), None));
+    assert!(tx.accusations(space)?.is_empty() && tx.histories(space)?.is_empty());
     Ok(())
 }
 

@@ -1,8 +1,11 @@
+mod backup;
 mod client;
 mod log;
 mod memory;
 mod open;
 mod purge;
 mod random;
+mod recovery;
+mod rewind;
 mod world;
 mod write;

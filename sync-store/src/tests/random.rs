@@ -18,12 +18,12 @@ use crate::memory::Disk;
 use crate::{Store, StoreError, StoreKind};
 
 /// The reference: a log over maps.
-struct MapView {
-    position: Position,
-    acl: Arc<AclState>,
-    trees: BTreeMap<TreeId, TreeState>,
+pub(super) struct MapView {
+    pub(super) position: Position,
+    pub(super) acl: Arc<AclState>,
+    pub(super) trees: BTreeMap<TreeId, TreeState>,
     changes: BTreeMap<(TreeId, ChangeId), ChangeState>,
-    digest: SetDigest,
+    pub(super) digest: SetDigest,
 }
 
 impl View for MapView {
@@ -47,7 +47,7 @@ impl View for MapView {
 }
 
 impl MapView {
-    fn new(genesis: &Genesis) -> Self {
+    pub(super) fn new(genesis: &Genesis) -> Self {
         Self {
             position: genesis.entries()[1].position,
             acl: Arc::new(genesis.acl().clone()),
@@ -57,7 +57,7 @@ impl MapView {
         }
     }
 
-    fn follow(&mut self, decision: &sync_core::log::Decision, epoch: Epoch) {
+    pub(super) fn follow(&mut self, decision: &sync_core::log::Decision, epoch: Epoch) {
         self.digest.apply(decision);
         for entry in decision.entries().iter().filter(|e| e.kind == EntryKind::Change) {
             let state = ChangeState { at: entry.position.seq, height: entry.height.unwrap(), epoch };
@@ -75,7 +75,7 @@ impl MapView {
 
 /// One step; what it names is taken modulo what there is.
 #[derive(Debug, Clone, Copy)]
-enum Step {
+pub(super) enum Step {
     AddWriter(u8),
     Begin(u32),
     Extend { tree: usize, author: u8, heads: usize, salt: u32 },
@@ -86,7 +86,7 @@ enum Step {
     Reopen,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         1 => (2..6_u8).prop_map(Step::AddWriter),
         4 => (0..12_u32).prop_map(Step::Begin),
@@ -101,7 +101,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-fn submission(map: &MapView, step: Step, past: &[Submission]) -> Option<Submission> {
+pub(super) fn submission(map: &MapView, step: Step, past: &[Submission]) -> Option<Submission> {
     let acl = &map.acl;
     let pick = |n: usize| map.trees.iter().nth(n % map.trees.len().max(1));
     Some(match step {
