@@ -12,6 +12,7 @@ use sync_core::ids::{AclId, Seq, SpaceId, TreeId};
 use sync_core::log::{Committed, Decision, EntryKind, Position};
 use sync_core::reconcile::SetDigest;
 
+use crate::feed::{Feeds, Moved};
 use crate::rows::SpaceCounts;
 use crate::store::Marks;
 
@@ -133,6 +134,7 @@ pub(crate) struct Batch {
     pub(crate) forgotten: BTreeSet<SpaceId>,
     /// Logs that were taken back, and to where at least.
     pub(crate) rewound: BTreeMap<SpaceId, Seq>,
+    pub(crate) moves: Vec<(SpaceId, Moved)>,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
 }
@@ -144,6 +146,7 @@ pub(crate) struct JobEffects {
     pub(crate) forgotten: BTreeSet<SpaceId>,
     pub(crate) rewound: BTreeMap<SpaceId, Seq>,
     pub(crate) effects: Effects,
+    pub(crate) moves: Vec<(SpaceId, Moved)>,
     pub(crate) spaces_created: u64,
     pub(crate) bytes: usize,
 }
@@ -195,6 +198,7 @@ impl Batch {
         }
         self.forgotten.extend(effects.forgotten);
         self.spaces.extend(effects.spaces);
+        self.moves.extend(effects.moves);
         self.spaces_created += effects.spaces_created;
         self.bytes = self.bytes.saturating_add(effects.bytes);
         effects.effects
@@ -207,6 +211,7 @@ pub(crate) struct Staging<'c> {
     pub(crate) committed: &'c mut Recent<Live>,
     pub(crate) batch: &'c Batch,
     pub(crate) marks: &'c Marks,
+    pub(crate) feeds: &'c Feeds,
     pub(crate) job: JobEffects,
 }
 

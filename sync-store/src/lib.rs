@@ -15,6 +15,7 @@ mod cache;
 mod client;
 mod db;
 mod error;
+mod feed;
 mod job;
 pub mod memory;
 mod open;
@@ -38,6 +39,7 @@ pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
 };
 pub use error::{Cause, OpenError, StoreError, WriteError};
+pub use feed::{ElementFeed, ElementsMoved};
 pub use open::{DATABASE_FILE, LOCK_FILE};
 pub use read::{ReadTx, SpaceView};
 pub use readers::READERS_MAX;

@@ -13,7 +13,7 @@ use sync_core::acl::AclState;
 use sync_core::ids::{AclId, Chain, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TombstoneId, TreeId};
 use sync_core::log::{ChangeState, EntryKind, Position, TreeState, View};
 use sync_core::pb;
-use sync_core::reconcile::{Element, SetDigest};
+use sync_core::reconcile::{Element, SetDigest, TreePrefix};
 use sync_core::record::{AclRecord, AclRoot, RawRecord, verify_as};
 use sync_core::tree::{Height, heads_hash};
 
@@ -405,6 +405,32 @@ impl<'c> ReadTx<'c> {
             (space_no, prefix, id, room),
             read_element,
         )?);
+        Ok(found)
+    }
+
+    /// Every element, in no order.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn each_element(&self, space: SpaceId, mut with: impl FnMut(Element)) -> Result<()> {
+        let Some((space_no, acl_head)) = self.head(&space, |h| (h.space_no, h.acl_head))? else { return Ok(()) };
+        with(Element::AclHead(acl_head));
+        self.db.each("SELECT id, heads, purged_by FROM trees WHERE space_no = ?1", [space_no], |row| {
+            with(read_element(row)?);
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// The elements of all trees whose id begins so.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn elements_with(&self, space: SpaceId, prefix: TreePrefix) -> Result<Vec<Element>> {
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        let id8 = self.db.prefix(i64::from_be_bytes(prefix.0));
+        let sql = "SELECT id, heads, purged_by FROM trees WHERE space_no = ?1 AND id8 = ?2 ORDER BY id";
+        let mut found = self.db.all(sql, (space_no, id8), read_element)?;
+        found.retain(|element| element.key().is_some_and(|tree| TreePrefix::of(&tree) == prefix));
         Ok(found)
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::cache::AclCache;
 use crate::db::Tuning;
 use crate::error::{OpenError, StoreError, WriteError};
+use crate::feed::Feeds;
 use crate::job::{Message, TypedJob};
 use crate::memory::{Disk, Tenancy};
 use crate::open;
@@ -131,6 +132,7 @@ struct Directory {
 pub(crate) struct Shared {
     pub(crate) acls: Arc<AclCache>,
     pub(crate) marks: Marks,
+    pub(crate) feeds: Feeds,
     pub(crate) commits: watch::Sender<CommitNo>,
     pub(crate) durable: watch::Sender<CommitNo>,
     pub(crate) spaces: watch::Sender<u64>,
@@ -389,6 +391,7 @@ impl Shared {
         Self {
             acls: Arc::default(),
             marks: Marks::default(),
+            feeds: Feeds::default(),
             commits: watch::Sender::default(),
             durable: watch::Sender::default(),
             spaces: watch::Sender::default(),

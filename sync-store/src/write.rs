@@ -15,6 +15,7 @@ use sync_core::record::{RawRecord, TreeRoot, verify_as};
 use crate::cache::{AclCache, Head, JobEffects, Live, Staging};
 use crate::db::{Db, integer, log_key, log_key_last, number};
 use crate::error::StoreError;
+use crate::feed::{ElementFeed, Moved};
 use crate::read::ReadTx;
 use crate::rows::{LogRow, SpaceCounts, kind_code};
 use crate::trees::{encode_heads, encode_root};
@@ -177,6 +178,7 @@ impl<'c> WriteTx<'c> {
             self.insert_entry(space_no, entry, tree_no)?;
         }
         live.follow(&decision);
+        self.note_move(space, || Moved::by(&decision));
         let dropped = self.drop_ended(space_no, tree_no, &decision)?;
         live.head.counts.bytes = live.head.counts.bytes.saturating_sub(dropped);
         let position = live.head.position;
@@ -184,6 +186,20 @@ impl<'c> WriteTx<'c> {
         job.spaces.insert(space, live);
         job.effects.add(space, decision);
         Ok(position)
+    }
+
+    /// Follows the elements of a space, from the transaction of this job on: who reads the store after this job was answered,
+    /// and then takes the moves beyond what it read, has them all.
+    #[must_use]
+    pub fn follow_elements(&mut self, space: SpaceId) -> ElementFeed {
+        self.read.staging_mut().feeds.follow(space)
+    }
+
+    fn note_move(&mut self, space: SpaceId, moved: impl FnOnce() -> Moved) {
+        let staging = self.read.staging_mut();
+        if staging.feeds.is_followed(&space) {
+            staging.job.moves.push((space, moved()));
+        }
     }
 
     /// The content of what a decision ends for good, a tree or the whole space, goes with it, and a client's verdicts about
@@ -343,6 +359,7 @@ impl<'c> WriteTx<'c> {
             }
         }
         if !repaired.is_empty() {
+            self.note_move(space, || Moved::Anew);
             self.rebuild_digest(space)?;
         }
         Ok(repaired)
@@ -364,9 +381,7 @@ impl<'c> WriteTx<'c> {
     pub fn rebuild_digest(&mut self, space: SpaceId) -> Result<Rebuilt> {
         let mut live = self.live_clone(&space)?.ok_or(StoreError::UnknownSpace { space })?;
         let mut digest = SetDigest::empty();
-        for element in self.elements(space, None, usize::MAX)? {
-            digest.insert(&element);
-        }
+        self.each_element(space, |element| digest.insert(&element))?;
         if digest == live.head.digest {
             return Ok(Rebuilt::Unchanged);
         }

@@ -129,8 +129,13 @@ impl Writer {
 
     fn run_job(&mut self, current: &mut InBatch, batch: &mut Batch) -> Result<()> {
         self.run_sql("SAVEPOINT job")?;
-        let staging =
-            Staging { committed: &mut self.spaces, batch, marks: &self.shared.marks, job: Default::default() };
+        let staging = Staging {
+            committed: &mut self.spaces,
+            batch,
+            marks: &self.shared.marks,
+            feeds: &self.shared.feeds,
+            job: Default::default(),
+        };
         let mut tx = WriteTx::new(Db::new(&self.session), &self.shared.acls, staging);
         let ran = catch_unwind(AssertUnwindSafe(|| current.job.run(&mut tx)));
         let mut ran = ran.map_err(|panic| panicked(panic.as_ref()))?;
@@ -173,11 +178,14 @@ impl Writer {
             self.spaces.forget(space);
             self.shared.acls.forget(space);
             self.shared.marks.forget(space);
+            self.shared.feeds.forget(space);
         }
         for (space, to) in &batch.rewound {
             self.shared.acls.forget(space);
             self.shared.marks.rewind(space, *to);
+            self.shared.feeds.forget(space);
         }
+        self.shared.feeds.publish(batch.moves);
         self.shared.marks.publish(batch.spaces.iter().map(|(space, live)| (*space, live.head.position.seq)));
         for (space, live) in batch.spaces {
             self.shared.acls.offer(space, live.head.space_no, &live.acl);

@@ -2,7 +2,7 @@
 
 use sync_core::ids::{ChangeId, Seq, TreeId};
 use sync_core::log::{EntryKind, Outcome, Position, Submission, View as _, decide, quarantine};
-use sync_core::reconcile::Element;
+use sync_core::reconcile::{Element, Sketch, SymbolKey, TreePrefix};
 use sync_core::tree::Height;
 
 use super::world::{self, HISTORY, acl, append, begin, check_invariants, extend, found, heads, open, purge, tree_of};
@@ -265,4 +265,86 @@ async fn of_many_changes_to_one_tree_the_last_heads_are_told() {
     let [(Seq(6), of_second), (Seq(7), of_first)] = told.as_slice() else { panic!("{told:?}") };
     assert_eq!(of_second.heads, heads(&store, space, second_tree));
     assert_eq!(of_first.heads, heads(&store, space, first_tree));
+}
+
+/// A sketch that was made at some moment and followed the log since equals one that is made anew.
+#[tokio::test]
+async fn followers_of_the_elements_miss_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let space = found(&store, 1).await;
+    let acl_now = acl(&store, space);
+    let first = begin(&acl_now, 1);
+    append(&store, space, first.clone()).await;
+    let sketch_of = |store: &Store| {
+        let mut sketch = Sketch::empty(SymbolKey::new(&[3; 32]), 64);
+        let seq = store.read(|tx| {
+            tx.each_element(space, |element| sketch.insert(&element))?;
+            Ok::<_, StoreError>(tx.space(space)?.unwrap().position.seq)
+        });
+        (seq.unwrap(), sketch)
+    };
+
+    let mut feed = store.write(move |tx| Ok::<_, StoreError>(tx.follow_elements(space))).await.unwrap().value;
+    // Between following and reading: what the reader sees already is told all the same, and skipped by its seq.
+    append(&store, space, begin(&acl_now, 2)).await;
+    let (mut seq, mut kept) = sketch_of(&store);
+    append(&store, space, extend(&acl_now, tree_of(&first), &[first.id().into()], 9)).await;
+    append(&store, space, purge(&acl_now, tree_of(&first))).await;
+    append(&store, space, world::add_writer(&acl(&store, space), 2)).await;
+    // A job that fails tells nothing.
+    let lost = begin(&acl(&store, space), 3);
+    let failed = store.write(move |tx| {
+        world::append_in(tx, space, &lost)?;
+        Err::<(), _>(StoreError::UnknownSpace { space })
+    });
+    assert!(failed.await.is_err());
+    let (end, fresh) = sketch_of(&store);
+    while seq < end {
+        let moved = feed.next().await.unwrap();
+        if moved.seq > seq {
+            seq = moved.seq;
+            moved.steps.iter().for_each(|step| kept.apply(step));
+        }
+    }
+    assert_eq!((seq, kept.cells(), kept.elements()), (end, fresh.cells(), fresh.elements()));
+
+    // A space that is forgotten has no moves any more.
+    store.write(move |tx| tx.forget_space(space)).await.unwrap();
+    assert_eq!(feed.next().await, None);
+}
+
+#[tokio::test]
+async fn a_repair_ends_what_follows_the_elements() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let space = found(&store, 1).await;
+    let first = begin(&acl(&store, space), 1);
+    let tree = tree_of(&first);
+    append(&store, space, first).await;
+    let mut feed = store.write(move |tx| Ok::<_, StoreError>(tx.follow_elements(space))).await.unwrap().value;
+    store.write(move |tx| tx.db.execute("UPDATE trees SET heads = x''", []).map(|_| ())).await.unwrap();
+    store.write(move |tx| tx.rebuild_tree(space, tree)).await.unwrap();
+    assert_eq!(feed.next().await, None);
+}
+
+#[tokio::test]
+async fn trees_are_found_by_their_first_eight_bytes() {
+    for prefix_mask in [-1, 0xf << 60] {
+        let dir = tempfile::tempdir().unwrap();
+        let tuning = crate::db::Tuning { prefix_mask, ..Store::tuning(StoreKind::Node) };
+        let store = Store::open_with(dir.path(), StoreKind::Node, tuning).unwrap();
+        let space = found(&store, 1).await;
+        let acl_now = acl(&store, space);
+        for n in 0..40 {
+            append(&store, space, begin(&acl_now, n)).await;
+        }
+        let all = store.read(|tx| tx.elements(space, None, usize::MAX)).unwrap();
+        for element in &all[1..] {
+            let prefix = TreePrefix::of(&element.key().unwrap());
+            assert_eq!(store.read(|tx| tx.elements_with(space, prefix)).unwrap(), [*element]);
+        }
+        let none = store.read(|tx| tx.elements_with(space, TreePrefix([0; 8]))).unwrap();
+        assert_eq!(none, []);
+    }
 }
