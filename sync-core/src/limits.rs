@@ -95,6 +95,8 @@ pub const LOCAL_PAGE_MAX: usize = 1000;
 /// Items of one page where the caller does not say how many.
 pub const LOCAL_PAGE_DEFAULT: usize = 100;
 
+/// How long a node keeps a sketch up to date that nobody asks for.
+pub const HEADSYNC_IDLE_MAX: Duration = Duration::from_secs(600);
 /// How often a client pings and a node sends a heartbeat. Two missed ones end "synced".
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// HTTP/2 keepalive: ping after this much silence.

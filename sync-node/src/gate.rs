@@ -19,7 +19,7 @@ use sync_core::record::{DeviceList, RawRecord, SpaceHeader, TreeHeads, Verified,
 use sync_core::tree::heads_hash;
 use sync_host::Host;
 use sync_proto::status::Failure;
-use sync_store::{ChangeLink, Creation, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
+use sync_store::{ChangeLink, Creation, ElementFeed, LogRow, ReadTx, SpaceRow, Store, StoreError, Watermarks, WriteTx};
 use tokio::sync::watch;
 use tracing::{Span, error};
 
@@ -291,6 +291,17 @@ impl Gate {
         Ok(self.store.durable(disk.0).await?)
     }
 
+    /// Follows what HeadSync compares in a space. What a member reads after this, and then the moves beyond, is all.
+    pub(crate) async fn follow_elements(&self, session: &Session, space: SpaceId) -> Result<ElementFeed, CallError> {
+        let session = session.clone();
+        let follow = move |tx: &mut WriteTx<'_>| {
+            let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+            require_member(&acl, &session)?;
+            Ok(tx.follow_elements(space))
+        };
+        Ok(self.write(follow).await?.0)
+    }
+
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut WriteTx<'_>) -> Result<T, CallError> + Send + 'static,
@@ -328,6 +339,11 @@ impl MemberView<'_, '_> {
 
     pub(crate) fn elements(&self, after: Option<TreeId>, max: usize) -> Result<Vec<Element>, CallError> {
         Ok(self.tx.elements(self.space, after, max)?)
+    }
+
+    /// All elements, in no order.
+    pub(crate) fn each_element(&self, with: impl FnMut(Element)) -> Result<(), CallError> {
+        Ok(self.tx.each_element(self.space, with)?)
     }
 
     /// Where the entries of a tree stand, in log order: root, changes, and the tombstone that ended it. Without those that are,

@@ -25,6 +25,7 @@ mod receipts;
 mod service;
 mod session;
 mod shutdown;
+mod sketches;
 mod tls;
 
 pub use config::{ConfigError, ENV_PREFIX, Flags, LogFormat, NodeConfig};

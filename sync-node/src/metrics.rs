@@ -17,6 +17,10 @@ const SUBSCRIPTIONS: &str = "headwater_subscriptions";
 const ENTRIES_SENT: &str = "headwater_entries_sent_total";
 const CERTIFY_SECONDS: &str = "headwater_certify_seconds";
 const COMPARISONS: &str = "headwater_headsync_total";
+const CELLS_SENT: &str = "headwater_headsync_cells_sent_total";
+const SKETCHES_BUILT: &str = "headwater_sketches_built_total";
+const SKETCHES: &str = "headwater_sketches";
+const SKETCH_BYTES: &str = "headwater_sketch_bytes";
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,10 @@ fn describe() {
     describe_counter!(ENTRIES_SENT, "log entries sent to subscribers");
     describe_histogram!(CERTIFY_SECONDS, Unit::Seconds, "time to a durable receipt");
     describe_counter!(COMPARISONS, "HeadSync comparisons by outcome: equal, different, not_comparable");
+    describe_counter!(CELLS_SENT, "cells sent to replicas that differ");
+    describe_counter!(SKETCHES_BUILT, "spaces that were read through to make a sketch");
+    describe_gauge!(SKETCHES, "sketches that follow the log of their space now");
+    describe_gauge!(SKETCH_BYTES, Unit::Bytes, "memory of all sketches, those that are being sent included");
 }
 
 pub(crate) fn record(outcome: &'static str) {
@@ -71,6 +79,22 @@ pub(crate) fn certified(took: Duration) {
 
 pub(crate) fn compared(outcome: &'static str) {
     counter!(COMPARISONS, "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn cells_sent(count: usize) {
+    counter!(CELLS_SENT).increment(count as u64);
+}
+
+pub(crate) fn sketch_built() {
+    counter!(SKETCHES_BUILT).increment(1);
+}
+
+pub(crate) fn sketches_hot(count: usize) {
+    gauge!(SKETCHES).set(count as f64);
+}
+
+pub(crate) fn sketch_bytes(bytes: usize) {
+    gauge!(SKETCH_BYTES).set(bytes as f64);
 }
 
 /// Counts one subscription for as long as it lives.

@@ -28,6 +28,7 @@ use crate::receipts::Receipts;
 use crate::service::{State, SyncService};
 use crate::session::Sessions;
 use crate::shutdown::Tasks;
+use crate::sketches::Sketches;
 use crate::tls::{self, TlsError};
 
 /// In the data directory while the node runs: the line that clients need.
@@ -157,6 +158,7 @@ impl Node {
             gate: Gate::new(host.clone(), store.clone(), identity.authority(), config.max_spaces_per_account),
             receipts: Receipts::new(host.clone(), Arc::clone(&identity)),
             identity,
+            sketches: Sketches::new(&host, tasks.clone()),
             tasks: tasks.clone(),
             verifying: tokio::sync::Semaphore::new(beside_each_other(&host)),
             host,

@@ -1,6 +1,6 @@
 //! What happens to the set that HeadSync compares, told to those who keep something of it in memory.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sync_core::ids::{Seq, SpaceId};
@@ -46,7 +46,7 @@ impl Moved {
 
 /// Who follows which space.
 #[derive(Debug, Default)]
-pub(crate) struct Feeds(Mutex<HashMap<SpaceId, Vec<mpsc::Sender<ElementsMoved>>>>);
+pub(crate) struct Feeds(Mutex<BTreeMap<SpaceId, Vec<mpsc::Sender<ElementsMoved>>>>);
 
 impl Feeds {
     pub(crate) fn follow(&self, space: SpaceId) -> ElementFeed {
@@ -81,7 +81,7 @@ impl Feeds {
         self.lock().remove(space);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SpaceId, Vec<mpsc::Sender<ElementsMoved>>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SpaceId, Vec<mpsc::Sender<ElementsMoved>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -34,6 +34,7 @@ use crate::incoming::Link;
 use crate::receipts::Receipts;
 use crate::session::{Session, Sessions, revoked};
 use crate::shutdown::Tasks;
+use crate::sketches::Sketches;
 
 /// Answers that one stream holds back before its sender waits.
 const ANSWERS_MAX: usize = 8;
@@ -45,6 +46,7 @@ pub(crate) struct State {
     pub(crate) sessions: Sessions,
     pub(crate) gate: Gate,
     pub(crate) receipts: Receipts,
+    pub(crate) sketches: Sketches,
     pub(crate) tasks: Tasks,
     /// Pushed messages that are verified beside each other: more would only hold memory, and the threads that read.
     pub(crate) verifying: Semaphore,
