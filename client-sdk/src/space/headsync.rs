@@ -1,12 +1,14 @@
 //! HeadSync, the client's side: proves on every connect that what was derived here equals what the node derived.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sync_core::ids::{Seq, TreeId};
+use sync_core::ids::{Seq, SpaceId, TreeId};
 use sync_core::limits;
-use sync_core::reconcile::{Difference, Element, difference};
+use sync_core::log::EntryKind;
+use sync_core::reconcile::{Asking, Decoded, Difference, Element, Next, Sketch, SymbolKey, TreePrefix, difference};
 use sync_proto::v1::{self, head_sync_request::Message as Ask, head_sync_response::Message as Answer};
-use sync_store::{Rebuilt, WriteTx};
+use sync_store::{ReadTx, Rebuilt, WriteTx};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -56,12 +58,12 @@ impl SpaceInner {
                     self.comes_closer(ours, node).await;
                 }
                 Compared::Different(found) if repaired => {
-                    let text = format!("{} tree(s) still differ after a rebuild", found.trees.len());
+                    let text = format!("{} still after a rebuild", in_words(&found));
                     self.note_trouble(|t| t.different = Some(text));
                     return Ok(());
                 }
                 Compared::Different(found) => {
-                    let text = format!("{} tree(s) differ", found.trees.len());
+                    let text = in_words(&found);
                     self.note_trouble(|t| t.different = Some(text));
                     self.repair(found).await.map_err(|e| CallError::Broken(e.to_string()))?;
                     repaired = true;
@@ -84,7 +86,6 @@ impl SpaceInner {
     }
 
     async fn compare_once(&self, conn: &Conn) -> Result<Compared, CallError> {
-        let local = |e: ReadError| CallError::Broken(e.to_string());
         let (seq, digest) = self.own_digest().map_err(local)?;
         let (requests, outgoing) = mpsc::channel(1);
         let open = v1::HeadSyncOpen { space: self.id.to_bytes(), seq: seq.0, digest: digest.to_vec().into() };
@@ -96,16 +97,136 @@ impl SpaceInner {
             Answer::NotComparable(v1::HeadSyncNotComparable { seq: node }) => {
                 Ok(Compared::Apart { ours: seq, node: Seq(node) })
             }
-            Answer::Different(_) => {
-                let theirs = read_pages(&requests, &mut answers, seq.0 + 1).await?;
-                match self.own_elements(seq).map_err(local)? {
-                    Some(ours) => Ok(Compared::Different(difference(&ours, &theirs))),
-                    // Our log moved meanwhile: what was compared is no longer.
-                    None => Ok(Compared::Apart { ours: seq, node: seq }),
-                }
+            Answer::Different(different) => self.find(Exchange { seq, requests, answers }, different).await,
+            Answer::Page(_) | Answer::Cells(_) => {
+                Err(CallError::BadAnswer("a part of HeadSync that nobody asked for".to_owned()))
             }
-            Answer::Page(_) => Err(CallError::BadAnswer("a HeadSync page that nobody asked for".to_owned())),
         }
+    }
+
+    /// From two digests that differ to what differs.
+    async fn find(&self, mut with: Exchange, different: v1::HeadSyncDifferent) -> Result<Compared, CallError> {
+        let seq = with.seq;
+        match self.decode(&mut with, &different).await? {
+            Coded::Found(found) => Ok(Compared::Different(found)),
+            Coded::Moved { ours, node } => Ok(Compared::Apart { ours, node }),
+            Coded::List => {
+                let theirs = with.read_pages(seq.0 + 1).await?;
+                let all = |tx: &ReadTx<'_>, space| {
+                    let mut elements = Vec::new();
+                    tx.each_element(space, |element| elements.push(element))?;
+                    Ok(elements)
+                };
+                Ok(match self.read_whole(all).await? {
+                    (now, ours) if now == seq => Compared::Different(difference(&ours, &theirs)),
+                    // Our log moved meanwhile: what was compared is no longer.
+                    (now, _) => Compared::Apart { ours: now, node: seq },
+                })
+            }
+        }
+    }
+
+    /// Decodes the difference from the node's cells, asking for more of them until it comes out.
+    async fn decode(&self, with: &mut Exchange, first: &v1::HeadSyncDifferent) -> Result<Coded, CallError> {
+        if first.cells.is_empty() {
+            return Ok(Coded::List);
+        }
+        let bad = |e: &dyn std::fmt::Display| CallError::BadAnswer(e.to_string());
+        let key: [u8; 32] = sync_proto::array("key", &first.key).map_err(|e| bad(&e))?;
+        if first.elements > with.seq.0 + 1 {
+            return Err(bad(&"more trees than the log has entries"));
+        }
+        let mut asking = Asking::new(SymbolKey::new(&key), first.elements);
+        let mut block = first.cells.clone();
+        let mut ours = self.own_sketch(asking.key().clone(), limits::HEADSYNC_SKETCH_CELLS).await?;
+        loop {
+            asking.take(&block).map_err(|e| bad(&e))?;
+            if asking.cells() > ours.sketch.cells().len() {
+                ours = self.own_sketch(asking.key().clone(), asking.cells() * 4).await?;
+            }
+            match asking.next(&ours.sketch) {
+                Ok(Next::Decoded(decoded)) => return self.name_trees(with.seq, &ours, &decoded).map_err(local),
+                Ok(Next::More) => {}
+                // Elements that somebody made so that they do not decode are found in the list.
+                Ok(Next::List) | Err(_) => return Ok(Coded::List),
+            }
+            block = match with.ask(Ask::More(v1::HeadSyncMore {})).await? {
+                Answer::Cells(more) if more.cells.is_empty() => return Ok(Coded::List),
+                Answer::Cells(more) => more.cells,
+                Answer::NotComparable(v1::HeadSyncNotComparable { seq: node }) => {
+                    return Ok(Coded::Moved { ours: with.seq, node: Seq(node) });
+                }
+                Answer::Equal(_) | Answer::Different(_) | Answer::Page(_) => {
+                    return Err(bad(&"HeadSync answered something else than cells"));
+                }
+            };
+        }
+    }
+
+    /// Which trees here the decoded symbols are. What our log touched since the digests were compared is no difference.
+    fn name_trees(&self, compared: Seq, ours: &OwnSketch, decoded: &Decoded) -> Result<Coded, ReadError> {
+        let (candidates, end) = self.shared.store.read(|tx| {
+            let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
+            let mut candidates = vec![Element::AclHead(row.acl_head)];
+            for prefix in decoded.prefixes() {
+                candidates.extend(tx.elements_with(self.id, prefix)?);
+            }
+            Ok::<_, ReadError>((candidates, row.position.seq))
+        })?;
+        if end != ours.seq {
+            return Ok(Coded::Moved { ours: end, node: compared });
+        }
+        let Ok(mut found) = decoded.resolve(ours.sketch.key(), &candidates) else { return Ok(Coded::List) };
+        let touched = self.touched_since(compared)?;
+        found.trees.retain(|tree| !touched.trees.contains(tree));
+        found.elsewhere.retain(|prefix| !touched.trees.iter().any(|tree| TreePrefix::of(tree) == *prefix));
+        found.acl &= !touched.acl;
+        Ok(match found == Difference::default() {
+            true => Coded::Moved { ours: end, node: compared },
+            false => Coded::Found(found),
+        })
+    }
+
+    /// The coded form of everything that is compared, as of the end of our log.
+    async fn own_sketch(&self, key: SymbolKey, cells: usize) -> Result<OwnSketch, CallError> {
+        let mut sketch = Sketch::empty(key, cells.min(limits::HEADSYNC_CELLS_MAX));
+        let read = move |tx: &ReadTx<'_>, space| {
+            tx.each_element(space, |element| sketch.insert(&element))?;
+            Ok(sketch)
+        };
+        let (seq, sketch) = self.read_whole(read).await?;
+        Ok(OwnSketch { seq, sketch })
+    }
+
+    /// Reads through the space, out of the way of other tasks, and says where its log stood.
+    async fn read_whole<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ReadTx<'_>, SpaceId) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<(Seq, T), CallError> {
+        let (store, space) = (self.shared.store.clone(), self.id);
+        let read = move || {
+            store.read(|tx| {
+                let seq = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
+                Ok((seq, read(tx, space)?))
+            })
+        };
+        let read = self.shared.host.blocking(read).await;
+        read.map_err(|e| CallError::Broken(e.to_string()))?.map_err(local)
+    }
+
+    /// What the entries after `seq` touched.
+    fn touched_since(&self, seq: Seq) -> Result<Touched, ReadError> {
+        self.shared.store.read(|tx| {
+            let mut touched = Touched::default();
+            let mut after = seq;
+            loop {
+                let page = tx.entries(self.id, after, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
+                let Some(last) = page.last() else { return Ok(touched) };
+                after = last.position.seq;
+                touched.acl |= page.iter().any(|entry| entry.kind == EntryKind::Acl);
+                touched.trees.extend(page.iter().filter_map(|entry| entry.tree));
+            }
+        })
     }
 
     fn own_digest(&self) -> Result<(Seq, [u8; 32]), ReadError> {
@@ -113,27 +234,6 @@ impl SpaceInner {
             let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             let digest = tx.digest(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             Ok((row.position.seq, digest.finish()))
-        })
-    }
-
-    /// Everything that is compared, if our log still stands at `seq`.
-    fn own_elements(&self, seq: Seq) -> Result<Option<Vec<Element>>, ReadError> {
-        self.shared.store.read(|tx| {
-            let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
-            if row.position.seq != seq {
-                return Ok(None);
-            }
-            let mut elements = Vec::new();
-            let mut after: Option<TreeId> = None;
-            loop {
-                let page = tx.elements(self.id, after, limits::HEADSYNC_PAGE_MAX)?;
-                let last = page.len() < limits::HEADSYNC_PAGE_MAX;
-                after = page.last().and_then(Element::key);
-                elements.extend(page);
-                if last {
-                    return Ok(Some(elements));
-                }
-            }
         })
     }
 
@@ -161,6 +261,46 @@ impl SpaceInner {
     }
 }
 
+fn local(error: ReadError) -> CallError {
+    CallError::Broken(error.to_string())
+}
+
+fn in_words(found: &Difference) -> String {
+    let trees = found.trees_len();
+    if found.acl { format!("the ACL and {trees} tree(s) differ") } else { format!("{trees} tree(s) differ") }
+}
+
+/// The stream of one comparison, of what both sides had at `seq`.
+struct Exchange {
+    seq: Seq,
+    requests: mpsc::Sender<v1::HeadSyncRequest>,
+    answers: Streaming<v1::HeadSyncResponse>,
+}
+
+/// What the node's cells said.
+enum Coded {
+    Found(Difference),
+    /// What was compared is no longer.
+    Moved {
+        ours: Seq,
+        node: Seq,
+    },
+    List,
+}
+
+/// Our sketch, as of entry `seq`.
+struct OwnSketch {
+    seq: Seq,
+    sketch: Sketch,
+}
+
+/// What some entries touched.
+#[derive(Default)]
+struct Touched {
+    trees: BTreeSet<TreeId>,
+    acl: bool,
+}
+
 async fn ask(requests: &mpsc::Sender<v1::HeadSyncRequest>, message: Ask) -> Result<(), CallError> {
     let request = v1::HeadSyncRequest { message: Some(message) };
     requests.send(request).await.map_err(|_| CallError::Broken("the HeadSync stream ended".to_owned()))
@@ -171,30 +311,33 @@ async fn next(answers: &mut Streaming<v1::HeadSyncResponse>) -> Result<Answer, C
     message.and_then(|m| m.message).ok_or_else(|| CallError::Broken("the HeadSync stream ended".to_owned()))
 }
 
-async fn read_pages(
-    requests: &mpsc::Sender<v1::HeadSyncRequest>,
-    answers: &mut Streaming<v1::HeadSyncResponse>,
-    elements_max: u64,
-) -> Result<Vec<Element>, CallError> {
-    let mut elements: Vec<Element> = Vec::new();
-    loop {
-        let after = elements.last().and_then(Element::key).map_or_else(Vec::new, |t| t.as_bytes().to_vec());
-        ask(requests, Ask::NextPage(v1::HeadSyncNextPage { after: after.into() })).await?;
-        let Answer::Page(page) = next(answers).await? else {
-            return Err(CallError::BadAnswer("HeadSync answered something else than a page".to_owned()));
-        };
-        for element in &page.elements {
-            let element = Element::try_from(element).map_err(|e| CallError::BadAnswer(e.to_string()))?;
-            if elements.last().is_some_and(|last| last.key() >= element.key()) {
-                return Err(CallError::BadAnswer("HeadSync pages out of order".to_owned()));
+impl Exchange {
+    async fn ask(&mut self, message: Ask) -> Result<Answer, CallError> {
+        ask(&self.requests, message).await?;
+        next(&mut self.answers).await
+    }
+
+    async fn read_pages(&mut self, elements_max: u64) -> Result<Vec<Element>, CallError> {
+        let mut elements: Vec<Element> = Vec::new();
+        loop {
+            let after = elements.last().and_then(Element::key).map_or_else(Vec::new, |t| t.as_bytes().to_vec());
+            let Answer::Page(page) = self.ask(Ask::NextPage(v1::HeadSyncNextPage { after: after.into() })).await?
+            else {
+                return Err(CallError::BadAnswer("HeadSync answered something else than a page".to_owned()));
+            };
+            for element in &page.elements {
+                let element = Element::try_from(element).map_err(|e| CallError::BadAnswer(e.to_string()))?;
+                if elements.last().is_some_and(|last| last.key() >= element.key()) {
+                    return Err(CallError::BadAnswer("HeadSync pages out of order".to_owned()));
+                }
+                elements.push(element);
             }
-            elements.push(element);
-        }
-        if elements.len() as u64 > elements_max {
-            return Err(CallError::BadAnswer("more trees than the log has entries".to_owned()));
-        }
-        if page.last || page.elements.is_empty() {
-            return Ok(elements);
+            if elements.len() as u64 > elements_max {
+                return Err(CallError::BadAnswer("more trees than the log has entries".to_owned()));
+            }
+            if page.last || page.elements.is_empty() {
+                return Ok(elements);
+            }
         }
     }
 }
