@@ -143,6 +143,11 @@ impl App {
         client.spaces()?.iter().map(|info| Ok(client.space(info.id)?)).collect()
     }
 
+    /// A space by its name or id.
+    pub(crate) fn space_named(&self, client: &Client, typed: &str) -> Result<Space, CliError> {
+        Ok(client.space(choose(&client.spaces()?, Some(typed))?)?)
+    }
+
     /// [`App::spaces`] without those that nothing comes from any more: left, removed from, deleted.
     pub(crate) fn live_spaces(&self, client: &Client) -> Result<Vec<Space>, CliError> {
         if self.global.space.is_some() {
@@ -176,7 +181,7 @@ impl App {
             Err(CliError::NotSynced(error))
                 if !how.wait && matches!(error.code, NotSyncedCode::NoNode | NotSyncedCode::DeadlineExceeded) =>
             {
-                Ok(Settled::Kept { why: error.residue.into_iter().next() })
+                Ok(Settled::Kept { why: error.cause().cloned() })
             }
             Err(error) => Err(error),
         }
@@ -197,7 +202,7 @@ impl App {
         let mut since = 0;
         let looking = async {
             loop {
-                let offline = space.explain()?.into_iter().find(is_offline);
+                let offline = no_session(space)?;
                 match offline {
                     None => return Ok(Reached::Yes),
                     Some(reason) if reason.attempts > 0 => return Ok(Reached::No(Some(reason))),
@@ -207,7 +212,7 @@ impl App {
         };
         match tokio::time::timeout(patience, looking).await {
             Ok(reached) => reached,
-            Err(_) => Ok(Reached::No(space.explain()?.into_iter().find(is_offline))),
+            Err(_) => Ok(Reached::No(no_session(space)?)),
         }
     }
 
@@ -223,7 +228,7 @@ impl App {
                     self.out.note("this account is no member any more; this is what is known here");
                     return Ok(());
                 }
-                Err(error) => error.residue.into_iter().next(),
+                Err(error) => error.cause().cloned(),
             },
         };
         drop(spinner);
@@ -253,8 +258,11 @@ fn is_live(space: &SpaceInfo) -> bool {
     space.role.is_some() && !space.deleted
 }
 
-fn is_offline(reason: &Reason) -> bool {
-    matches!(reason.code, ReasonCode::NoNode | ReasonCode::WrongNode | ReasonCode::SessionRefused)
+/// Why there is no session with the node, if there is none.
+fn no_session(space: &Space) -> Result<Option<Reason>, CliError> {
+    let reasons = space.explain()?;
+    let codes = [ReasonCode::NoNode, ReasonCode::WrongNode, ReasonCode::SessionRefused];
+    Ok(codes.iter().find_map(|code| Reason::find(&reasons, *code)).cloned())
 }
 
 /// Whether there is a session with the node.

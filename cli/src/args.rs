@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use client_sdk::NodeAddress;
+use client_sdk::{NodeAddress, TreeId};
 
 use crate::exit;
 use crate::output::ColorChoice;
@@ -162,8 +162,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  headwater status --watch --json")]
     Status(Status),
     /// Why a space is not synced
-    #[command(after_help = "Example:\n  headwater why")]
-    Why,
+    #[command(after_help = "Examples:\n  headwater why\n  headwater why Club\n  headwater why Club item/milk")]
+    Why(Why),
     /// Pushes and fetches, until Ctrl-C or once
     #[command(after_help = "Example:\n  headwater sync --once")]
     Sync(Sync),
@@ -351,6 +351,24 @@ pub(crate) struct Status {
     /// A line for every change, until Ctrl-C
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// A space, by name or id; every space without it. Or what stands after it, where the space is clear
+    space: Option<String>,
+    /// An object as TYPE/ID, or a tree's id
+    object: Option<String>,
+}
+
+impl Why {
+    /// The space and the object that are meant: one word alone may be either.
+    pub(crate) fn target(&self) -> (Option<&str>, Option<&str>) {
+        match (self.space.as_deref(), self.object.as_deref()) {
+            (Some(only), None) if only.contains('/') || only.starts_with(TreeId::PREFIX) => (None, Some(only)),
+            other => other,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -132,7 +132,7 @@ impl CliError {
     /// What a person can try.
     pub(crate) fn hint(&self) -> Option<String> {
         if let Self::NotSynced(error) = self {
-            return error.residue.first().map(|reason| reason.suggestion.to_owned());
+            return error.cause().map(|reason| reason.suggestion.to_owned());
         }
         let hint = match self.code() {
             _ if matches!(self, Self::Recover(_)) => "headwater recover --timeout 10m: it goes on where it stopped",

@@ -117,7 +117,7 @@ pub(crate) fn of_open(error: &OpenError) -> Exit {
 
 pub(crate) fn of_read(error: &ReadError) -> Exit {
     match error {
-        ReadError::UnknownSpace(_) => Exit::NotFound,
+        ReadError::UnknownSpace(_) | ReadError::UnknownWait { .. } => Exit::NotFound,
         ReadError::NoKeys => Exit::NotSynced,
         ReadError::Store(_) | ReadError::Row(_) | ReadError::State(_) => Exit::Internal,
     }
@@ -137,6 +137,7 @@ pub(crate) fn of_write(error: &WriteError) -> Exit {
             Exit::NotFound
         }
         WriteError::Read(error) => of_read(error),
+        WriteError::TooManyWaits { .. } => Exit::Refused,
         WriteError::StoreFull | WriteError::Overloaded | WriteError::OutcomeUnknown(_) | WriteError::Closed => {
             Exit::Internal
         }
@@ -201,7 +202,11 @@ pub(crate) fn of_recover(error: &RecoverError) -> Exit {
 
 pub(crate) const fn of_not_synced(error: &NotSynced) -> Exit {
     match error.code {
-        NotSyncedCode::NoNode | NotSyncedCode::DeadlineExceeded | NotSyncedCode::Unreadable => Exit::NotSynced,
+        NotSyncedCode::NoNode
+        | NotSyncedCode::DeadlineExceeded
+        | NotSyncedCode::Stalled
+        | NotSyncedCode::Aborted
+        | NotSyncedCode::Unreadable => Exit::NotSynced,
         NotSyncedCode::Refused | NotSyncedCode::Forbidden => Exit::Refused,
         NotSyncedCode::NodeFault => Exit::Damaged,
         NotSyncedCode::StoreFailed => Exit::Internal,

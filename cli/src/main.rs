@@ -19,6 +19,7 @@ mod error;
 mod exit;
 mod git;
 mod output;
+mod reasons;
 mod records;
 mod text;
 mod who;

@@ -123,8 +123,9 @@ impl Output {
                     say(&format!("  {} {cause}", paint.dim("because:")));
                 }
                 if let CliError::NotSynced(not_synced) = error {
-                    // The first one stands in the error itself.
-                    for line in some_of(not_synced.residue.get(1..).unwrap_or_default(), ToString::to_string) {
+                    // One stands in the error itself.
+                    let others: Vec<_> = not_synced.residue.iter().filter(|r| Some(*r) != not_synced.cause()).collect();
+                    for line in some_of(&others, ToString::to_string) {
                         say(&format!("  {} {line}", paint.dim("because:")));
                     }
                 }
@@ -245,7 +246,7 @@ impl Paint {
 const SHOWN_MAX: usize = 8;
 
 /// The first few of many, and how many more there are.
-pub(crate) fn some_of<T>(all: &[T], show: impl FnMut(&T) -> String) -> Vec<String> {
+pub(crate) fn some_of<'a, T>(all: &'a [T], show: impl FnMut(&'a T) -> String) -> Vec<String> {
     let mut lines: Vec<_> = all.iter().take(SHOWN_MAX).map(show).collect();
     if all.len() > SHOWN_MAX {
         lines.push(format!("… and {} more", all.len() - SHOWN_MAX));

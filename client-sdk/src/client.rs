@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sync_core::ids::{AccountId, AclId, HistoryId, SpaceId};
 use sync_core::limits;
 use sync_core::log::genesis;
 use sync_core::record::{AclContent, AclRecord, AclRoot, RawRecord, Role, Salt, SpaceHeader, SpaceOptions, Verified};
 use sync_core::session::{Input, Moment};
+use sync_core::syncer::Budget;
 use sync_core::token::NodeAddress;
 use sync_e2ee::{AccountKeys, DeviceKeys, LocalKey, Mnemonic, Recipient, Secrets, SpaceKeys, seal_keys};
 use sync_host::Host;
@@ -25,7 +27,9 @@ use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_s
 use crate::home::{Home, MemoryVault, Unlock};
 use crate::link::{self, Command, Connection};
 use crate::space::{Space, SpaceInner};
+use crate::status::PeerBudget;
 use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
+use crate::waits;
 
 const NODE_ADDRESS: &str = "node-address";
 /// Requests to join that wait for their answer on a stream of their own; a connection has 64 streams.
@@ -48,6 +52,10 @@ pub(crate) struct Shared {
     pub(crate) devices: Devices,
     pub(crate) connection: watch::Receiver<Connection>,
     fresh: watch::Receiver<Option<Moment>>,
+    /// What the node is given at a time, by all spaces together.
+    budget: Mutex<Budget>,
+    /// Moves when the budget may have room again.
+    pub(crate) budget_moved: watch::Sender<u64>,
     /// Unbounded, and still bounded by what it carries: a space reports once for each frame that the shell gave it, and the
     /// shell must never wait for a space that waits for the shell.
     commands: mpsc::UnboundedSender<Command>,
@@ -234,6 +242,8 @@ impl Client {
             devices,
             connection: connection_rx,
             fresh: fresh_rx,
+            budget: Mutex::new(Budget::default()),
+            budget_moved: watch::channel(0).0,
             commands,
             spaces: Mutex::new(BTreeMap::new()),
             resuming: Mutex::new(BTreeMap::new()),
@@ -327,8 +337,10 @@ impl Client {
         }
         self.shared.unlist_space(id).await?;
         self.shared.close_space(&space.inner);
+        let shared = self.shared.clone();
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             tx.kv_delete(&leave_key(id))?;
+            waits::forget_of(tx, &shared, id)?;
             Ok(tx.forget_space(id)?)
         };
         self.shared.store.write(job).await.map_err(from_store_write)?;
@@ -549,10 +561,23 @@ impl Shared {
         }
     }
 
-    pub(crate) fn fresh_ms(&self) -> Option<u64> {
+    /// How long ago the newest echoed ping was sent.
+    pub(crate) fn fresh_age(&self) -> Option<Duration> {
         let since = (*self.fresh.borrow())?;
-        let age = self.host.now().0.saturating_sub(since.0);
-        (age <= limits::HEARTBEAT_INTERVAL * 2).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+        Some(self.host.now().0.saturating_sub(since.0))
+    }
+
+    /// Looks at the budget, or changes it.
+    pub(crate) fn with_budget<T>(&self, f: impl FnOnce(&mut Budget) -> T) -> T {
+        f(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn budget_now(&self) -> PeerBudget {
+        let now = self.host.now();
+        self.with_budget(|budget| {
+            let hold = budget.hold(now).map_or(Duration::ZERO, |until| until.0.saturating_sub(now.0));
+            PeerBudget { requests: budget.requests(), hold_ms: u64::try_from(hold.as_millis()).unwrap_or(u64::MAX) }
+        })
     }
 
     /// What this account calls itself: a founder never sent its name with a join.

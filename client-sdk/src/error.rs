@@ -15,7 +15,7 @@ use sync_store::StoreError;
 
 use crate::connect::RpcError;
 use crate::object::{CanonicalError, OpError, StateError};
-use crate::status::Reason;
+use crate::status::{Reason, ReasonCode};
 
 /// Why a client was not opened or made.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,8 @@ pub enum ReadError {
     UnknownSpace(SpaceId),
     #[error("the keys of the space are not here yet")]
     NoKeys,
+    #[error("there is no wait {wait} here: it was done, or dropped")]
+    UnknownWait { wait: u64 },
     #[error("the local store failed")]
     Store(#[from] StoreError),
     #[error("a local row cannot be decrypted: the store was changed from outside")]
@@ -86,6 +88,7 @@ impl ReadError {
         match self {
             Self::UnknownSpace(_) => "SPACE_UNKNOWN",
             Self::NoKeys => "NO_KEYS",
+            Self::UnknownWait { .. } => "UNKNOWN_WAIT",
             Self::Store(_) => "STORE_FAILED",
             Self::Row(_) | Self::State(_) => "STORE_DAMAGED",
         }
@@ -126,6 +129,8 @@ pub enum WriteError {
     Overloaded,
     #[error("the local store failed; whether the write was kept is unknown, and writing again is safe")]
     OutcomeUnknown(#[source] StoreError),
+    #[error("{max} awaits are kept already: resume or drop some")]
+    TooManyWaits { max: usize },
     #[error("the client is closed")]
     Closed,
 }
@@ -162,6 +167,7 @@ impl WriteError {
             Self::StoreFull => "STORE_FULL",
             Self::Overloaded => "OVERLOADED",
             Self::OutcomeUnknown(_) => "STORE_FAILED",
+            Self::TooManyWaits { .. } => "TOO_MANY_WAITS",
             Self::Closed => "CLOSED",
         }
     }
@@ -204,18 +210,13 @@ impl From<RpcError> for CallError {
     }
 }
 
-/// True if the node may say otherwise a moment later.
-pub(crate) const fn is_transient(code: Code) -> bool {
-    matches!(code, Code::SessionExpired | Code::Overloaded | Code::ShuttingDown | Code::StoreFailed | Code::StoreFull)
-}
-
 impl CallError {
     /// True if the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Offline { .. } | Self::TimedOut | Self::Broken(_) => true,
-            Self::Refused(failure) => is_transient(failure.code),
+            Self::Refused(failure) => failure.code.is_transient(),
             Self::BadAnswer(_) => false,
         }
     }
@@ -379,11 +380,21 @@ impl JoinError {
 
 /// Why an await did not succeed. It never says "no" without naming what is missing.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("not synced: {}", .residue.first().map_or_else(|| self.code.name().to_owned(), ToString::to_string))]
+#[error("not synced: {}", self.cause().map_or_else(|| self.code.name().to_owned(), ToString::to_string))]
 pub struct NotSynced {
     pub code: NotSyncedCode,
     /// What stands between here and "synced", most important first.
     pub residue: Vec<Reason>,
+}
+
+impl NotSynced {
+    /// The reason that says most: why there is no node, if that is it, and otherwise the first.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Reason> {
+        let link = [ReasonCode::NoNode, ReasonCode::WrongNode, ReasonCode::SessionRefused];
+        let link = link.iter().find_map(|code| Reason::find(&self.residue, *code));
+        link.filter(|_| self.code == NotSyncedCode::NoNode).or_else(|| self.residue.first())
+    }
 }
 
 /// How an await ended without success.
@@ -392,6 +403,10 @@ pub enum NotSyncedCode {
     /// No session with the node for the whole time.
     NoNode,
     DeadlineExceeded,
+    /// Nothing left what is missing for as long as the caller wanted to see that.
+    Stalled,
+    /// The client or the space was closed.
+    Aborted,
     /// The node or the rules refused something that cannot change by waiting.
     Refused,
     /// The account may not read the space.
@@ -411,6 +426,8 @@ impl NotSyncedCode {
         match self {
             Self::NoNode => "NO_NODE",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Stalled => "STALLED",
+            Self::Aborted => "ABORTED",
             Self::Refused => "REFUSED",
             Self::Forbidden => "FORBIDDEN",
             Self::NodeFault => "NODE_FAULT",

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::acl::read::{AclRead, Follow, Standing, standing};
 use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
-use crate::error::{self, AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
+use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::space::{Space, SpaceInner};
 use crate::synced::Readability;
 
@@ -256,9 +256,7 @@ impl Shared {
             let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
                 Ok(acl) => acl,
                 // Never asked, and nothing to be asked by any more.
-                Err(JoinError::Acl(AclError::Call(CallError::Refused(refused))))
-                    if !error::is_transient(refused.code) =>
-                {
+                Err(JoinError::Acl(AclError::Call(CallError::Refused(refused)))) if !refused.code.is_transient() => {
                     return Ok(Cancelling::Over);
                 }
                 Err(error) => return Err(error),

@@ -44,6 +44,7 @@ mod client;
 mod connect;
 mod error;
 mod events;
+mod explain;
 mod home;
 mod join;
 mod link;
@@ -54,6 +55,7 @@ mod space;
 mod status;
 mod synced;
 mod types;
+mod waits;
 
 pub use account::{
     ClientEvent, ClientEvents, DeviceError, DeviceInfo, MissingSpace, MissingWhy, RecoverError, Recovered,
@@ -70,9 +72,13 @@ pub use space::{
     LoggedChange, MemberInfo, NewTree, ParentRef, RefusedContent, RefusedWrite, Space, Tree, TreeSnapshot, TreeWrite,
     TreeWritten,
 };
-pub use status::{Confirmed, Reason, ReasonCode, SpaceStatus, SyncState};
-pub use synced::{DEADLINE, Synced};
+pub use status::{
+    Confirmed, Example, PeerBudget, PeerClass, PeerStatus, Reason, ReasonCode, SpaceStatus, StatusStream, SyncState,
+    ToldHeads, TreeStatus,
+};
+pub use synced::{Await, AwaitEvent, DEADLINE, Level, Progress, Settled, Synced, SyncedStream};
 pub use types::ObjectType;
+pub use waits::{Wait, WaitFor, WaitId, WaitInfo, Waited};
 
 pub use sync_core::acl::{AclState, InviteStatus, RequestStatus};
 pub use sync_core::code::Code;

@@ -24,7 +24,7 @@ use crate::space::{Inbound, SpaceInner};
 #[derive(Debug, Clone)]
 pub(crate) enum Connection {
     Connecting,
-    Offline { cause: String, code: &'static str, attempts: u32, retry_at: Option<Moment> },
+    Offline { cause: String, code: &'static str, attempts: u32, retry_at: Option<Moment>, since_ms: u64 },
     Online(Box<Conn>),
 }
 
@@ -68,6 +68,8 @@ struct Shell {
     requests: Option<mpsc::Sender<v1::HeadUpdatesRequest>>,
     fresh: watch::Sender<Option<Moment>>,
     last_error: Option<(String, &'static str)>,
+    /// Since when there is no connection, milliseconds since 1970.
+    down_since: Option<u64>,
 }
 
 /// Runs the connection of a client until it closes.
@@ -88,6 +90,7 @@ pub(crate) async fn run(
         requests: None,
         fresh,
         last_error: None,
+        down_since: None,
     };
     loop {
         let deadline = shell.link.deadline();
@@ -153,6 +156,7 @@ impl Shell {
             },
             Report::Streams { generation, requests } if generation == self.generation => {
                 self.requests = Some(requests);
+                self.down_since = None;
                 self.handle(Input::Connected).await;
             }
             Report::Message { generation, message } if generation == self.generation => {
@@ -190,7 +194,8 @@ impl Shell {
         let (cause, code) = self.last_error.clone().unwrap_or_else(|| ("the link fell silent".to_owned(), "SILENT"));
         let (retry_at, attempts) = self.link.waiting().unzip();
         let attempts = attempts.unwrap_or(0);
-        let _ = self.connection.send_replace(Connection::Offline { cause, code, attempts, retry_at });
+        let since_ms = *self.down_since.get_or_insert_with(|| self.shared.host.wall_ms());
+        let _ = self.connection.send_replace(Connection::Offline { cause, code, attempts, retry_at, since_ms });
         self.fresh.send_replace(None);
         for space in self.spaces.values() {
             space.touch();
@@ -203,7 +208,10 @@ impl Shell {
             Answer::Update(update) => self.update(update).await,
             Answer::Pong(v1::Pong { number }) => {
                 self.handle(Input::PongArrived { number }).await;
-                self.fresh.send_replace(self.link.fresh_at(self.shared.host.now()));
+                let before = self.fresh.send_replace(self.link.fresh_at(self.shared.host.now()));
+                if before.is_none() {
+                    self.spaces.values().for_each(|space| space.touch());
+                }
             }
             Answer::Heartbeat(heartbeat) => {
                 let receipt = heartbeat.receipt.and_then(|r| r.try_into().ok());

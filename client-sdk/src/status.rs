@@ -1,18 +1,19 @@
 //! How a space stands: a view over durable rows and the connection, and the reasons for everything that is not synced.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
 use sync_core::code::Code;
-use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
+use sync_core::ids::{ChangeId, DeviceId, Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::log::View as _;
 use sync_core::session::Moment;
-use sync_store::{ReadTx, Registration, VerdictKind, VerdictRow, WriteState};
+use sync_store::{PeerKind, PeerRow, Registration, VerdictKind, VerdictRow, WriteClass, WriteCount};
 
-use crate::acl::leave_key;
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
-use crate::space::SpaceInner;
+use crate::space::{Space, SpaceInner};
 
 /// One word for people; the numbers beside it say the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -30,8 +31,8 @@ pub enum SyncState {
     Attention,
 }
 
-/// A snapshot of one space's sync.
-#[derive(Debug, Clone, Serialize)]
+/// A snapshot of one space's sync: a view over durable rows and the connection.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SpaceStatus {
     pub space: String,
     /// This account's role, as the log here says; `None` for a former member.
@@ -45,6 +46,8 @@ pub struct SpaceStatus {
     pub durable_seq: u64,
     /// The end of the node's log, as far as we know.
     pub node_seq: u64,
+    /// Entries of the log here that the objects do not include yet.
+    pub projection_lag: u64,
     pub trees: u64,
     pub changes: u64,
     pub pending: usize,
@@ -52,6 +55,10 @@ pub struct SpaceStatus {
     pub quarantined: usize,
     /// Changes that the node sent without their content.
     pub missing: usize,
+    /// What is fetched by itself: trees ahead of the tail, and content that is missing.
+    pub wanted: u64,
+    /// How much of it failed at least once.
+    pub failing: u64,
     pub void: usize,
     pub hidden: usize,
     pub misplaced: usize,
@@ -62,6 +69,90 @@ pub struct SpaceStatus {
     pub reasons: Vec<Reason>,
 }
 
+impl SpaceStatus {
+    /// Without what moves with the clock alone: two of these differ when something happened.
+    #[must_use]
+    pub fn timeless(&self) -> Self {
+        let mut still = Self { fresh_ms: self.fresh_ms.map(|_| 0), confirmed: None, ..self.clone() };
+        still.reasons.iter_mut().for_each(Reason::stop_clocks);
+        still
+    }
+}
+
+/// A snapshot of one tree's sync.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TreeStatus {
+    pub tree: String,
+    pub state: SyncState,
+    /// The log here has it.
+    pub logged: bool,
+    pub purged: bool,
+    /// It is read from entries that were fetched before the tail brought them.
+    pub ahead: bool,
+    /// The logged heads here.
+    pub heads: Vec<String>,
+    /// Heads that peers told of and that are not the ones here.
+    pub told: Vec<ToldHeads>,
+    pub pending: usize,
+    pub quarantined: usize,
+    pub missing: usize,
+    pub void: usize,
+    pub hidden: usize,
+    pub misplaced: usize,
+    pub reasons: Vec<Reason>,
+}
+
+/// Heads of a tree as a peer last told them, where they are not the ones here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ToldHeads {
+    pub peer: String,
+    pub heads: Vec<String>,
+    pub seq: u64,
+    pub told_ms: u64,
+}
+
+/// A snapshot of what is known of one peer's copy of a space.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// The node's authority, or another client's device.
+    pub peer: String,
+    pub kind: PeerClass,
+    pub connected: bool,
+    /// Milliseconds since it is known to have said nothing new; `None` when not fresh.
+    pub fresh_ms: Option<u64>,
+    /// The end of its log, as last told.
+    pub seq: u64,
+    /// How far its disk holds it, as last told.
+    pub durable_seq: u64,
+    /// Entries of its log that are not here.
+    pub missing: u64,
+    /// Own writes that are not known to be on its disk.
+    pub pending: u64,
+    /// Trees whose heads it told of and that are not the ones here.
+    pub trees_apart: u64,
+    /// The position of the last receipt that it signed.
+    pub receipt_seq: Option<u64>,
+    /// When a comparison last found both sides equal.
+    pub confirmed: Option<Confirmed>,
+    /// How many requests it is given at a time now, and for how many milliseconds it asked to be left alone.
+    pub budget: Option<PeerBudget>,
+}
+
+/// What a peer is given at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PeerBudget {
+    pub requests: u32,
+    pub hold_ms: u64,
+}
+
+/// Who a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerClass {
+    Node,
+    Client,
+}
+
 /// The last time that HeadSync found both sides equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Confirmed {
@@ -69,18 +160,36 @@ pub struct Confirmed {
     pub at_ms: u64,
 }
 
-/// Why something is not synced.
+/// Why something is not synced. What it comes from stands below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
     pub code: ReasonCode,
-    /// What it is about: a space, tree, write or change, as text.
+    /// What it is about: a space, tree, write or change, or how many of them, as text.
     pub scope: String,
+    /// The evidence, for people.
     pub detail: String,
+    /// How many things it stands for.
+    pub count: u64,
+    /// Since when, milliseconds since 1970, where that is known.
+    pub since_ms: Option<u64>,
     pub attempts: u32,
     /// Milliseconds until the next attempt.
     pub next_retry_ms: Option<u64>,
     /// What a person can do.
     pub suggestion: &'static str,
+    /// The first few of the things, if it stands for several; [`crate::Space::reason_items`] has all.
+    pub examples: Vec<Example>,
+    /// What it comes from.
+    pub causes: Vec<Reason>,
+}
+
+/// One of the things that a reason stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Example {
+    pub scope: String,
+    pub detail: String,
+    pub attempts: u32,
+    pub next_retry_ms: Option<u64>,
 }
 
 impl fmt::Display for Reason {
@@ -106,7 +215,9 @@ macro_rules! reason_codes {
                 match self { $(Self::$name => $text),* }
             }
 
-            const fn suggestion(self) -> &'static str {
+            /// What a person can do.
+            #[must_use]
+            pub const fn suggestion(self) -> &'static str {
                 match self { $(Self::$name => $suggestion),* }
             }
         }
@@ -119,6 +230,8 @@ reason_codes! {
     SessionRefused "SESSION_REFUSED" "the node does not accept this device or this version: see the detail",
     NotRegistered "NOT_REGISTERED" "the node does not have the space yet; it is registered as soon as the node is reached",
     Forbidden "FORBIDDEN" "this account may not read the space: ask an admin",
+    NotFresh "NOT_FRESH" "the node was not heard for a while; it is asked again by itself",
+    Fetching "FETCHING" "it is fetched by itself; nothing to do",
     Behind "BEHIND" "entries of the node are on their way; nothing to do",
     Pending "PENDING" "the write goes out by itself",
     Retrying "RETRYING" "the node did not take the write yet; it is tried again by itself",
@@ -139,17 +252,73 @@ reason_codes! {
     TimedOut "TIMED_OUT" "try again with more time",
 }
 
+impl ReasonCode {
+    /// What a space is in while this is among its reasons.
+    #[must_use]
+    pub const fn state(self) -> SyncState {
+        match self {
+            Self::WrongNode
+            | Self::Forbidden
+            | Self::Refused
+            | Self::Quarantined
+            | Self::ContentMissing
+            | Self::NotAMember
+            | Self::Unreadable
+            | Self::KeyOwed
+            | Self::Faulted
+            | Self::Rewound
+            | Self::Forked
+            | Self::StoreFailed => SyncState::Attention,
+            Self::NoNode | Self::SessionRefused => SyncState::Offline,
+            Self::Behind | Self::Different | Self::Missing | Self::Fetching | Self::NotFresh | Self::TimedOut => {
+                SyncState::CatchingUp
+            }
+            Self::NotRegistered | Self::Pending | Self::Retrying | Self::NotDurable | Self::Leaving => {
+                SyncState::Pushing
+            }
+        }
+    }
+}
+
 impl Reason {
     pub(crate) fn new(code: ReasonCode, scope: impl fmt::Display, detail: impl Into<String>) -> Self {
-        let (scope, detail) = (scope.to_string(), detail.into());
-        Self { code, scope, detail, attempts: 0, next_retry_ms: None, suggestion: code.suggestion() }
+        Self {
+            code,
+            scope: scope.to_string(),
+            detail: detail.into(),
+            count: 1,
+            since_ms: None,
+            attempts: 0,
+            next_retry_ms: None,
+            suggestion: code.suggestion(),
+            examples: Vec::new(),
+            causes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn since(mut self, since_ms: Option<u64>) -> Self {
+        self.since_ms = since_ms;
+        self
+    }
+
+    /// The first reason with a code, here or among what these come from.
+    #[must_use]
+    pub fn find(reasons: &[Self], code: ReasonCode) -> Option<&Self> {
+        reasons.iter().find_map(|r| if r.code == code { Some(r) } else { Self::find(&r.causes, code) })
+    }
+
+    /// Without what moves with the clock alone.
+    fn stop_clocks(&mut self) {
+        self.next_retry_ms = None;
+        self.examples.iter_mut().for_each(|e| e.next_retry_ms = None);
+        self.causes.iter_mut().for_each(Self::stop_clocks);
     }
 
     pub(crate) fn offline(space: SpaceId, connection: &Connection, now: Moment) -> Option<Self> {
         match connection {
             Connection::Online(_) => None,
             Connection::Connecting => Some(Self::new(ReasonCode::NoNode, space.short(), "connecting")),
-            Connection::Offline { cause, code, attempts, retry_at } => {
+            Connection::Offline { cause, code, attempts, retry_at, since_ms } => {
                 let reason = match *code {
                     "WRONG_NODE" => ReasonCode::WrongNode,
                     code if Code::ALL.iter().any(|c| c.name() == code) => ReasonCode::SessionRefused,
@@ -157,7 +326,7 @@ impl Reason {
                 };
                 let next_retry_ms =
                     retry_at.map(|at| u64::try_from(at.0.saturating_sub(now.0).as_millis()).unwrap_or(u64::MAX));
-                let mut found = Self::new(reason, space.short(), cause.clone());
+                let mut found = Self::new(reason, space.short(), cause.clone()).since(Some(*since_ms));
                 found.attempts = *attempts;
                 found.next_retry_ms = next_retry_ms;
                 Some(found)
@@ -200,125 +369,186 @@ pub(crate) struct SpaceTrouble {
     pub(crate) different: Option<String>,
     pub(crate) refused: Option<(Code, String)>,
     pub(crate) key: Option<String>,
+    /// When each of them was first seen, milliseconds since 1970.
+    pub(crate) since: BTreeMap<ReasonCode, u64>,
+}
+
+impl SpaceTrouble {
+    /// What is the matter, most important first.
+    pub(crate) fn reasons(&self, space: SpaceId) -> Vec<Reason> {
+        let texts = [
+            (ReasonCode::Faulted, &self.faulted),
+            (ReasonCode::Forked, &self.forked),
+            (ReasonCode::Rewound, &self.rewound),
+            (ReasonCode::KeyOwed, &self.key),
+            (ReasonCode::Different, &self.different),
+        ];
+        let mut found: Vec<_> = texts.into_iter().filter_map(|(code, text)| Some((code, text.clone()?))).collect();
+        found.extend(self.refused.clone().map(|(code, text)| (refusal_reason(code), text)));
+        let reason = |(code, text): (ReasonCode, String)| {
+            Reason::new(code, space.short(), text).since(self.since.get(&code).copied())
+        };
+        found.into_iter().map(reason).collect()
+    }
+
+    /// After something changed: notes since when what is the matter is.
+    pub(crate) fn date(&mut self, space: SpaceId, now_ms: u64) {
+        let codes: BTreeSet<ReasonCode> = self.reasons(space).iter().map(|r| r.code).collect();
+        self.since.retain(|code, _| codes.contains(code));
+        for code in codes {
+            self.since.entry(code).or_insert(now_ms);
+        }
+    }
+}
+
+fn refusal_reason(code: Code) -> ReasonCode {
+    if code == Code::SpaceUnknown { ReasonCode::NotRegistered } else { ReasonCode::Forbidden }
 }
 
 impl SpaceInner {
-    /// Every reason why this space is not synced, most important first.
-    pub(crate) fn reasons(&self) -> Result<Vec<Reason>, ReadError> {
-        self.shared.store.read(|tx| self.reasons_in(tx))
-    }
-
-    fn reasons_in(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = self.membership_reasons(tx)?;
-        reasons.extend(self.trouble_reasons());
-        if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
-            // What the node says to a stranger is no news then.
-            reasons.retain(|r| r.code != ReasonCode::Forbidden);
-        }
-        reasons.extend(Reason::offline(self.id, &self.shared.connection.borrow(), self.shared.host.now()));
-        let short = self.id.short();
-        let node_seq = self.node_seq();
-        let now_ms = self.shared.host.wall_ms();
-        let Some(row) = tx.space(self.id)? else { return Ok(reasons) };
-        let node = tx.node_state(self.id)?;
-        if node.registration == Registration::Unregistered {
-            reasons.push(Reason::new(ReasonCode::NotRegistered, &short, "made here, not on the node yet"));
-        }
-        if node_seq > row.position.seq {
-            let detail = format!("here {} of {}", row.position.seq, node_seq);
-            reasons.push(Reason::new(ReasonCode::Behind, &short, detail));
-        }
-        for write in tx.outbox(self.id)? {
-            reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
-        }
-        for write in tx.refused(self.id)? {
-            reasons.extend(write_reason(&write.state, format!("write {} of {}", write.id, write.tree.short()), now_ms));
-        }
-        for (tree, change, verdict) in tx.verdicts(self.id)? {
-            match verdict.kind {
-                VerdictKind::Quarantined | VerdictKind::Missing => {
-                    reasons.push(Reason::of_verdict(tree, change, verdict));
-                }
-                VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {}
-            }
-        }
-        Ok(reasons)
-    }
-
-    /// A former member's space stands still, and says so.
-    fn membership_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = Vec::new();
-        let account = self.shared.account.id();
-        let acl = tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
-        let removed = acl.removed.get(&account).map(|at| format!("removed by an admin, at entry {at}"));
-        let left = acl.left.get(&account).map(|at| format!("left, at entry {at}"));
-        if let Some(detail) = removed.or(left) {
-            reasons.push(Reason::new(ReasonCode::NotAMember, self.id.short(), detail));
-        } else if tx.kv(&leave_key(self.id))?.is_some() {
-            reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
-        }
-        Ok(reasons)
-    }
-
-    fn trouble_reasons(&self) -> Vec<Reason> {
-        let trouble = self.trouble();
-        let short = self.id.short();
-        let mut found = Vec::new();
-        let mut push = |code, detail: Option<String>| {
-            found.extend(detail.map(|detail| Reason::new(code, &short, detail)));
-        };
-        push(ReasonCode::Faulted, trouble.faulted);
-        push(ReasonCode::Forked, trouble.forked);
-        push(ReasonCode::Rewound, trouble.rewound);
-        push(ReasonCode::KeyOwed, trouble.key);
-        push(ReasonCode::Different, trouble.different);
-        if let Some((code, text)) = trouble.refused {
-            let code = if code == Code::SpaceUnknown { ReasonCode::NotRegistered } else { ReasonCode::Forbidden };
-            found.push(Reason::new(code, &short, text));
-        }
-        found
-    }
-
     /// How the space stands now.
     pub(crate) fn status(&self) -> Result<SpaceStatus, ReadError> {
-        let fresh_ms = self.shared.fresh_ms();
+        let fresh_ms = self.fresh_ms();
         let node_seq = self.node_seq();
         let confirmed = self.confirmed();
         self.shared.store.read(|tx| {
             let view = tx.view(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             let seq = view.position().seq;
             let node = tx.node_state(self.id)?;
-            let verdicts = tx.verdicts(self.id)?;
-            let count = |kind| verdicts.iter().filter(|(_, _, v)| v.kind == kind).count();
+            let verdicts = tx.verdict_counts(self.id)?;
+            let writes = tx.write_counts(self.id)?;
+            let wanted = tx.sync_item_counts(self.id)?;
             let counts = tx.counts(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
-            let pending = tx.outbox(self.id)?.len();
             // Of one moment with everything else.
             let reasons = self.reasons_in(tx)?;
-            let state = state_of(&reasons, pending);
             let acl = view.acl();
             Ok(SpaceStatus {
                 space: self.id.to_string(),
                 role: acl.role(&self.shared.account.id()).map(|role| role.to_string()),
                 deleted: acl.deleted,
-                state,
+                state: state_of(&reasons),
                 seq: seq.0,
                 durable_seq: node.durable_seq.0,
                 node_seq: node_seq.max(seq_on_node(seq, &node)).0,
+                projection_lag: seq.0.saturating_sub(tx.projected_to(self.id)?.0),
                 trees: counts.trees,
                 changes: counts.changes,
-                pending,
-                refused: tx.refused(self.id)?.len(),
-                quarantined: count(VerdictKind::Quarantined),
-                missing: count(VerdictKind::Missing),
-                void: count(VerdictKind::Void),
-                hidden: count(VerdictKind::Hidden),
-                misplaced: count(VerdictKind::Misplaced),
+                pending: writes_of(&writes, &[WriteClass::Pending, WriteClass::Retrying, WriteClass::Logged]),
+                refused: writes_of(&writes, &[WriteClass::Refused]),
+                quarantined: verdicts_of(&verdicts, VerdictKind::Quarantined),
+                missing: verdicts_of(&verdicts, VerdictKind::Missing),
+                wanted: wanted.iter().map(|(_, count, _)| count).sum(),
+                failing: wanted.iter().map(|(_, _, failing)| failing).sum(),
+                void: verdicts_of(&verdicts, VerdictKind::Void),
+                hidden: verdicts_of(&verdicts, VerdictKind::Hidden),
+                misplaced: verdicts_of(&verdicts, VerdictKind::Misplaced),
                 fresh_ms,
                 confirmed,
                 reasons,
             })
         })
     }
+
+    /// How one tree stands now.
+    pub(crate) fn tree_status(&self, tree: TreeId) -> Result<TreeStatus, ReadError> {
+        self.shared.store.read(|tx| {
+            let state = tx.tree(self.id, tree)?;
+            let verdicts = tx.verdicts_of_tree(self.id, tree)?;
+            let count = |kind| verdicts.iter().filter(|(_, _, v)| v.kind == kind).count();
+            let told = tx.peer_heads_of(self.id, tree)?.into_iter().map(|t| ToldHeads {
+                peer: self.peer_name(&t.peer),
+                heads: t.heads.iter().map(ToString::to_string).collect(),
+                seq: t.seq.0,
+                told_ms: t.told_ms,
+            });
+            let reasons = self.tree_reasons_in(tx, tree)?;
+            Ok(TreeStatus {
+                tree: tree.to_string(),
+                state: state_of(&reasons),
+                logged: state.is_some(),
+                purged: state.as_ref().is_some_and(|s| s.purged.is_some()),
+                ahead: !tx.ahead_of_tree(self.id, tree)?.is_empty(),
+                heads: state.iter().flat_map(|s| &s.heads).map(ToString::to_string).collect(),
+                told: told.collect(),
+                pending: tx.pending_of_tree(self.id, tree)?.len(),
+                quarantined: count(VerdictKind::Quarantined),
+                missing: count(VerdictKind::Missing),
+                void: count(VerdictKind::Void),
+                hidden: count(VerdictKind::Hidden),
+                misplaced: count(VerdictKind::Misplaced),
+                reasons,
+            })
+        })
+    }
+
+    /// What is known of each peer: the node first, then clients that were compared with.
+    pub(crate) fn peers(&self) -> Result<Vec<PeerStatus>, ReadError> {
+        let (node_seq, fresh_ms) = (self.node_seq(), self.fresh_ms());
+        let receipt_seq = self.last_receipt()?.map(|r| r.body().seq.0);
+        self.shared.store.read(|tx| {
+            let node = tx.node_state(self.id)?;
+            let seq = tx.space(self.id)?.map_or(Seq::ZERO, |row| row.position.seq);
+            let writes = tx.write_counts(self.id)?;
+            let apart: BTreeMap<_, _> = tx.peer_head_counts(self.id)?.into_iter().collect();
+            let known = tx.peers(self.id)?;
+            let own = *self.shared.address.authority.as_bytes();
+            let told = node_seq.max(seq_on_node(seq, &node));
+            let confirmed = |row: &PeerRow| Confirmed { seq: row.confirmed.0, at_ms: row.confirmed_ms };
+            let mut peers = vec![PeerStatus {
+                peer: self.shared.address.authority.to_string(),
+                kind: PeerClass::Node,
+                connected: self.shared.connection.borrow().online().is_some(),
+                fresh_ms,
+                seq: told.0,
+                durable_seq: node.durable_seq.0,
+                missing: told.0.saturating_sub(seq.0),
+                pending: count_of(&writes, &[WriteClass::Pending, WriteClass::Retrying, WriteClass::Logged]),
+                trees_apart: apart.get(&own).copied().unwrap_or_default(),
+                receipt_seq,
+                confirmed: known.iter().find(|row| row.peer == own).map(confirmed),
+                budget: Some(self.shared.budget_now()),
+            }];
+            peers.extend(known.iter().filter(|row| row.peer != own).map(|row| PeerStatus {
+                peer: self.peer_name(&row.peer),
+                kind: match row.kind {
+                    PeerKind::Node => PeerClass::Node,
+                    PeerKind::Client => PeerClass::Client,
+                },
+                connected: false,
+                fresh_ms: None,
+                seq: row.confirmed.0,
+                durable_seq: 0,
+                missing: 0,
+                pending: 0,
+                trees_apart: apart.get(&row.peer).copied().unwrap_or_default(),
+                receipt_seq: None,
+                confirmed: Some(confirmed(row)),
+                budget: None,
+            }));
+            Ok(peers)
+        })
+    }
+
+    /// The text form of a peer's key.
+    fn peer_name(&self, peer: &[u8; 32]) -> String {
+        if peer == self.shared.address.authority.as_bytes() {
+            return self.shared.address.authority.to_string();
+        }
+        DeviceId::try_from(peer.as_slice()).map_or_else(|_| "an unknown peer".to_owned(), |id| id.to_string())
+    }
+}
+
+fn count_of(writes: &[WriteCount], classes: &[WriteClass]) -> u64 {
+    writes.iter().filter(|w| classes.contains(&w.class)).map(|w| w.count).sum()
+}
+
+fn writes_of(writes: &[WriteCount], classes: &[WriteClass]) -> usize {
+    usize::try_from(count_of(writes, classes)).unwrap_or(usize::MAX)
+}
+
+fn verdicts_of(verdicts: &[(VerdictKind, u64)], kind: VerdictKind) -> usize {
+    let count = verdicts.iter().find(|(k, _)| *k == kind).map_or(0, |(_, count)| *count);
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 /// What came from the node is on the node; what was only made here is not.
@@ -329,50 +559,83 @@ fn seq_on_node(seq: Seq, node: &sync_store::NodeState) -> Seq {
     }
 }
 
-fn state_of(reasons: &[Reason], pending: usize) -> SyncState {
-    let any = |codes: &[ReasonCode]| reasons.iter().any(|r| codes.contains(&r.code));
-    use ReasonCode as R;
-    let attention = [
-        R::Faulted,
-        R::Forked,
-        R::Rewound,
-        R::Forbidden,
-        R::NotAMember,
-        R::Refused,
-        R::Quarantined,
-        R::ContentMissing,
-        R::KeyOwed,
-        R::WrongNode,
-    ];
-    if any(&attention) {
-        SyncState::Attention
-    } else if any(&[R::NoNode, R::SessionRefused]) {
-        SyncState::Offline
-    } else if any(&[R::Behind, R::Different]) {
-        SyncState::CatchingUp
-    } else if pending > 0 || any(&[R::NotRegistered]) {
-        SyncState::Pushing
-    } else {
-        SyncState::UpToDate
+/// The most urgent state of any reason; without one, nothing is known to be missing.
+pub(crate) fn state_of(reasons: &[Reason]) -> SyncState {
+    let rank = |state: &SyncState| match state {
+        SyncState::Attention => 0,
+        SyncState::Offline => 1,
+        SyncState::CatchingUp => 2,
+        SyncState::Pushing => 3,
+        SyncState::UpToDate => 4,
+    };
+    let of = |reason: &Reason| match state_of(&reason.causes) {
+        SyncState::UpToDate => reason.code.state(),
+        below => [reason.code.state(), below].into_iter().min_by_key(rank).unwrap_or(below),
+    };
+    reasons.iter().map(of).min_by_key(rank).unwrap_or(SyncState::UpToDate)
+}
+
+/// The status of a space as it changes. Dropping it ends it.
+#[derive(Debug)]
+pub struct StatusStream {
+    space: Space,
+    since: u64,
+    last: Option<SpaceStatus>,
+}
+
+impl StatusStream {
+    /// The next status that differs in more than what the clock moves; the first at once. `None` when the space is closed.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn next(&mut self) -> Result<Option<SpaceStatus>, ReadError> {
+        loop {
+            if self.space.inner.closed.is_cancelled() {
+                return Ok(None);
+            }
+            let status = self.space.status()?;
+            let timeless = status.timeless();
+            if self.last.as_ref() != Some(&timeless) {
+                self.last = Some(timeless);
+                return Ok(Some(status));
+            }
+            // Freshness ends by itself, without an event.
+            let moved = self.space.status_changed(&mut self.since);
+            let _ = tokio::time::timeout(limits::HEARTBEAT_INTERVAL, moved).await;
+        }
     }
 }
 
-fn write_reason(state: &WriteState, scope: String, now_ms: u64) -> Option<Reason> {
-    match state {
-        WriteState::Pending { attempts, last_refusal, next_retry_ms } => {
-            let (code, detail) = match last_refusal {
-                None => (ReasonCode::Pending, "waits for the node".to_owned()),
-                Some(refusal) => (ReasonCode::Retrying, refusal.message.clone()),
-            };
-            let mut reason = Reason::new(code, scope, detail);
-            reason.attempts = *attempts;
-            reason.next_retry_ms = next_retry_ms.map(|at| at.saturating_sub(now_ms));
-            Some(reason)
-        }
-        WriteState::Logged { seq } => {
-            Some(Reason::new(ReasonCode::NotDurable, scope, format!("logged at {seq}, disk not confirmed")))
-        }
-        WriteState::Refused(refusal) => Some(Reason::new(ReasonCode::Refused, scope, refusal.message.clone())),
-        WriteState::Durable { .. } | WriteState::Dismissed => None,
+impl Space {
+    /// The status of the space as it changes.
+    ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut statuses = space.status_stream();
+    /// while let Some(status) = statuses.next().await? {
+    ///     println!("{:?}, {} pending", status.state, status.pending);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn status_stream(&self) -> StatusStream {
+        StatusStream { space: self.clone(), since: 0, last: None }
+    }
+
+    /// How one tree stands now, whether the log here has it or not.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn tree_status(&self, tree: TreeId) -> Result<TreeStatus, ReadError> {
+        self.inner.tree_status(tree)
+    }
+
+    /// What is known of each peer's copy of the space: the node first.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn peers(&self) -> Result<Vec<PeerStatus>, ReadError> {
+        self.inner.peers()
     }
 }

@@ -4,7 +4,8 @@
 //! The target is fixed at the call: the log position of a Certify answer, every write of ours that was not durable yet, and
 //! nothing that others write later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use sync_core::code::Code;
 use sync_core::ids::{ChangeId, Seq, TreeId};
 use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
+use sync_core::session::{Moment, pause};
 use sync_proto::v1;
-use sync_store::{VerdictKind, WriteId, WriteState};
+use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteId, WriteState};
+use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError};
@@ -24,6 +27,93 @@ use crate::status::{Reason, ReasonCode};
 /// How long an await waits unless it is told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// How an await waits, and for how much.
+///
+/// ```
+/// use std::time::Duration;
+/// use client_sdk::{Await, Level};
+/// let how = Await::default().level(Level::Received).deadline(Duration::from_secs(5)).stall(Duration::from_secs(2));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Await {
+    level: Level,
+    deadline: Option<Duration>,
+    stall: Option<Duration>,
+    trees: BTreeMap<TreeId, BTreeSet<ChangeId>>,
+    fresh_within: Duration,
+}
+
+/// What must be true of own writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// They are in the node's log: they survive a killed node.
+    Received,
+    /// They are on the node's disk, and a receipt proves it: they survive a power cut.
+    Durable,
+}
+
+impl Default for Await {
+    /// Durable, within 30 seconds, and nothing older than two heartbeats at the end.
+    fn default() -> Self {
+        Self {
+            level: Level::Durable,
+            deadline: Some(DEADLINE),
+            stall: None,
+            trees: BTreeMap::new(),
+            fresh_within: limits::HEARTBEAT_INTERVAL * 2,
+        }
+    }
+}
+
+impl Await {
+    /// What must be true of own writes.
+    #[must_use]
+    pub fn level(mut self, level: Level) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// The longest that it waits.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// It waits for as long as it takes. Dropping it ends it.
+    #[must_use]
+    pub fn without_deadline(mut self) -> Self {
+        self.deadline = None;
+        self
+    }
+
+    /// The longest that it waits without progress. Progress means that something left what is missing.
+    #[must_use]
+    pub fn stall(mut self, stall: Duration) -> Self {
+        self.stall = Some(stall);
+        self
+    }
+
+    /// Waits for a tree, too: for these changes of it, or for any without them.
+    #[must_use]
+    pub fn tree(mut self, tree: TreeId, heads: impl IntoIterator<Item = ChangeId>) -> Self {
+        self.trees.entry(tree).or_default().extend(heads);
+        self
+    }
+
+    /// The node's word must not be older than this when the await answers, counted from when it was asked.
+    #[must_use]
+    pub fn fresh_within(mut self, fresh_within: Duration) -> Self {
+        self.fresh_within = fresh_within;
+        self
+    }
+
+    pub(crate) fn chosen_level(&self) -> Level {
+        self.level
+    }
+}
+
 /// The proof that local and node agree, durably, readably.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Synced {
@@ -33,8 +123,79 @@ pub struct Synced {
     pub void: Vec<(TreeId, ChangeId)>,
     /// Changes of epochs whose keys this member was never given. Settled.
     pub hidden: Vec<(TreeId, ChangeId)>,
+    /// The logged heads of the trees that the caller named.
+    pub heads: BTreeMap<TreeId, BTreeSet<ChangeId>>,
     /// True if nothing was added on either side since the target was fixed.
     pub equal_now: bool,
+}
+
+/// How far an await is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Progress {
+    /// The log position that it waits for; `None` while the node has yet to name it.
+    pub target: Option<u64>,
+    /// The end of what is here and readable.
+    pub here: u64,
+    /// How many things are missing, by kind.
+    pub missing: BTreeMap<ReasonCode, u64>,
+}
+
+impl Progress {
+    /// How many things are missing.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.missing.values().sum()
+    }
+}
+
+/// One word of an await that is followed.
+#[derive(Debug, Clone)]
+pub enum AwaitEvent {
+    Progress(Progress),
+    /// The last one.
+    Synced(Box<Synced>),
+    /// The last one.
+    Failed(NotSynced),
+}
+
+/// An await whose progress is followed. It waits while it is asked; dropping it ends it and leaves nothing behind.
+pub struct SyncedStream {
+    work: Option<Pin<Box<dyn Future<Output = Result<Synced, NotSynced>> + Send>>>,
+    progress: watch::Receiver<Progress>,
+}
+
+impl std::fmt::Debug for SyncedStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SyncedStream").field("progress", &*self.progress.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl SyncedStream {
+    /// Progress as often as it moves, then one end; `None` after that.
+    pub async fn next(&mut self) -> Option<AwaitEvent> {
+        let work = self.work.as_mut()?;
+        let ended = tokio::select! {
+            biased;
+            Ok(()) = self.progress.changed() => {
+                return Some(AwaitEvent::Progress(self.progress.borrow_and_update().clone()));
+            }
+            ended = work => ended,
+        };
+        self.work = None;
+        Some(match ended {
+            Ok(synced) => AwaitEvent::Synced(Box::new(synced)),
+            Err(failed) => AwaitEvent::Failed(failed),
+        })
+    }
+}
+
+/// A write that is where the caller wanted it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settled {
+    /// Where it stands in the log.
+    pub seq: Seq,
+    /// With [`Level::Durable`]: the node's signed word that its disk holds it.
+    pub receipt: Option<SignedReceipt>,
 }
 
 impl From<&CallError> for NotSyncedCode {
@@ -56,7 +217,7 @@ impl Space {
     /// # Errors
     /// [`NotSynced`] with everything that is missing.
     pub async fn await_synced(&self) -> Result<Synced, NotSynced> {
-        self.await_synced_within(DEADLINE).await
+        self.await_synced_with(&Await::default()).await
     }
 
     /// [`Space::await_synced`] with its own deadline.
@@ -64,7 +225,39 @@ impl Space {
     /// # Errors
     /// [`NotSynced`] with everything that is missing.
     pub async fn await_synced_within(&self, deadline: Duration) -> Result<Synced, NotSynced> {
-        self.inner.within(deadline, self.inner.synced()).await
+        self.await_synced_with(&Await::default().deadline(deadline)).await
+    }
+
+    /// [`Space::await_synced`], as the caller wants it.
+    ///
+    /// # Errors
+    /// [`NotSynced`] with everything that is missing.
+    pub async fn await_synced_with(&self, how: &Await) -> Result<Synced, NotSynced> {
+        let progress = watch::channel(Progress::default()).0;
+        self.inner.synced_with(how, None, &progress).await
+    }
+
+    /// [`Space::await_synced`], with what is missing on the way.
+    ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space) {
+    /// use client_sdk::{Await, AwaitEvent};
+    /// let mut waiting = space.follow_synced(Await::default());
+    /// while let Some(event) = waiting.next().await {
+    ///     match event {
+    ///         AwaitEvent::Progress(progress) => println!("{} left", progress.left()),
+    ///         AwaitEvent::Synced(synced) => println!("synced up to {}", synced.receipt.body().seq),
+    ///         AwaitEvent::Failed(failed) => println!("{failed}"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn follow_synced(&self, how: Await) -> SyncedStream {
+        let (progress, seen) = watch::channel(Progress::default());
+        let space = self.inner.clone();
+        let work = Box::pin(async move { space.synced_with(&how, None, &progress).await });
+        SyncedStream { work: Some(work), progress: seen }
     }
 
     /// Waits until a write is on the node's disk; the receipt proves it.
@@ -80,7 +273,24 @@ impl Space {
     /// # Errors
     /// [`NotSynced`].
     pub async fn await_durable_within(&self, write: WriteId, deadline: Duration) -> Result<SignedReceipt, NotSynced> {
-        self.inner.within(deadline, self.inner.durable(&[write])).await
+        self.inner.durable_with(write, &Await::default().deadline(deadline)).await
+    }
+
+    /// Waits until a write is as safe as the caller wants it: in the node's log, or on its disk.
+    ///
+    /// ```no_run
+    /// # async fn doc(space: client_sdk::Space, write: client_sdk::WriteId) -> Result<(), Box<dyn std::error::Error>> {
+    /// use client_sdk::{Await, Level};
+    /// let settled = space.await_write(write, &Await::default().level(Level::Received)).await?;
+    /// println!("in the node's log at {}", settled.seq);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`NotSynced`].
+    pub async fn await_write(&self, write: WriteId, how: &Await) -> Result<Settled, NotSynced> {
+        self.inner.write_with(write, how).await
     }
 
     /// Waits until an object is here and readable. It may not have been written yet.
@@ -88,44 +298,136 @@ impl Space {
     /// # Errors
     /// [`NotSynced`]: never an Ok for an object that is not here.
     pub async fn await_object(&self, object_type: &str, id: &str, deadline: Duration) -> Result<Object, NotSynced> {
-        let wait = self.inner.object(object_type, id);
-        let missing =
-            || Reason::new(ReasonCode::Missing, format!("{object_type}/{id}"), "nobody's write of it arrived");
-        match tokio::time::timeout(deadline, wait).await {
-            Ok(found) => found,
-            Err(_) => {
-                let mut failed = self.inner.deadline_exceeded();
-                failed.residue.insert(0, missing());
-                Err(failed)
+        self.await_object_with(object_type, id, &Await::default().deadline(deadline)).await
+    }
+
+    /// [`Space::await_object`], as the caller wants it.
+    ///
+    /// # Errors
+    /// [`NotSynced`].
+    pub async fn await_object_with(&self, object_type: &str, id: &str, how: &Await) -> Result<Object, NotSynced> {
+        let progress = watch::channel(Progress::default()).0;
+        let found = self.inner.limited(how, &progress, self.inner.object(object_type, id)).await;
+        found.map_err(|mut failed| {
+            let absent = Reason::find(&failed.residue, ReasonCode::Unreadable).is_none();
+            if absent
+                && matches!(
+                    failed.code,
+                    NotSyncedCode::DeadlineExceeded | NotSyncedCode::NoNode | NotSyncedCode::Stalled
+                )
+            {
+                let scope = format!("{object_type}/{id}");
+                failed.residue.insert(0, Reason::new(ReasonCode::Missing, scope, "nobody's write of it arrived"));
             }
+            failed
+        })
+    }
+}
+
+/// What is missing at a target, and whether waiting can help.
+#[derive(Default)]
+struct Residue {
+    missing: BTreeMap<ReasonCode, u64>,
+    /// What no waiting changes.
+    hopeless: Vec<Reason>,
+    hopeless_count: u64,
+}
+
+impl Residue {
+    fn waits(&mut self, code: ReasonCode, count: u64) {
+        *self.missing.entry(code).or_default() += count;
+    }
+
+    fn fails(&mut self, reason: Reason) {
+        self.waits(reason.code, 1);
+        self.hopeless_count += 1;
+        if self.hopeless.len() < limits::RESIDUE_MAX {
+            self.hopeless.push(reason);
         }
     }
+
+    fn left(&self) -> u64 {
+        self.missing.values().sum()
+    }
+}
+
+/// What an await waits for.
+struct Target<'a> {
+    seq: Seq,
+    writes: &'a BTreeSet<WriteId>,
+    how: &'a Await,
+}
+
+/// A receipt, and when it was asked for.
+struct Certified {
+    receipt: SignedReceipt,
+    asked: Moment,
 }
 
 impl SpaceInner {
     /// [`Space::await_durable`].
     pub(crate) async fn durable_within(&self, write: WriteId) -> Result<SignedReceipt, NotSynced> {
-        self.within(DEADLINE, self.durable(&[write])).await
+        self.durable_with(write, &Await::default()).await
     }
 
-    async fn within<T>(
+    async fn durable_with(&self, write: WriteId, how: &Await) -> Result<SignedReceipt, NotSynced> {
+        let progress = watch::channel(Progress::default()).0;
+        Ok(self.limited(how, &progress, self.durable(write)).await?.0)
+    }
+
+    pub(crate) async fn write_with(&self, write: WriteId, how: &Await) -> Result<Settled, NotSynced> {
+        let progress = watch::channel(Progress::default()).0;
+        let work = async {
+            match how.level {
+                Level::Received => Ok(Settled { seq: self.logged(write).await?, receipt: None }),
+                Level::Durable => {
+                    let (receipt, seq) = self.durable(write).await?;
+                    Ok(Settled { seq, receipt: Some(receipt) })
+                }
+            }
+        };
+        self.limited(how, &progress, work).await
+    }
+
+    /// [`Space::await_synced`]; `ours` are the writes that it is about, those that are not settled now unless they are given.
+    pub(crate) async fn synced_with(
         &self,
-        deadline: Duration,
-        wait: impl Future<Output = Result<T, NotSynced>>,
+        how: &Await,
+        ours: Option<BTreeSet<WriteId>>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Synced, NotSynced> {
+        self.limited(how, progress, self.synced(how, ours, progress)).await
+    }
+
+    /// Within the deadline, and not longer than `stall` without progress.
+    async fn limited<T>(
+        &self,
+        how: &Await,
+        progress: &watch::Sender<Progress>,
+        work: impl Future<Output = Result<T, NotSynced>>,
     ) -> Result<T, NotSynced> {
-        match tokio::time::timeout(deadline, wait).await {
-            Ok(result) => result,
-            Err(_) => Err(self.deadline_exceeded()),
+        let after = async |limit: Option<Duration>| match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        };
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = self.closed.cancelled() => Err(self.ended(NotSyncedCode::Aborted)),
+            () = after(how.deadline) => Err(self.ended(NotSyncedCode::DeadlineExceeded)),
+            () = stalled(how.stall, progress) => Err(self.ended(NotSyncedCode::Stalled)),
         }
     }
 
-    fn deadline_exceeded(&self) -> NotSynced {
+    /// It ended before it was done: with everything that is known to be missing.
+    fn ended(&self, code: NotSyncedCode) -> NotSynced {
         let residue = match self.reasons() {
             Ok(reasons) => reasons,
             Err(error) => return store_failed(&error),
         };
-        let offline = residue.iter().any(|r| matches!(r.code, ReasonCode::NoNode | ReasonCode::WrongNode));
-        let code = if offline { NotSyncedCode::NoNode } else { NotSyncedCode::DeadlineExceeded };
+        let offline = [ReasonCode::NoNode, ReasonCode::WrongNode, ReasonCode::SessionRefused];
+        let offline = offline.iter().any(|code| Reason::find(&residue, *code).is_some());
+        let code = if offline && code != NotSyncedCode::Aborted { NotSyncedCode::NoNode } else { code };
         let mut failed = NotSynced { code, residue };
         if failed.residue.is_empty() {
             failed.residue.push(Reason::new(ReasonCode::TimedOut, self.id.short(), "the time was too short"));
@@ -133,30 +435,50 @@ impl SpaceInner {
         failed
     }
 
-    async fn synced(&self) -> Result<Synced, NotSynced> {
-        let ours = self.unsettled_writes()?;
-        let mut receipt = self.certified().await?;
-        self.arrives(receipt.body().seq).await?;
-        if !ours.is_empty() {
-            self.logged(&ours).await?;
-            receipt = self.certified().await?;
-            self.arrives(receipt.body().seq).await?;
+    async fn synced(
+        &self,
+        how: &Await,
+        ours: Option<BTreeSet<WriteId>>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Synced, NotSynced> {
+        let ours = match ours {
+            Some(ours) => ours,
+            None => self.unsettled_writes()?,
+        };
+        let mut certified = self.certified().await?;
+        self.arrives(&Target { seq: certified.receipt.body().seq, writes: &ours, how }, progress).await?;
+        if !ours.is_empty() && how.level == Level::Durable {
+            certified = self.certified().await?;
+            self.arrives(&Target { seq: certified.receipt.body().seq, writes: &ours, how }, progress).await?;
         }
-        self.check_receipt(&receipt)?;
-        self.settled(&receipt)
+        self.check_receipt(&certified.receipt)?;
+        self.is_fresh(certified.asked, how).await?;
+        self.settled(&certified.receipt, how)
+    }
+
+    /// What was asked long ago, by a process that was stopped since or that had much to catch up, is asked again: the target
+    /// stays, and the node still stands behind it.
+    async fn is_fresh(&self, asked: Moment, how: &Await) -> Result<(), NotSynced> {
+        let age = |since: Moment| self.shared.host.now().0.saturating_sub(since.0);
+        let mut asked = asked;
+        while age(asked) > how.fresh_within && self.shared.fresh_age().is_none_or(|age| age > how.fresh_within) {
+            asked = self.certified().await?.asked;
+            if how.fresh_within.is_zero() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Our writes that are not known to be on the node's disk, and refused ones that nobody dismissed.
-    fn unsettled_writes(&self) -> Result<BTreeSet<WriteId>, NotSynced> {
-        let read = self.shared.store.read(|tx| -> Result<_, ReadError> {
-            let refused = tx.refused(self.id)?.into_iter();
-            Ok(tx.outbox(self.id)?.into_iter().chain(refused).map(|w| w.id).collect())
-        });
-        read.map_err(|e| store_failed(&e))
+    pub(crate) fn unsettled_writes(&self) -> Result<BTreeSet<WriteId>, NotSynced> {
+        let read = self.shared.store.read(|tx| tx.open_writes(self.id));
+        Ok(read.map_err(|e| store_failed(&e.into()))?.into_iter().collect())
     }
 
     /// A durable receipt with a nonce of our own, checked; waits for a session as long as it takes.
-    async fn certified(&self) -> Result<SignedReceipt, NotSynced> {
+    async fn certified(&self) -> Result<Certified, NotSynced> {
+        let mut failures = 0;
         loop {
             if let Some(failed) = self.stopped() {
                 return Err(failed);
@@ -164,23 +486,39 @@ impl SpaceInner {
             let conn = self.shared.conn().await.map_err(|e| self.call_failed(&e))?;
             // As of the question: it may be registered while the answer is on its way.
             let on_its_way = !self.shared.is_registered(self.id);
-            match self.certify(&conn).await {
-                Ok(receipt) => return Ok(receipt),
-                // A session that broke is replaced by a new one; a space that is on its way to the node arrives.
-                Err(CallError::Broken(_) | CallError::Offline { .. } | CallError::TimedOut) => {}
-                Err(CallError::Refused(failure)) if on_its_way && failure.code == Code::SpaceUnknown => {}
-                Err(CallError::Refused(failure)) if self.may_pass(failure.code) => {}
-                Err(error) => return Err(self.call_failed(&error)),
+            let asked = self.shared.host.now();
+            let error = match self.certify(&conn).await {
+                Ok(receipt) => {
+                    self.note_heard(asked);
+                    return Ok(Certified { receipt, asked });
+                }
+                Err(error) => error,
+            };
+            failures += 1;
+            match error {
+                // A space that is on its way to the node arrives.
+                CallError::Refused(failure) if on_its_way && failure.code == Code::SpaceUnknown => {
+                    self.registered().await.map_err(|e| self.call_failed(&e))?;
+                }
+                error if error.is_transient() => self.comes_anew(&conn, failures, &error).await,
+                error => return Err(self.call_failed(&error)),
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    fn may_pass(&self, code: Code) -> bool {
-        // Made here, and not registered yet.
-        let on_its_way = code == Code::SpaceUnknown && !self.shared.is_registered(self.id);
-        let passing = [Code::SessionExpired, Code::Overloaded, Code::ShuttingDown, Code::StoreFailed];
-        on_its_way || passing.contains(&code)
+    /// A session that broke is replaced by another one; one that stands is asked again after a pause.
+    async fn comes_anew(&self, conn: &Conn, failures: u32, error: &CallError) {
+        let hint = match error {
+            CallError::Refused(failure) => Duration::from_millis(failure.retry_after_ms),
+            CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) | CallError::BadAnswer(_) => {
+                Duration::ZERO
+            }
+        };
+        let mut connection = self.shared.connection.clone();
+        let another = connection.wait_for(|c| c.generation().is_some_and(|g| g != conn.generation()));
+        let [jitter] = self.shared.host.random();
+        let wait = pause(failures, jitter).max(hint).min(limits::RETRY_HINT_MAX);
+        let _ = tokio::time::timeout(wait, another).await;
     }
 
     /// One Certify call.
@@ -215,14 +553,21 @@ impl SpaceInner {
         Ok(receipt)
     }
 
-    /// Waits until our log, and with it everything derived from it, holds `seq`.
-    async fn arrives(&self, seq: Seq) -> Result<(), NotSynced> {
-        self.saw_node_seq(seq);
+    /// Waits until nothing is missing at a target. What no waiting changes fails it, as soon as all else is here.
+    async fn arrives(&self, target: &Target<'_>, progress: &watch::Sender<Progress>) -> Result<(), NotSynced> {
+        self.saw_node_seq(target.seq);
         let mut moved = self.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            if self.announced() >= seq {
+            let here = self.announced();
+            let residue = self.residue(target, here)?;
+            let now = Progress { target: Some(target.seq.0), here: here.0, missing: residue.missing.clone() };
+            progress.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+            if residue.left() == 0 {
                 return Ok(());
+            }
+            if residue.left() == residue.hopeless_count {
+                return Err(hopeless(residue.hopeless));
             }
             if let Some(failed) = self.stopped() {
                 return Err(failed);
@@ -233,32 +578,117 @@ impl SpaceInner {
         }
     }
 
-    /// Waits until each of our writes is in the log.
-    async fn logged(&self, writes: &BTreeSet<WriteId>) -> Result<(), NotSynced> {
-        let mut moved = self.moved.subscribe();
-        for write in writes {
-            loop {
-                moved.borrow_and_update();
-                match self.write_state(*write).map_err(|e| store_failed(&e))? {
-                    Some(WriteState::Logged { .. } | WriteState::Durable { .. } | WriteState::Dismissed) => break,
-                    Some(WriteState::Refused(refusal)) => return Err(self.refused_write(*write, &refusal.message)),
-                    Some(WriteState::Pending { .. }) => {}
-                    None => return Err(self.refused_write(*write, "no such write")),
+    /// What is missing in scope, at or before the target.
+    fn residue(&self, target: &Target<'_>, here: Seq) -> Result<Residue, NotSynced> {
+        let mut residue = Residue::default();
+        if here < target.seq {
+            residue.waits(ReasonCode::Behind, target.seq.0 - here.0);
+        }
+        let read = self.shared.store.read(|tx| -> Result<(), ReadError> {
+            let shown = tx.projected_to(self.id)?;
+            let log = tx.space(self.id)?.map_or(Seq::ZERO, |row| row.position.seq);
+            if log >= target.seq && shown < target.seq && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
+                residue.waits(ReasonCode::Behind, target.seq.0 - shown.0);
+            }
+            for write in target.writes {
+                self.residue_of_write(tx, *write, &mut residue)?;
+            }
+            self.residue_of_verdicts(tx, target.seq, &mut residue)?;
+            self.residue_of_trees(tx, target, &mut residue)
+        });
+        read.map_err(|e| store_failed(&e))?;
+        if let Some(problem) = self.trouble().key
+            && here >= target.seq
+        {
+            residue.fails(Reason::new(ReasonCode::KeyOwed, self.id.short(), problem));
+        }
+        Ok(residue)
+    }
+
+    fn residue_of_write(&self, tx: &ReadTx<'_>, write: WriteId, residue: &mut Residue) -> Result<(), ReadError> {
+        match tx.write_state(self.id, write)? {
+            Some(WriteState::Logged { .. } | WriteState::Durable { .. } | WriteState::Dismissed) => {}
+            Some(WriteState::Pending { last_refusal: None, .. }) => residue.waits(ReasonCode::Pending, 1),
+            Some(WriteState::Pending { last_refusal: Some(_), .. }) => residue.waits(ReasonCode::Retrying, 1),
+            Some(WriteState::Refused(refusal)) => residue.fails(refused_reason(write, &refusal.message)),
+            None => residue.fails(refused_reason(write, "no such write")),
+        }
+        Ok(())
+    }
+
+    fn residue_of_verdicts(&self, tx: &ReadTx<'_>, target: Seq, residue: &mut Residue) -> Result<(), ReadError> {
+        let counts = tx.verdict_counts(self.id)?;
+        let some = |kind| counts.iter().any(|(k, count)| *k == kind && *count > 0);
+        for kind in [VerdictKind::Quarantined, VerdictKind::Missing].into_iter().filter(|kind| some(*kind)) {
+            for (tree, change, verdict) in tx.verdicts_of(self.id, kind, None, usize::MAX)? {
+                if verdict.seq > target {
+                    continue;
                 }
-                if let Some(failed) = self.stopped() {
-                    return Err(failed);
-                }
-                if moved.changed().await.is_err() {
-                    return Err(self.call_failed(&self.shared.offline()));
+                let asked = tx.sync_item(self.id, tree, SyncItemKind::Content)?.and_then(|item| item.error);
+                let code = asked.as_ref().and_then(|(code, _)| Code::from_number(*code));
+                match kind {
+                    // It was asked for, or was not answered yet: it may still come.
+                    VerdictKind::Missing if code.is_none_or(Code::is_transient) => {
+                        residue.waits(ReasonCode::ContentMissing, 1);
+                    }
+                    VerdictKind::Missing
+                    | VerdictKind::Quarantined
+                    | VerdictKind::Void
+                    | VerdictKind::Hidden
+                    | VerdictKind::Misplaced => residue.fails(Reason::of_verdict(tree, change, verdict)),
                 }
             }
         }
         Ok(())
     }
 
+    fn residue_of_trees(&self, tx: &ReadTx<'_>, target: &Target<'_>, residue: &mut Residue) -> Result<(), ReadError> {
+        for (tree, heads) in &target.how.trees {
+            let here = match self.readability_in(tx, *tree)? {
+                // What was purged is settled.
+                Readability::Purged => continue,
+                Readability::Hidden => {
+                    let detail = "all of it was written before this member's keys begin";
+                    residue.fails(Reason::new(ReasonCode::Unreadable, tree.short(), detail));
+                    continue;
+                }
+                Readability::Absent => false,
+                Readability::Readable => true,
+            };
+            let mut lacks = u64::from(!here && heads.is_empty());
+            for head in heads {
+                lacks += u64::from(!here || tx.change(self.id, *tree, *head)?.is_none());
+            }
+            if lacks > 0 {
+                residue.waits(ReasonCode::Missing, lacks);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a write is in the log; where.
+    async fn logged(&self, write: WriteId) -> Result<Seq, NotSynced> {
+        let mut moved = self.moved.subscribe();
+        loop {
+            moved.borrow_and_update();
+            match self.write_state(write).map_err(|e| store_failed(&e))? {
+                Some(WriteState::Logged { seq } | WriteState::Durable { seq }) => return Ok(seq),
+                Some(WriteState::Dismissed) => return Err(self.refused_write(write, "it was refused and dismissed")),
+                Some(WriteState::Refused(refusal)) => return Err(self.refused_write(write, &refusal.message)),
+                Some(WriteState::Pending { .. }) => {}
+                None => return Err(self.refused_write(write, "no such write")),
+            }
+            if let Some(failed) = self.stopped() {
+                return Err(failed);
+            }
+            if moved.changed().await.is_err() {
+                return Err(self.call_failed(&self.shared.offline()));
+            }
+        }
+    }
+
     fn refused_write(&self, write: WriteId, why: &str) -> NotSynced {
-        let reason = Reason::new(ReasonCode::Refused, format!("write {write}"), why);
-        NotSynced { code: NotSyncedCode::Refused, residue: vec![reason] }
+        NotSynced { code: NotSyncedCode::Refused, residue: vec![refused_reason(write, why)] }
     }
 
     /// What no waiting changes.
@@ -270,7 +700,9 @@ impl SpaceInner {
             return Some(NotSynced { code: NotSyncedCode::NodeFault, residue });
         }
         let (code, text) = trouble.refused?;
-        if self.may_pass(code) {
+        // Made here, and not registered yet.
+        let on_its_way = code == Code::SpaceUnknown && !self.shared.is_registered(self.id);
+        if on_its_way || code.is_transient() {
             return None;
         }
         let found = if code == Code::Forbidden { NotSyncedCode::Forbidden } else { NotSyncedCode::Refused };
@@ -308,52 +740,56 @@ impl SpaceInner {
         Ok(())
     }
 
-    /// The residue at the target: anything in it is a no.
-    fn settled(&self, receipt: &SignedReceipt) -> Result<Synced, NotSynced> {
+    /// The answer, once nothing is missing.
+    fn settled(&self, receipt: &SignedReceipt, how: &Await) -> Result<Synced, NotSynced> {
         let target = receipt.body().seq;
-        let read = self.shared.store.read(|tx| -> Result<_, ReadError> {
-            let projected = tx.projected_to(self.id)?;
-            let end = tx.space(self.id)?.map_or(Seq::ZERO, |s| s.position.seq);
-            Ok((tx.verdicts(self.id)?, projected, end, tx.pending_count(self.id)?))
-        });
-        let (verdicts, projected, end, pending) = read.map_err(|e| store_failed(&e))?;
-        let mut residue = Vec::new();
-        let (mut void, mut hidden) = (Vec::new(), Vec::new());
-        for (tree, change, verdict) in verdicts.into_iter().filter(|(_, _, v)| v.seq <= target) {
-            match verdict.kind {
-                VerdictKind::Void | VerdictKind::Misplaced => void.push((tree, change)),
-                VerdictKind::Hidden => hidden.push((tree, change)),
-                VerdictKind::Quarantined | VerdictKind::Missing => {
-                    residue.push(Reason::of_verdict(tree, change, verdict))
+        let read = self.shared.store.read(|tx| -> Result<Synced, ReadError> {
+            let of = |kinds: &[VerdictKind]| -> Result<Vec<_>, ReadError> {
+                let mut found = Vec::new();
+                for kind in kinds {
+                    let all = tx.verdicts_of(self.id, *kind, None, usize::MAX)?.into_iter();
+                    found.extend(all.filter(|(_, _, v)| v.seq <= target).map(|(tree, change, _)| (tree, change)));
                 }
+                found.sort_unstable();
+                Ok(found)
+            };
+            let mut heads = BTreeMap::new();
+            for tree in how.trees.keys() {
+                heads.insert(*tree, tx.tree(self.id, *tree)?.map(|t| t.heads).unwrap_or_default());
             }
-        }
-        if projected < target {
-            let detail = format!("objects show {projected} of {target}");
-            residue.push(Reason::new(ReasonCode::Behind, self.id.short(), detail));
-        }
-        if let Some(problem) = self.trouble().key {
-            residue.push(Reason::new(ReasonCode::KeyOwed, self.id.short(), problem));
-        }
-        if !residue.is_empty() {
-            return Err(NotSynced { code: NotSyncedCode::NodeFault, residue });
-        }
-        let equal_now = end == target && pending == 0 && self.node_seq() <= target;
-        Ok(Synced { receipt: receipt.clone(), void, hidden, equal_now })
+            let end = tx.space(self.id)?.map_or(Seq::ZERO, |s| s.position.seq);
+            let equal_now = end == target && tx.pending_count(self.id)? == 0 && self.node_seq() <= target;
+            let (void, hidden) = (of(&[VerdictKind::Void, VerdictKind::Misplaced])?, of(&[VerdictKind::Hidden])?);
+            Ok(Synced { receipt: receipt.clone(), void, hidden, heads, equal_now })
+        });
+        read.map_err(|e| store_failed(&e))
     }
 
-    /// Certifies the given writes.
-    async fn durable(&self, writes: &[WriteId]) -> Result<SignedReceipt, NotSynced> {
-        let writes: BTreeSet<_> = writes.iter().copied().collect();
-        self.logged(&writes).await?;
-        let dismissed = |write: &&WriteId| matches!(self.write_state(**write), Ok(Some(WriteState::Dismissed)));
-        if let Some(write) = writes.iter().find(dismissed) {
-            return Err(self.refused_write(*write, "it was refused and dismissed"));
-        }
-        let receipt = self.certified().await?;
-        self.arrives(receipt.body().seq).await?;
+    /// Certifies one write; where it stands.
+    async fn durable(&self, write: WriteId) -> Result<(SignedReceipt, Seq), NotSynced> {
+        let seq = self.logged(write).await?;
+        let receipt = self.certified().await?.receipt;
+        self.reaches_target(receipt.body().seq).await?;
         self.check_receipt(&receipt)?;
-        Ok(receipt)
+        Ok((receipt, seq))
+    }
+
+    /// Waits until our log, and with it everything derived from it, holds `seq`.
+    async fn reaches_target(&self, seq: Seq) -> Result<(), NotSynced> {
+        self.saw_node_seq(seq);
+        let mut moved = self.moved.subscribe();
+        loop {
+            moved.borrow_and_update();
+            if self.announced() >= seq {
+                return Ok(());
+            }
+            if let Some(failed) = self.stopped() {
+                return Err(failed);
+            }
+            if moved.changed().await.is_err() {
+                return Err(self.call_failed(&self.shared.offline()));
+            }
+        }
     }
 
     async fn object(self: &Arc<Self>, object_type: &str, id: &str) -> Result<Object, NotSynced> {
@@ -400,27 +836,73 @@ impl SpaceInner {
 
     /// Whether this member can read a tree.
     pub(crate) fn readability(&self, tree: TreeId) -> Result<Readability, ReadError> {
-        self.shared.store.read(|tx| {
-            let Some(state) = tx.tree(self.id, tree)? else { return Ok(Readability::Absent) };
-            if state.purged.is_some() {
-                return Ok(Readability::Purged);
-            }
-            let hidden: BTreeSet<_> = tx
-                .verdicts(self.id)?
-                .into_iter()
-                .filter(|(t, _, v)| *t == tree && v.kind == VerdictKind::Hidden)
-                .map(|(_, change, _)| change)
-                .collect();
-            let all_hidden = !state.heads.is_empty() && state.heads.iter().all(|h| hidden.contains(h));
-            let is_member = tx.acl(self.id)?.is_some_and(|acl| acl.members.contains_key(&self.shared.account.id()));
-            Ok(match (all_hidden, is_member) {
-                (false, _) => Readability::Readable,
-                (true, true) => Readability::Hidden,
-                // The log here does not reach our own join yet, and with it the keys.
-                (true, false) => Readability::Absent,
-            })
+        self.shared.store.read(|tx| self.readability_in(tx, tree))
+    }
+
+    fn readability_in(&self, tx: &ReadTx<'_>, tree: TreeId) -> Result<Readability, ReadError> {
+        let Some(state) = tx.tree(self.id, tree)? else { return Ok(Readability::Absent) };
+        if state.purged.is_some() {
+            return Ok(Readability::Purged);
+        }
+        let hidden: BTreeSet<_> = tx
+            .verdicts_of_tree(self.id, tree)?
+            .into_iter()
+            .filter(|(_, _, v)| v.kind == VerdictKind::Hidden)
+            .map(|(_, change, _)| change)
+            .collect();
+        let all_hidden = !state.heads.is_empty() && state.heads.iter().all(|h| hidden.contains(h));
+        let is_member = tx.acl(self.id)?.is_some_and(|acl| acl.members.contains_key(&self.shared.account.id()));
+        Ok(match (all_hidden, is_member) {
+            (false, _) => Readability::Readable,
+            (true, true) => Readability::Hidden,
+            // The log here does not reach our own join yet, and with it the keys.
+            (true, false) => Readability::Absent,
         })
     }
+}
+
+/// Ends when nothing left what is missing for so long.
+async fn stalled(stall: Option<Duration>, progress: &watch::Sender<Progress>) {
+    let Some(stall) = stall else { return std::future::pending().await };
+    let mut seen = progress.subscribe();
+    let mut least = None;
+    loop {
+        let still = async {
+            loop {
+                let known = seen.borrow_and_update().clone();
+                // Before the first target nothing can leave it; another target begins anew.
+                let now = (known.target, known.left());
+                let better = least.is_none_or(|(target, left)| target != now.0 || now.1 < left);
+                if better && Some(now) != least {
+                    return now;
+                }
+                if seen.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        match tokio::time::timeout(stall, still).await {
+            Ok(now) => least = Some(now),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Nothing but what no waiting changes.
+fn hopeless(residue: Vec<Reason>) -> NotSynced {
+    let any = |code| residue.iter().any(|r| r.code == code);
+    let code = if any(ReasonCode::Refused) {
+        NotSyncedCode::Refused
+    } else if any(ReasonCode::Unreadable) {
+        NotSyncedCode::Unreadable
+    } else {
+        NotSyncedCode::NodeFault
+    };
+    NotSynced { code, residue }
+}
+
+fn refused_reason(write: WriteId, why: &str) -> Reason {
+    Reason::new(ReasonCode::Refused, format!("write {write}"), why)
 }
 
 /// Whether this member can read a tree.

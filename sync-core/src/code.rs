@@ -146,6 +146,15 @@ impl Code {
         }
     }
 
+    /// True if the same call may succeed a moment later: the one list of them.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        matches!(
+            self,
+            Self::SessionExpired | Self::Overloaded | Self::ShuttingDown | Self::StoreFailed | Self::StoreFull
+        )
+    }
+
     /// What the author of a pending write does about it.
     #[must_use]
     pub const fn next_step(self) -> NextStep {
@@ -299,6 +308,16 @@ impl From<&Refusal> for Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_about_the_call_and_never_about_the_record() {
+        let passing: Vec<_> = Code::ALL.iter().filter(|c| c.is_transient()).map(|c| c.name()).collect();
+        let expected = ["SESSION_EXPIRED", "OVERLOADED", "STORE_FAILED", "STORE_FULL", "SHUTTING_DOWN"];
+        assert_eq!(passing, expected);
+        for code in Code::ALL.iter().filter(|c| c.is_transient()) {
+            assert_eq!((code.class(), code.next_step()), (Class::Call, NextStep::Retry), "{code}");
+        }
+    }
 
     #[test]
     fn numbers_and_names_are_unique_and_round_trip() {

@@ -3,7 +3,7 @@
 //! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
 //! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
 //! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile -> receipt ->
-//! history -> evidence -> token -> session`.
+//! history -> evidence -> token -> session -> syncer`.
 //!
 //! # Never here
 //!
@@ -21,6 +21,7 @@ pub mod receipt;
 pub mod reconcile;
 pub mod record;
 pub mod session;
+pub mod syncer;
 pub mod token;
 pub mod tree;
 

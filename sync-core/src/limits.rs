@@ -97,6 +97,17 @@ pub const LOCAL_PAGE_DEFAULT: usize = 100;
 
 /// How long a node keeps a sketch up to date that nobody asks for.
 pub const HEADSYNC_IDLE_MAX: Duration = Duration::from_secs(600);
+/// Things that a reason names, of those that it stands for.
+pub const REASON_EXAMPLES_MAX: usize = 5;
+/// Reasons that a failed await names one by one.
+pub const RESIDUE_MAX: usize = 100;
+/// Awaits that a client keeps over a restart.
+pub const WAITS_MAX: usize = 1000;
+/// Items that the sync of a space holds in memory; the others wait in the store.
+pub const SYNC_WINDOW_MAX: usize = 256;
+/// Trees that are fetched from one peer at a time.
+pub const FETCHES_MAX: u32 = 10;
+
 /// How often a client pings and a node sends a heartbeat. Two missed ones end "synced".
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// HTTP/2 keepalive: ping after this much silence.
@@ -115,6 +126,8 @@ pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(3600);
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before a failed item is tried again.
 pub const RETRY_MAX: Duration = Duration::from_secs(20);
+/// The longest pause that a peer's hint can ask for.
+pub const RETRY_HINT_MAX: Duration = Duration::from_secs(60);
 /// What a stopping process gives its work to finish.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a node takes nothing new after a recognised restore, unless its operator says otherwise.

@@ -593,7 +593,7 @@ impl<'a> StateColumns<'a> {
     }
 }
 
-fn read_state(row: &Row<'_>) -> rusqlite::Result<WriteState> {
+pub(crate) fn read_state(row: &Row<'_>) -> rusqlite::Result<WriteState> {
     match row.get::<_, i64>(0)? {
         PENDING => Ok(WriteState::Pending {
             attempts: row.get(2)?,
@@ -626,7 +626,7 @@ fn read_write(space: SpaceId, row: &Row<'_>) -> rusqlite::Result<PendingWrite> {
     })
 }
 
-const fn verdict_code(kind: VerdictKind) -> i64 {
+pub(crate) const fn verdict_code(kind: VerdictKind) -> i64 {
     match kind {
         VerdictKind::Void => 1,
         VerdictKind::Hidden => 2,
@@ -636,7 +636,7 @@ const fn verdict_code(kind: VerdictKind) -> i64 {
     }
 }
 
-fn verdict_of_code(row: &Row<'_>) -> rusqlite::Result<VerdictKind> {
+pub(crate) fn verdict_of_code(row: &Row<'_>) -> rusqlite::Result<VerdictKind> {
     match row.get::<_, i64>(2)? {
         1 => Ok(VerdictKind::Void),
         2 => Ok(VerdictKind::Hidden),

@@ -14,6 +14,7 @@ mod backup;
 mod cache;
 mod client;
 mod db;
+mod engine;
 mod error;
 mod feed;
 mod job;
@@ -37,6 +38,9 @@ mod tests;
 pub use backup::{BackupError, backup, check_backup};
 pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
+};
+pub use engine::{
+    AheadRow, PeerHeads, PeerKind, PeerRow, SyncItem, SyncItemKind, SyncLoad, WriteClass, WriteCount, WriteLine,
 };
 pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use feed::{ElementFeed, ElementsMoved};

@@ -201,6 +201,54 @@ CREATE TABLE accusations (
     at_ms    INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX accusations_by_space ON accusations (space_no, id);
+-- What a client still wants of a tree. kind: 1 fetch, 2 content. Times are milliseconds since 1970.
+CREATE TABLE sync_items (
+    space_no      INTEGER NOT NULL,
+    tree          BLOB NOT NULL,
+    kind          INTEGER NOT NULL,
+    priority      INTEGER NOT NULL,
+    attempts      INTEGER NOT NULL,
+    code          INTEGER,
+    error         TEXT,
+    next_retry_ms INTEGER NOT NULL,
+    since_ms      INTEGER NOT NULL,
+    PRIMARY KEY (space_no, tree, kind)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sync_items_by_priority ON sync_items (space_no, priority, next_retry_ms);
+
+-- What a peer was last found to have. kind: 1 node, 2 client.
+CREATE TABLE peers (
+    space_no     INTEGER NOT NULL,
+    peer         BLOB NOT NULL,
+    kind         INTEGER NOT NULL,
+    confirmed    INTEGER NOT NULL,
+    confirmed_ms INTEGER NOT NULL,
+    PRIMARY KEY (space_no, peer)
+) STRICT, WITHOUT ROWID;
+
+-- Heads that a peer told of and that are not the logged ones here.
+CREATE TABLE peer_heads (
+    space_no INTEGER NOT NULL,
+    peer     BLOB NOT NULL,
+    tree     BLOB NOT NULL,
+    heads    BLOB NOT NULL,
+    seq      INTEGER NOT NULL,
+    told_ms  INTEGER NOT NULL,
+    PRIMARY KEY (space_no, peer, tree)
+) STRICT, WITHOUT ROWID;
+
+-- Entries fetched ahead of the tail; gone in the transaction that appends their place. No tree: an ACL record.
+CREATE TABLE ahead (
+    space_no INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,
+    tree     BLOB,
+    id       BLOB NOT NULL,
+    record   BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX ahead_by_seq ON ahead (space_no, seq);
+CREATE INDEX ahead_by_tree ON ahead (space_no, tree) WHERE tree IS NOT NULL;
+
+CREATE INDEX verdicts_by_kind ON verdicts (space_no, kind);
 ";
 
 /// What a file says about itself.

@@ -43,7 +43,11 @@ impl<'c> Deref for WriteTx<'c> {
 }
 
 /// Every table with rows of a space, but for the log.
-const FORGET: [&str; 13] = [
+const FORGET: [&str; 17] = [
+    "DELETE FROM sync_items WHERE space_no = ?1",
+    "DELETE FROM peers WHERE space_no = ?1",
+    "DELETE FROM peer_heads WHERE space_no = ?1",
+    "DELETE FROM ahead WHERE space_no = ?1",
     "DELETE FROM objects WHERE space_no = ?1",
     "DELETE FROM projections WHERE space_no = ?1",
     "DELETE FROM verdicts WHERE space_no = ?1",

@@ -77,7 +77,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
         Command::Decline(args) => joins::decline(app, &args.who).await,
         Command::AwaitSynced(args) => sync::await_synced(app, args).await,
         Command::Status(args) => sync::status(app, args).await,
-        Command::Why => sync::why(app).await,
+        Command::Why(args) => sync::why(app, args).await,
         Command::Sync(args) => sync::sync(app, args).await,
         Command::Events(args) => events::events(app, args).await,
         Command::Refused(args) => match args.command {

@@ -61,7 +61,7 @@ async fn registered(app: &App, space: &Space, settle: Settle) -> Result<Register
     match space.await_synced_within(app.timeout()).await {
         Ok(_) => Ok(Registered { state: "durable", why: None }),
         Err(error) if settle.wait => Err(error.into()),
-        Err(error) => Ok(kept(error.residue.into_iter().next())),
+        Err(error) => Ok(kept(error.cause().cloned())),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Synced or not, and why.
 
-use client_sdk::{Client, NotSynced, Reason, ReasonCode, Space, SpaceStatus, SyncState};
+use client_sdk::{Client, NotSynced, PeerStatus, ReasonCode, Space, SpaceStatus, SyncState, TreeId};
 use serde_json::{Value, json};
 
 use crate::app::{App, Reached};
-use crate::args::{AwaitSynced, Status, Sync};
+use crate::args::{AwaitSynced, Status, Sync, Why};
 use crate::commands::receipt;
 use crate::error::CliError;
-use crate::output::{Answer, Paint, pairs, some_of};
-use crate::text;
+use crate::output::{Answer, Paint, pairs};
+use crate::{reasons, text};
 
 /// How long `why` tries before it says what is in the way.
 const WHY_MAX: std::time::Duration = std::time::Duration::from_secs(5);
@@ -72,8 +72,11 @@ pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> 
         for space in &spaces {
             let status = space.status()?;
             let name = space.name()?;
-            texts.push(status_text(app.out.paint(), name.as_deref(), &status));
-            json.push(status_json(name, &status));
+            let peers = space.peers()?;
+            texts.push(status_text(app.out.paint(), name.as_deref(), &status, &peers));
+            let mut one = status_json(name, &status);
+            one["peers"] = json!(peers);
+            json.push(one);
         }
         if spaces.is_empty() {
             app.out.note("no spaces yet: headwater space create NAME, or headwater join TOKEN");
@@ -101,14 +104,14 @@ fn state_text(paint: Paint, state: SyncState) -> String {
     }
 }
 
-fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String {
+fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus, peers: &[PeerStatus]) -> String {
     let fresh = match status.fresh_ms {
         Some(ms) => format!("the node was heard {} ago", text::duration(ms)),
         None => "not fresh".to_owned(),
     };
     let confirmed = match status.confirmed {
         Some(c) => format!("equal at {} at {}", c.seq, text::moment(c.at_ms)),
-        None => "not in this run".to_owned(),
+        None => "never".to_owned(),
     };
     let mut rows = vec![
         ("space", status.space.clone()),
@@ -130,6 +133,10 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
     for (what, n) in [
         ("refused", status.refused),
         ("quarantined", status.quarantined),
+        ("without content", status.missing),
+        ("fetching", usize_of(status.wanted)),
+        ("not shown yet", usize_of(status.projection_lag)),
+        ("other heads told", usize_of(peers.iter().map(|peer| peer.trees_apart).sum())),
         ("void", status.void),
         ("hidden", status.hidden),
         ("misplaced", status.misplaced),
@@ -140,7 +147,7 @@ fn status_text(paint: Paint, name: Option<&str>, status: &SpaceStatus) -> String
     }
     let unnamed = if status.deleted { "(deleted)" } else { "(name not here yet)" };
     let title = paint.bold(name.map_or_else(|| unnamed.to_owned(), text::plain));
-    let reasons: String = reasons_text(paint, &status.reasons);
+    let reasons = reasons::render(paint, &status.reasons);
     format!("{title}\n{}{reasons}", pairs(paint, rows))
 }
 
@@ -213,11 +220,23 @@ async fn follow(space: &Space, say: &Said) -> Result<(), CliError> {
     }
 }
 
-pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
+pub(crate) async fn why(app: &App, args: Why) -> Result<Answer, CliError> {
     app.with_client(async |client: &Client| {
+        let (space, object) = args.target();
+        if let Some(object) = object {
+            let space = match space {
+                Some(typed) => app.space_named(client, typed)?,
+                None => app.space(client)?,
+            };
+            return why_tree(app, &space, app.tree_id(&space, object)?, object).await;
+        }
+        let spaces = match space {
+            Some(typed) => vec![app.space_named(client, typed)?],
+            None => app.spaces(client)?,
+        };
         let mut texts = Vec::new();
         let mut json = Vec::new();
-        for space in app.spaces(client)? {
+        for space in spaces {
             let tried = {
                 let _spinner = app.out.spinner("trying");
                 space.await_synced_within(app.timeout().min(WHY_MAX)).await
@@ -256,6 +275,23 @@ pub(crate) async fn why(app: &App) -> Result<Answer, CliError> {
     .await
 }
 
+/// Why one tree is not synced, or not here.
+async fn why_tree(app: &App, space: &Space, tree: TreeId, typed: &str) -> Result<Answer, CliError> {
+    {
+        let _spinner = app.out.spinner("trying");
+        // What came of it is in the status.
+        let _ = space.await_synced_within(app.timeout().min(WHY_MAX)).await;
+    }
+    let status = space.tree_status(tree)?;
+    let paint = app.out.paint();
+    let text = match status.reasons.as_slice() {
+        [] if status.purged => format!("{}: purged; nothing of it is left", paint.bold(typed)),
+        [] => format!("{}: {}", paint.bold(typed), paint.green("synced; nothing is missing")),
+        some => format!("{}: {}{}", paint.bold(typed), paint.yellow("not synced"), reasons::render(paint, some)),
+    };
+    Ok(Answer::new(text, json!(status)))
+}
+
 /// A former member is told so before anything that follows from it.
 fn with_membership(space: &Space, mut error: NotSynced) -> Result<NotSynced, CliError> {
     let mut known = space.explain()?;
@@ -280,26 +316,7 @@ fn why_text(paint: Paint, name: &str, deleted: bool, error: Option<&NotSynced>) 
         return format!("{}: {}", paint.bold(name), paint.green("synced; nothing is missing"));
     };
     let mut text = format!("{}: {} ({})", paint.bold(name), paint.yellow("not synced"), error.code.name());
-    text.push_str(&reasons_text(paint, &error.residue));
-    text
-}
-
-fn reasons_text(paint: Paint, reasons: &[Reason]) -> String {
-    some_of(reasons, |r| reason_text(paint, r)).iter().map(|text| format!("\n{text}")).collect()
-}
-
-fn reason_text(paint: Paint, reason: &Reason) -> String {
-    let mut text = format!("  {} {}: {}", paint.yellow(reason.code.name()), reason.scope, reason.detail);
-    if reason.attempts > 0 {
-        text.push_str(&format!(
-            "\n    tried {}",
-            text::count(reason.attempts.try_into().unwrap_or(usize::MAX), "time")
-        ));
-        if let Some(ms) = reason.next_retry_ms {
-            text.push_str(&format!(", again in {}", text::duration(ms)));
-        }
-    }
-    text.push_str(&format!("\n    {}", paint.dim(reason.suggestion)));
+    text.push_str(&reasons::render(paint, &error.residue));
     text
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
-use sync_core::code::{Class, Code};
+use sync_core::code::Code;
 use sync_core::ids::SpaceId;
 use sync_core::limits;
 use sync_proto::v1;
@@ -140,11 +140,8 @@ fn say(waiting: &std::sync::Mutex<String>, text: &str) {
 /// What may be otherwise a moment later: somebody has yet to reach the node, or we have.
 fn may_pass(error: &JoinError) -> bool {
     let JoinError::Acl(AclError::Call(call)) = error else { return false };
-    match call {
-        CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) => true,
-        CallError::Refused(failure) => failure.code.class() == Class::Call,
-        CallError::BadAnswer(_) => false,
-    }
+    let unheard_of = |code| matches!(code, Code::SpaceUnknown | Code::Forbidden);
+    call.is_transient() || matches!(call, CallError::Refused(failure) if unheard_of(failure.code))
 }
 
 /// What came of fetching a space.

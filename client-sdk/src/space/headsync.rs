@@ -50,7 +50,7 @@ impl SpaceInner {
             match self.compare_once(conn).await? {
                 Compared::Equal(seq) => {
                     self.note_trouble(|t| t.different = None);
-                    self.note_confirmed(Confirmed { seq: seq.0, at_ms: self.shared.host.wall_ms() });
+                    self.note_confirmed(Confirmed { seq: seq.0, at_ms: self.shared.host.wall_ms() }).await;
                     return Ok(());
                 }
                 Compared::Apart { ours, node } => {

@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use sync_core::acl::AclState;
 use sync_core::ids::{AccountId, Chain, Epoch, Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
 use sync_core::record::{AclRecord, AclRoot, Kind, RawRecord, Role, verify_as};
+use sync_core::session::Moment;
 use sync_e2ee::KeyRing;
-use sync_store::{ReadTx, WriteId, WriteState};
+use sync_store::{PeerKind, PeerRow, ReadTx, WriteId, WriteState, WriteTx};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +29,7 @@ use crate::client::Shared;
 use crate::error::{ReadError, WriteError};
 use crate::events::{Event, Events};
 use crate::objects::Objects;
-use crate::status::{Confirmed, Reason, SpaceStatus, SpaceTrouble};
+use crate::status::{Confirmed, SpaceStatus, SpaceTrouble};
 use crate::types::SPACE_INFO;
 
 pub(crate) use live::read_object;
@@ -38,6 +40,8 @@ pub(crate) use worker::Inbound;
 pub(crate) use write::{MakeOps, ObjectKey};
 pub use write::{NewTree, ParentRef, TreeWrite, TreeWritten};
 
+/// What was heard longer ago is not fresh: two heartbeats.
+const STALE: Duration = limits::HEARTBEAT_INTERVAL.saturating_mul(2);
 const EVENTS_KEPT: usize = 4096;
 const INBOX_FRAMES: usize = 8;
 
@@ -62,6 +66,8 @@ pub(crate) struct SpaceInner {
     /// Up to here, keys, live trees and events have followed the log.
     announced: AtomicU64,
     confirmed: Mutex<Option<Confirmed>>,
+    /// When the node was last asked something about this space that it answered.
+    heard: Mutex<Option<Moment>>,
     /// True while a task does what was left to be done.
     pub(crate) driving: AtomicBool,
     /// Ends with the client, or when the space is forgotten.
@@ -90,6 +96,7 @@ impl SpaceInner {
     /// Opens a space that stands in the store, and starts its tasks.
     pub(crate) fn open(shared: &Arc<Shared>, id: SpaceId) -> Result<Arc<Self>, ReadError> {
         let ring = shared.store.read(|tx| read_ring(tx, shared, id))?;
+        let confirmed = shared.store.read(|tx| read_confirmed(tx, shared, id))?;
         let (inbox, inbound) = mpsc::channel(INBOX_FRAMES);
         let inner = Arc::new(Self {
             id,
@@ -102,7 +109,8 @@ impl SpaceInner {
             trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
             node_seq: watch::channel(Seq::ZERO).0,
             announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
-            confirmed: Mutex::new(None),
+            confirmed: Mutex::new(confirmed),
+            heard: Mutex::new(None),
             driving: AtomicBool::new(false),
             closed: shared.cancel.child_token(),
             moved: watch::channel(0).0,
@@ -152,7 +160,10 @@ impl SpaceInner {
     }
 
     pub(crate) fn note_trouble(&self, note: impl FnOnce(&mut SpaceTrouble)) {
-        note(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        note(&mut trouble);
+        trouble.date(self.id, self.shared.host.wall_ms());
+        drop(trouble);
         self.touch();
     }
 
@@ -176,9 +187,37 @@ impl SpaceInner {
         *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_confirmed(&self, confirmed: Confirmed) {
+    /// Both sides were found equal; kept, so that a later process knows when that was.
+    async fn note_confirmed(&self, confirmed: Confirmed) {
         *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(confirmed);
+        let (space, peer) = (self.id, *self.shared.address.authority.as_bytes());
+        let row = PeerRow { peer, kind: PeerKind::Node, confirmed: Seq(confirmed.seq), confirmed_ms: confirmed.at_ms };
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.put_peer(space, &row)?) };
+        if let Err(error) = self.shared.store.write(job).await {
+            tracing::warn!(space = %self.id.short(), error = %error, "a comparison could not be noted");
+        }
         self.touch();
+    }
+
+    /// The node answered what it was asked at that moment: whatever it says is at least as new.
+    pub(crate) fn note_heard(&self, asked: Moment) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_stale = heard.is_none_or(|at| self.shared.host.now().0.saturating_sub(at.0) > STALE);
+        *heard = (*heard).max(Some(asked));
+        drop(heard);
+        if was_stale {
+            self.touch();
+        }
+    }
+
+    /// Milliseconds since the node is known to have said nothing new about this space; `None` when that is too long ago, or
+    /// there is no connection.
+    pub(crate) fn fresh_ms(&self) -> Option<u64> {
+        self.shared.connection.borrow().online()?;
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = heard.map(|at| self.shared.host.now().0.saturating_sub(at.0));
+        let age = [heard, self.shared.fresh_age()].into_iter().flatten().min()?;
+        (age <= STALE).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
 
     pub(crate) fn feed(&self) -> Events {
@@ -200,6 +239,13 @@ impl SpaceInner {
         let stored = self.shared.store.read(|tx| tx.node_state(self.id))?.receipt;
         Ok(stored.and_then(|bytes| SignedReceipt::from_text(std::str::from_utf8(&bytes).ok()?).ok()))
     }
+}
+
+/// When a comparison with the node last found both equal.
+fn read_confirmed(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId) -> Result<Option<Confirmed>, ReadError> {
+    let own = shared.address.authority;
+    let row = tx.peers(space)?.into_iter().find(|row| row.peer == *own.as_bytes());
+    Ok(row.map(|row| Confirmed { seq: row.confirmed.0, at_ms: row.confirmed_ms }))
 }
 
 /// The keys that the log gives us, and what was wrong with them if those of the present epoch are missing.
@@ -358,14 +404,6 @@ impl Space {
         self.inner.last_receipt()
     }
 
-    /// Why the space is not synced; empty when nothing is known to be missing.
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn explain(&self) -> Result<Vec<Reason>, ReadError> {
-        self.inner.reasons()
-    }
-
     /// What became of a write.
     ///
     /// # Errors
@@ -394,6 +432,6 @@ impl Space {
     /// How long the node has been silent at most, if the connection is fresh.
     #[must_use]
     pub fn fresh_within(&self) -> Option<Duration> {
-        self.inner.shared.fresh_ms().map(Duration::from_millis)
+        self.inner.fresh_ms().map(Duration::from_millis)
     }
 }
