@@ -14,7 +14,7 @@ use tonic::{Code as Grpc, Status};
 
 use super::from_wire::BadRequest;
 use crate::account::DeviceError;
-use crate::error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, ReadError, WriteError, is_transient};
+use crate::error::{AclError, CallError, JoinError, NotSynced, NotSyncedCode, ReadError, WriteError};
 
 /// Why a call was not done.
 #[derive(Debug, thiserror::Error)]
@@ -193,7 +193,7 @@ const fn may_pass(code: Grpc) -> bool {
 
 fn of_read(error: &ReadError) -> Grpc {
     match error {
-        ReadError::UnknownSpace(_) => Grpc::NotFound,
+        ReadError::UnknownSpace(_) | ReadError::UnknownWait { .. } => Grpc::NotFound,
         // They are on their way, or owed.
         ReadError::NoKeys => Grpc::FailedPrecondition,
         ReadError::Store(_) => Grpc::Internal,
@@ -215,7 +215,7 @@ fn of_write(error: &WriteError) -> Grpc {
             Grpc::NotFound
         }
         WriteError::Read(error) => of_read(error),
-        WriteError::StoreFull | WriteError::Overloaded => Grpc::ResourceExhausted,
+        WriteError::StoreFull | WriteError::Overloaded | WriteError::TooManyWaits { .. } => Grpc::ResourceExhausted,
         WriteError::OutcomeUnknown(_) => Grpc::Internal,
         WriteError::Closed => Grpc::Unavailable,
     }
@@ -225,7 +225,7 @@ fn of_call(error: &CallError) -> Grpc {
     match error {
         CallError::Offline { .. } | CallError::Broken(_) => Grpc::Unavailable,
         CallError::TimedOut => Grpc::DeadlineExceeded,
-        CallError::Refused(failure) if is_transient(failure.code) => Grpc::Unavailable,
+        CallError::Refused(failure) if failure.code.is_transient() => Grpc::Unavailable,
         CallError::Refused(failure) => of_node(failure.code),
         CallError::BadAnswer(_) => Grpc::DataLoss,
     }
@@ -284,7 +284,8 @@ fn of_device(error: &DeviceError) -> Grpc {
 pub(super) fn of_not_synced(code: NotSyncedCode) -> Grpc {
     match code {
         NotSyncedCode::NoNode => Grpc::Unavailable,
-        NotSyncedCode::DeadlineExceeded => Grpc::DeadlineExceeded,
+        NotSyncedCode::DeadlineExceeded | NotSyncedCode::Stalled => Grpc::DeadlineExceeded,
+        NotSyncedCode::Aborted => Grpc::Cancelled,
         NotSyncedCode::Refused | NotSyncedCode::Unreadable => Grpc::FailedPrecondition,
         NotSyncedCode::Forbidden => Grpc::PermissionDenied,
         NotSyncedCode::NodeFault => Grpc::DataLoss,
