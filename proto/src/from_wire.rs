@@ -91,9 +91,23 @@ impl v1::Subscribe {
     /// # Errors
     /// Too many points, or a malformed one.
     pub fn read_ladder(&self) -> Result<Vec<Position>, WireError> {
-        at_most("ladder", &self.ladder, limits::LADDER_POINTS_MAX)?;
-        self.ladder.iter().map(Position::try_from).collect()
+        read_ladder(&self.ladder)
     }
+}
+
+impl v1::RepushOpen {
+    /// The ladder, newest first as sent.
+    ///
+    /// # Errors
+    /// Too many points, or a malformed one.
+    pub fn read_ladder(&self) -> Result<Vec<Position>, WireError> {
+        read_ladder(&self.ladder)
+    }
+}
+
+fn read_ladder(ladder: &[v1::ChainPoint]) -> Result<Vec<Position>, WireError> {
+    at_most("ladder", ladder, limits::LADDER_POINTS_MAX)?;
+    ladder.iter().map(Position::try_from).collect()
 }
 
 impl v1::PushRequest {

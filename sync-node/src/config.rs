@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
+use sync_core::limits;
 
 /// What the environment variables of the node begin with.
 pub const ENV_PREFIX: &str = "HEADWATER_NODE_";
@@ -34,6 +35,8 @@ pub struct NodeConfig {
     pub max_spaces_per_account: u64,
     /// Connections at the same time.
     pub max_connections: usize,
+    /// Seconds after a restore in which nothing new is taken.
+    pub recovery_window: u64,
     /// Where to serve metrics, `host:port`, in the Prometheus text format. Absent: nowhere.
     pub metrics: Option<String>,
 }
@@ -59,6 +62,7 @@ impl Default for NodeConfig {
             log: "info".into(),
             max_spaces_per_account: 1000,
             max_connections: 4096,
+            recovery_window: limits::RECOVERY_WINDOW.as_secs(),
             metrics: None,
         }
     }
@@ -73,13 +77,18 @@ impl Default for NodeConfig {
 #[derive(Debug, Clone, Default, Parser, Serialize)]
 #[command(version, args_override_self = true)]
 pub struct Flags {
+    /// What to do instead of serving
+    #[command(subcommand)]
+    #[serde(skip)]
+    pub command: Option<NodeCommand>,
+
     /// A TOML file with the settings below, dashes written as underscores [env: HEADWATER_NODE_CONFIG]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
     /// The data directory; made if it is not there [default: headwater-node]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
 
@@ -128,10 +137,32 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
 
+    /// Seconds after a restore in which nothing new is taken; the file "recovering" in the data directory ends it [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_window: Option<u64>,
+
     /// Serve metrics here, in the Prometheus text format [default: nowhere]
     #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+}
+
+/// What the binary can do besides serving.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum NodeCommand {
+    /// Copy the store into a new file, while the node runs or not; the keys are not in it
+    Backup {
+        /// The new file
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Make an older store a recognised restore, with the node stopped: clients then accuse nobody and bring back what was lost
+    Restore {
+        /// A backup that takes the place of the store [default: the store that is in the data directory]
+        #[arg(long, value_name = "FILE")]
+        backup: Option<PathBuf>,
+    },
 }
 
 /// The settings do not make a configuration.
@@ -148,7 +179,7 @@ pub enum ConfigError {
 }
 
 /// The names that are read from the environment; anything else that begins alike is somebody else's.
-const ENV_NAMES: [&str; 11] = [
+const ENV_NAMES: [&str; 12] = [
     "data",
     "listen",
     "advertise",
@@ -159,6 +190,7 @@ const ENV_NAMES: [&str; 11] = [
     "log",
     "max_spaces_per_account",
     "max_connections",
+    "recovery_window",
     "metrics",
 ];
 

@@ -2,11 +2,13 @@
 //!
 //! A handler gets at a space through a view ([`MemberView`], [`AclView`], [`TailView`]) that is made inside the very
 //! transaction that is read, after the caller's right was checked against the ACL of that transaction. There is nothing to
-//! check beforehand and nothing to forget. The one loophole is [`Gate::standing_for_heartbeat`].
+//! check beforehand and nothing to forget. The loopholes are [`Gate::standing_for_heartbeat`], and those of a re-push, where this
+//! authority's own signature stands for a right ([`Gate::common_with`], [`Gate::meet_lost`], [`Gate::take_back`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prost::Message as _;
 use sync_core::acl::AclState;
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, AclId, ChangeId, EntryId, Epoch, HistoryId, Seq, SpaceId, TreeId};
@@ -14,6 +16,7 @@ use sync_core::limits;
 use sync_core::log::{
     self, Admission, DecideError, EntryKind, Genesis, Outcome, Position, Refusal, Submission, View as _,
 };
+use sync_core::pb::HistoryExport;
 use sync_core::reconcile::{Element, SetDigest};
 use sync_core::record::{DeviceList, RawRecord, SpaceHeader, TreeHeads, Verified, verify_as};
 use sync_core::tree::heads_hash;
@@ -25,6 +28,7 @@ use tracing::{Span, error};
 
 use crate::authorize::{AclAccess, InviteTicket, acl_access, log_access, require_member, without_positions};
 use crate::failure::CallError;
+use crate::recovering::Recovering;
 use crate::session::Session;
 
 /// Log rows read at a time as ids only.
@@ -42,6 +46,7 @@ pub(crate) struct Gate {
     /// Asking the store for the watermarks of a space reads the disk; one receiver is kept and cloned. Live as long as it is
     /// kept, so never stale.
     marks: Mutex<BTreeMap<SpaceId, watch::Receiver<Watermarks>>>,
+    recovering: Recovering,
 }
 
 /// What became of a submission that was taken.
@@ -76,8 +81,9 @@ impl Gate {
         store: Store,
         authority: sync_core::ids::AuthorityId,
         spaces_per_account_max: u64,
+        recovering: Recovering,
     ) -> Self {
-        Self { host, store, authority, spaces_per_account_max, marks: Mutex::default() }
+        Self { host, store, authority, spaces_per_account_max, marks: Mutex::default(), recovering }
     }
 
     // ---- reading ----------------------------------------------------------------------------------------------------
@@ -184,6 +190,32 @@ impl Gate {
         self.blocking(move || store.read(read)).await
     }
 
+    /// A loophole for re-pushes: the newest point of a ladder that the log has. Says nothing that is not in the ladder.
+    pub(crate) async fn common_with(&self, space: SpaceId, ladder: Vec<Position>) -> Result<Position, CallError> {
+        self.read(move |tx| {
+            row(tx, space)?;
+            let mut common = Position::start(&space);
+            for point in ladder {
+                if point.seq > common.seq && tx.position_at(space, point.seq)? == Some(point) {
+                    common = point;
+                }
+            }
+            Ok(common)
+        })
+        .await
+    }
+
+    /// The loophole's other half: the end of the log, if what is lost continues it.
+    ///
+    /// # Errors
+    /// `LOG_DIVERGED` if it does not.
+    pub(crate) async fn meet_lost(&self, space: SpaceId, lost: &mut Lost) -> Result<Seq, CallError> {
+        let mut met = lost.clone();
+        let (seq, met) = self.read(move |tx| Ok((met.meet(tx, space)?.seq, met))).await?;
+        *lost = met;
+        Ok(seq)
+    }
+
     // ---- writing ----------------------------------------------------------------------------------------------------
 
     /// Founds a space. `Ok` only once it is on the disk.
@@ -214,17 +246,18 @@ impl Gate {
         record: Submission,
     ) -> Result<Taken, CallError> {
         note(space);
-        let (session, host, authority) = (session.clone(), self.host.clone(), self.authority);
+        let (session, authority) = (session.clone(), self.authority);
+        let now = (self.host.clone(), self.recovering.clone());
         let append = move |tx: &mut WriteTx<'_>| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             let is_member = require_member(&acl, &session);
             if record.author() != session.account() {
                 is_member?;
             }
-            let admission = admission(&host, tx, space, authority)?;
+            let admission = admission(&now, tx, space, authority)?;
             let verdict = submit(tx, space, &record, &admission)?.map_err(CallError::from);
             // A joiner is told why; who may not read the ACL to its end is not told where that is.
-            match acl_access(&acl, &session, ticket.as_ref(), host.wall_ms()) {
+            match acl_access(&acl, &session, ticket.as_ref(), now.0.wall_ms()) {
                 Ok(AclAccess::Whole) => verdict,
                 Ok(AclAccess::UpTo(_)) | Err(_) => verdict.map_err(without_positions),
             }
@@ -246,11 +279,12 @@ impl Gate {
         submissions: Vec<Result<Submission, Failure>>,
     ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
         note(space);
-        let (session, host, authority) = (session.clone(), self.host.clone(), self.authority);
+        let (session, authority) = (session.clone(), self.authority);
+        let now = (self.host.clone(), self.recovering.clone());
         self.write(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
             require_member(&acl, &session)?;
-            let admission = admission(&host, tx, space, authority)?;
+            let admission = admission(&now, tx, space, authority)?;
             let mut verdicts = Vec::with_capacity(submissions.len());
             for submission in submissions {
                 verdicts.push(match submission {
@@ -261,6 +295,37 @@ impl Gate {
             Ok(verdicts)
         })
         .await
+    }
+
+    /// Appends what was lost: what this authority signed for needs no admission, whoever brings it. Durable when this returns.
+    ///
+    /// # Errors
+    /// `LOG_DIVERGED` if the log went another way meanwhile; the rule that a record breaks; the store's.
+    pub(crate) async fn take_back(
+        &self,
+        space: SpaceId,
+        mut lost: Lost,
+        entries: Vec<LostEntry>,
+    ) -> Result<(TakenBack, Lost), CallError> {
+        note(space);
+        let authority = self.authority;
+        let take = move |tx: &mut WriteTx<'_>| {
+            let home = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?.home;
+            if home != Some(authority) {
+                return Err(Refusal::NotHome { home }.into());
+            }
+            let mut taken = TakenBack { to: lost.meet(tx, space)?.seq, appended: 0 };
+            for entry in &entries {
+                if entry.first > taken.to {
+                    taken.appended += lost.append(tx, space, entry)?;
+                    taken.to = lost.at.seq;
+                }
+            }
+            Ok((taken, lost))
+        };
+        let ((taken, lost), disk) = self.write(take).await?;
+        self.durable(disk).await?;
+        Ok((taken, lost))
     }
 
     /// Keeps a device list if it is newer than the one that is known; the one that counts comes back, and is on the disk.
@@ -309,6 +374,104 @@ impl Gate {
         let written = self.store.write(job).await?;
         Ok((written.value, AwaitDisk(written.commit)))
     }
+}
+
+// ---- what was lost ----------------------------------------------------------------------------------------------------
+
+/// Entries that this authority signed for and that this store lacks, by their ids.
+#[derive(Debug, Clone)]
+pub(crate) struct Lost {
+    from: Seq,
+    ids: Arc<[EntryId]>,
+    /// Up to here, the log is known to be on the way to the receipt.
+    at: Position,
+    ended: Arc<BTreeSet<TreeId>>,
+    space_ended: bool,
+}
+
+/// One or two neighbouring entries that are decided together.
+#[derive(Debug)]
+pub(crate) struct LostEntry {
+    pub(crate) first: Seq,
+    pub(crate) ids: Vec<EntryId>,
+    pub(crate) submission: Submission,
+}
+
+/// What a message of a re-push led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TakenBack {
+    /// The end of the log.
+    pub(crate) to: Seq,
+    /// Entries that were not there before.
+    pub(crate) appended: usize,
+}
+
+impl Lost {
+    /// `ids` lead from `common` to a receipt. The content of the trees that end among them, or of the space, is gone.
+    pub(crate) fn new(common: Position, ids: Vec<EntryId>, ended: BTreeSet<TreeId>, space_ended: bool) -> Self {
+        Self { from: common.seq, ids: ids.into(), at: common, ended: Arc::new(ended), space_ended }
+    }
+
+    pub(crate) fn id_at(&self, seq: Seq) -> Option<EntryId> {
+        let index = usize::try_from(seq.0.checked_sub(self.from.0)?.checked_sub(1)?).ok()?;
+        self.ids.get(index).copied()
+    }
+
+    /// Follows the log to its end, or to the end of what was lost; `LOG_DIVERGED` if it goes another way.
+    fn meet(&mut self, tx: &ReadTx<'_>, space: SpaceId) -> Result<Position, CallError> {
+        let end = row(tx, space)?.position;
+        while self.at.seq < end.seq
+            && let Some(id) = self.id_at(self.at.seq.next())
+        {
+            self.at = self.at.after(&id);
+        }
+        if tx.position_at(space, self.at.seq)? == Some(self.at) { Ok(self.at) } else { Err(diverged()) }
+    }
+
+    /// Appends the next entry; how many rows that were.
+    fn append(&mut self, tx: &mut WriteTx<'_>, space: SpaceId, entry: &LostEntry) -> Result<usize, CallError> {
+        self.may_lack_content(&entry.submission)?;
+        let view = tx.view(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
+        let decided = log::decide(&view, &entry.submission);
+        drop(view);
+        let Outcome::Append(decision) = decided? else { return Err(diverged()) };
+        let expected = entry.ids.iter().fold(self.at, |at, id| at.after(id));
+        if decision.position() != expected {
+            return Err(diverged());
+        }
+        let ends_space = decision.acl().is_some_and(|acl| acl.deleted);
+        self.at = tx.append(space, decision)?;
+        if ends_space {
+            forget_founding(tx, space)?;
+        }
+        Ok(entry.ids.len())
+    }
+
+    /// A change without its content is taken only if the log says later that the content is gone: who brings it might have
+    /// kept it back.
+    fn may_lack_content(&self, submission: &Submission) -> Result<(), CallError> {
+        match submission {
+            Submission::Change { change, .. }
+                if change.raw().payload.is_none() && !self.space_ended && !self.ended.contains(&change.body().tree) =>
+            {
+                Err(Refusal::PayloadMissing.into())
+            }
+            Submission::Change { .. } | Submission::Acl(_) | Submission::Tombstone(_) => Ok(()),
+        }
+    }
+}
+
+fn diverged() -> CallError {
+    CallError::new(Code::LogDiverged, "this node's log has gone another way")
+}
+
+/// Recognised restores of a space, the latest ones, as they are sent.
+fn histories(tx: &ReadTx<'_>, space: SpaceId) -> Result<Vec<HistoryExport>, CallError> {
+    let kept = tx.histories(space)?;
+    let latest = kept.len().saturating_sub(limits::HISTORIES_MAX);
+    let damaged = |e: prost::DecodeError| StoreError::Damaged { what: format!("a kept history of {space}: {e}") };
+    let read = |bytes: &Vec<u8>| HistoryExport::decode(bytes.as_slice()).map_err(|e| damaged(e).into());
+    kept[latest..].iter().map(read).collect()
 }
 
 // ---- views ----------------------------------------------------------------------------------------------------------
@@ -438,6 +601,10 @@ impl AclView<'_, '_> {
         row(self.tx, self.space)
     }
 
+    pub(crate) fn histories(&self) -> Result<Vec<HistoryExport>, CallError> {
+        histories(self.tx, self.space)
+    }
+
     /// The end of the log as this caller may know it.
     pub(crate) fn position(&self) -> Result<Position, CallError> {
         let end = self.row()?.position;
@@ -525,6 +692,10 @@ impl TailView<'_, '_> {
         Ok(row(self.tx, self.space)?.history)
     }
 
+    pub(crate) fn histories(&self) -> Result<Vec<HistoryExport>, CallError> {
+        histories(self.tx, self.space)
+    }
+
     /// Entries after `cursor` that are durable: what a power cut could take is shown to nobody.
     pub(crate) fn page(&self, cursor: Seq, durable_seq: Seq) -> Result<TailPage, CallError> {
         let mut rows = self.tx.entries(self.space, cursor, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
@@ -600,12 +771,13 @@ fn note(space: SpaceId) {
 
 /// The node's own conditions at this moment.
 fn admission(
-    host: &Host,
+    (host, recovering): &(Host, Recovering),
     tx: &mut WriteTx<'_>,
     space: SpaceId,
     authority: sync_core::ids::AuthorityId,
 ) -> Result<Admission, StoreError> {
-    Ok(Admission { authority, now_ms: host.wall_ms(), durable_seq: tx.durable_seq(space)? })
+    let durable_seq = tx.durable_seq(space)?;
+    Ok(Admission { authority, now_ms: host.wall_ms(), durable_seq, recovering: recovering.left(host) })
 }
 
 fn row(tx: &ReadTx<'_>, space: SpaceId) -> Result<SpaceRow, CallError> {

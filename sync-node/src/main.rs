@@ -5,8 +5,11 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use sync_node::{Flags, LogFormat, Node, NodeConfig, StartError, Stopped, serve_metrics};
-use sync_store::OpenError;
+use sync_node::{
+    Flags, LogFormat, Node, NodeCommand, NodeConfig, RestoreError, Restored, StartError, Stopped, back_up, restore,
+    serve_metrics,
+};
+use sync_store::{BackupError, OpenError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -17,10 +20,14 @@ const IN_USE: u8 = 75;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config = match NodeConfig::load(&Flags::parse()) {
+    let flags = Flags::parse();
+    let config = match NodeConfig::load(&flags) {
         Ok(config) => config,
         Err(error) => return fail(USAGE, &error),
     };
+    if let Some(command) = flags.command {
+        return perform(&config, command).await;
+    }
     if let Err(error) = log_to_stderr(&config) {
         return fail(USAGE, error.as_ref());
     }
@@ -31,6 +38,41 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(RunError::Start(error)) => fail(start_code(&error), &error),
         Err(RunError::Io(error)) => fail(INTERNAL, &error),
+    }
+}
+
+async fn perform(config: &NodeConfig, command: NodeCommand) -> ExitCode {
+    match command {
+        NodeCommand::Backup { to } => match back_up(&config.data, &to) {
+            Ok(()) => said(&format!("the store is in {}; keep the keys apart from it", to.display())),
+            Err(error @ BackupError::Exists { .. }) => fail(USAGE, &error),
+            Err(error @ (BackupError::NoStore { .. } | BackupError::Io { .. } | BackupError::Store(_))) => {
+                fail(STORAGE, &error)
+            }
+        },
+        NodeCommand::Restore { backup } => match restore(&config.data, backup.as_deref()).await {
+            Ok(Restored { spaces, replaced }) => {
+                let kept = replaced.map_or(String::new(), |path| format!("; the old store is in {}", path.display()));
+                said(&format!("{spaces} spaces have a new history{kept}; start the node"))
+            }
+            Err(error @ RestoreError::Store(OpenError::InUse { .. })) => fail(IN_USE, &error),
+            Err(error @ (RestoreError::NoKeys { .. } | RestoreError::NoStore { .. } | RestoreError::Identity(_))) => {
+                fail(USAGE, &error)
+            }
+            Err(
+                error @ (RestoreError::Store(_)
+                | RestoreError::Renew(_)
+                | RestoreError::NotDurable(_)
+                | RestoreError::Io { .. }),
+            ) => fail(STORAGE, &error),
+        },
+    }
+}
+
+fn said(text: &str) -> ExitCode {
+    match announce(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(INTERNAL, &error),
     }
 }
 
@@ -60,7 +102,7 @@ async fn run(config: NodeConfig) -> Result<ExitCode, RunError> {
     })
 }
 
-/// The one line that this program prints: whoever reads it can connect.
+/// The one line that a program prints: whoever reads it can connect.
 fn announce(address: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{address}")?;

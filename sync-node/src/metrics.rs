@@ -16,6 +16,8 @@ const SESSIONS_REVOKED: &str = "headwater_sessions_revoked_total";
 const SUBSCRIPTIONS: &str = "headwater_subscriptions";
 const ENTRIES_SENT: &str = "headwater_entries_sent_total";
 const CERTIFY_SECONDS: &str = "headwater_certify_seconds";
+const REPUSHED: &str = "headwater_repushed_entries_total";
+const RECOVERING: &str = "headwater_recovering";
 const COMPARISONS: &str = "headwater_headsync_total";
 const CELLS_SENT: &str = "headwater_headsync_cells_sent_total";
 const SKETCHES_BUILT: &str = "headwater_sketches_built_total";
@@ -50,6 +52,8 @@ fn describe() {
     describe_gauge!(SUBSCRIPTIONS, "spaces that are followed now, over all sessions");
     describe_counter!(ENTRIES_SENT, "log entries sent to subscribers");
     describe_histogram!(CERTIFY_SECONDS, Unit::Seconds, "time to a durable receipt");
+    describe_counter!(REPUSHED, "lost log entries that clients brought back");
+    describe_gauge!(RECOVERING, "1 while nothing new is taken after a restore");
     describe_counter!(COMPARISONS, "HeadSync comparisons by outcome: equal, different, not_comparable");
     describe_counter!(CELLS_SENT, "cells sent to replicas that differ");
     describe_counter!(SKETCHES_BUILT, "spaces that were read through to make a sketch");
@@ -75,6 +79,18 @@ pub(crate) fn entries_sent(count: usize) {
 
 pub(crate) fn certified(took: Duration) {
     histogram!(CERTIFY_SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn repushed(count: usize) {
+    counter!(REPUSHED).increment(count as u64);
+}
+
+pub(crate) fn recovery_began() {
+    gauge!(RECOVERING).set(1.0);
+}
+
+pub(crate) fn recovery_over() {
+    gauge!(RECOVERING).set(0.0);
 }
 
 pub(crate) fn compared(outcome: &'static str) {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sync_core::limits;
 use sync_core::token::{NodeAddress, Transport};
@@ -25,6 +26,7 @@ use crate::gate::Gate;
 use crate::identity::{Identity, IdentityError, NodeKeys};
 use crate::incoming::{Arrived, Arriving, Connection, Protection, accept, arriving};
 use crate::receipts::Receipts;
+use crate::recovering::{RECOVERING_FILE, Recovering};
 use crate::service::{State, SyncService};
 use crate::session::Sessions;
 use crate::shutdown::Tasks;
@@ -33,8 +35,8 @@ use crate::tls::{self, TlsError};
 
 /// In the data directory while the node runs: the line that clients need.
 pub const ADDRESS_FILE: &str = "address";
-const KEYS_DIR: &str = "keys";
-const STORE_DIR: &str = "store";
+pub(crate) const KEYS_DIR: &str = "keys";
+pub(crate) const STORE_DIR: &str = "store";
 
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
@@ -119,8 +121,11 @@ impl Node {
             authority: identity.authority(),
             endpoint: config.advertise.clone().unwrap_or_else(|| local_addr.to_string()),
         };
+        let window = Duration::from_secs(config.recovery_window);
+        let recovering = Recovering::begin(&host, &config.data, window)
+            .map_err(|source| StartError::Data { path: config.data.join(RECOVERING_FILE), source })?;
         let local = Some(Local { addr: local_addr, address_file: config.data.join(ADDRESS_FILE) });
-        let ground = Ground { host, store, identity, protection, arriving: arriving(listener), local };
+        let ground = Ground { host, store, identity, protection, arriving: arriving(listener), recovering, local };
         Self::run(ground, address, &config).await
     }
 
@@ -145,24 +150,34 @@ impl Node {
             endpoint: config.advertise.clone().unwrap_or_else(|| config.listen.clone()),
         };
         let (protection, arriving) = (Protection::Plain, Box::pin(incoming));
-        let ground = Ground { host, store, identity, protection, arriving, local: None };
+        let recovering = Recovering::default();
+        let ground = Ground { host, store, identity, protection, arriving, recovering, local: None };
         Self::run(ground, address, &config).await
     }
 
     async fn run(ground: Ground, address: NodeAddress, config: &NodeConfig) -> Result<RunningNode, StartError> {
-        let Ground { host, store, identity, protection, arriving, local } = ground;
+        let Ground { host, store, identity, protection, arriving, recovering, local } = ground;
         let identity = Arc::new(identity);
         let tasks = Tasks::default();
+        let watching = host.clone();
         let state = Arc::new(State {
             sessions: Sessions::default(),
-            gate: Gate::new(host.clone(), store.clone(), identity.authority(), config.max_spaces_per_account),
+            gate: Gate::new(
+                host.clone(),
+                store.clone(),
+                identity.authority(),
+                config.max_spaces_per_account,
+                recovering.clone(),
+            ),
             receipts: Receipts::new(host.clone(), Arc::clone(&identity)),
             identity,
             sketches: Sketches::new(&host, tasks.clone()),
             tasks: tasks.clone(),
             verifying: tokio::sync::Semaphore::new(beside_each_other(&host)),
+            repushing: tokio::sync::Semaphore::new(limits::REPUSHES_MAX),
             host,
         });
+        recovering.watch(&watching, &tasks);
         let server = build_server(config, state).await?;
         let connections = accept(arriving, protection, config.max_connections, &tasks);
         let (local_addr, address_file) = local.map(|local| (local.addr, local.address_file)).unzip();
@@ -218,6 +233,7 @@ struct Ground {
     identity: Identity,
     protection: Protection,
     arriving: Arriving,
+    recovering: Recovering,
     local: Option<Local>,
 }
 

@@ -98,6 +98,19 @@ fn private() -> OpenOptions {
     options
 }
 
+/// Keeps every other process out of a data directory, without opening what is in it.
+#[derive(Debug)]
+#[must_use = "the directory is free again when it is dropped"]
+pub struct DirLock(#[expect(dead_code, reason = "held, never read")] File);
+
+/// Takes the lock of a data directory that is there.
+///
+/// # Errors
+/// [`OpenError::InUse`], or the file system's.
+pub fn lock(dir: &Path) -> Result<DirLock, OpenError> {
+    take_lock(dir).map(DirLock)
+}
+
 /// One process per directory. The kernel drops the lock when the process ends, however it ends; the file stays.
 fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK_FILE);

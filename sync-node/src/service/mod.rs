@@ -4,6 +4,7 @@ mod certify;
 mod fetch;
 mod headsync;
 mod push;
+mod repush;
 mod session;
 mod spaces;
 mod tail;
@@ -18,8 +19,8 @@ use sync_proto::v1::sync_server::Sync;
 use sync_proto::v1::{
     AclAppendRequest, AclAppendResponse, AclReadRequest, AclReadResponse, CertifyRequest, CertifyResponse, Challenge,
     FetchRequest, FetchResponse, HeadSyncRequest, HeadSyncResponse, HeadUpdatesRequest, HeadUpdatesResponse, Hello,
-    Proof, PushRequest, PushResponse, SessionToken, SpacePosition, SpacePullRequest, SpacePullResponse,
-    SpacePushRequest,
+    Proof, PushRequest, PushResponse, RepushRequest, RepushResponse, SessionToken, SpacePosition, SpacePullRequest,
+    SpacePullResponse, SpacePushRequest,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,6 +51,8 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     /// Pushed messages that are verified beside each other: more would only hold memory, and the threads that read.
     pub(crate) verifying: Semaphore,
+    /// Re-pushes at the same time: each holds the ids of what it brings back.
+    pub(crate) repushing: Semaphore,
 }
 
 /// The `Sync` service of one node.
@@ -220,6 +223,14 @@ impl Sync for SyncService {
         let (session, span) = self.enter("Push", &request)?;
         let (state, requests) = (Arc::clone(&self.state), request.into_inner());
         stream(&self.state, session.clone(), span, |answers| push::push(state, session, requests, answers))
+    }
+
+    type RepushStream = ReceiverStream<Result<RepushResponse, Status>>;
+
+    async fn repush(&self, request: Request<Streaming<RepushRequest>>) -> Answering<RepushResponse> {
+        let (session, span) = self.enter("Repush", &request)?;
+        let (state, requests) = (Arc::clone(&self.state), request.into_inner());
+        stream(&self.state, session.clone(), span, |answers| repush::repush(state, session, requests, answers))
     }
 
     type HeadUpdatesStream = ReceiverStream<Result<HeadUpdatesResponse, Status>>;

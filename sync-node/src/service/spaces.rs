@@ -37,10 +37,11 @@ pub(super) async fn space_pull(
 ) -> Result<SpacePullResponse, CallError> {
     let space: SpaceId = id(&request.space)?;
     let ticket = InviteTicket::read(request.invite_proof.as_ref())?;
-    let read = state.gate.as_acl_reader(session, space, ticket, |view| Ok((view.row()?, view.position()?)));
-    let (row, position) = read.await?;
+    let read =
+        state.gate.as_acl_reader(session, space, ticket, |view| Ok((view.row()?, view.position()?, view.histories()?)));
+    let (row, position, histories) = read.await?;
     let position = position_to_wire(state, space, position, row.history).await?;
-    Ok(SpacePullResponse { header: Some(row.header.into()), position: Some(position) })
+    Ok(SpacePullResponse { header: Some(row.header.into()), position: Some(position), histories })
 }
 
 async fn position_to_wire(

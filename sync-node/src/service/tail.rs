@@ -16,7 +16,7 @@ use sync_core::record::{Receipt, Verified};
 use sync_proto::status::Failure;
 use sync_proto::v1::{
     DurableTo, ErrorDetail, HeadUpdate, HeadUpdatesRequest, HeadUpdatesResponse, Heartbeat, LogEntry, Pong, Rewound,
-    Subscribe, SubscriptionRefused, head_updates_request, head_updates_response, log_entry,
+    Subscribe, Subscribed, SubscriptionRefused, head_updates_request, head_updates_response, log_entry,
 };
 use sync_proto::{id, required};
 use sync_store::{LogRow, Watermarks};
@@ -133,7 +133,7 @@ struct Tail {
 
 /// Where a subscriber's log meets the node's.
 enum Meeting {
-    AtTheCursor,
+    AtTheCursor(Subscribed),
     Rewound(Rewound),
 }
 
@@ -151,7 +151,7 @@ impl Tail {
 
     async fn follow(&mut self, subscribe: &Subscribe) -> Result<End, CallError> {
         match self.meet(subscribe.read_ladder()?).await? {
-            Meeting::AtTheCursor => {}
+            Meeting::AtTheCursor(subscribed) => send(&self.answers, Frame::Subscribed(subscribed)).await?,
             Meeting::Rewound(rewound) => return Ok(End::Rewound(rewound)),
         }
         let mut marks = self.state.gate.watch(self.space).await?;
@@ -186,7 +186,9 @@ impl Tail {
                 None => cursor <= end.seq,
             };
             if continues {
-                return Ok(Meeting::AtTheCursor);
+                let history = Bytes::copy_from_slice(&view.history()?.0);
+                let histories = view.histories()?;
+                return Ok(Meeting::AtTheCursor(Subscribed { space: space.to_bytes(), history, histories }));
             }
             let mut common = Seq::ZERO;
             for point in &ladder {
@@ -200,6 +202,7 @@ impl Tail {
                 node_seq: end.seq.0,
                 node_chain: end.chain.to_bytes(),
                 history: Bytes::copy_from_slice(&view.history()?.0),
+                histories: view.histories()?,
             }))
         };
         self.state.gate.as_subscriber(&self.session, self.space, cursor, meet).await

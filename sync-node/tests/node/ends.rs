@@ -120,6 +120,7 @@ async fn a_removed_member_loses_everything_at_once() {
                 let receipt = verify_as::<sync_core::record::Receipt>(receipt).unwrap();
                 assert!(receipt.body().seq.0 <= 8, "{receipt:?}");
             }
+            head_updates_response::Message::Subscribed(_) => {}
             other => panic!("{other:?}"),
         }
     };

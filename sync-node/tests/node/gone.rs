@@ -35,7 +35,9 @@ async fn log_of(caller: &mut Caller, space: &Space, last: u64) -> Vec<RawRecord>
                     records.push(RawRecord::try_from(record).unwrap());
                 }
             }
-            head_updates_response::Message::Durable(_) | head_updates_response::Message::Heartbeat(_) => {}
+            head_updates_response::Message::Subscribed(_)
+            | head_updates_response::Message::Durable(_)
+            | head_updates_response::Message::Heartbeat(_) => {}
             other => panic!("{other:?}"),
         }
     }

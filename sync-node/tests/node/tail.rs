@@ -51,7 +51,7 @@ impl Tail {
         loop {
             match self.frame().await {
                 Frame::Update(update) => return update,
-                Frame::Durable(_) | Frame::Heartbeat(_) | Frame::Pong(_) => {}
+                Frame::Subscribed(_) | Frame::Durable(_) | Frame::Heartbeat(_) | Frame::Pong(_) => {}
                 other @ (Frame::Rewound(_) | Frame::Refused(_)) => panic!("{other:?}"),
             }
         }
@@ -123,7 +123,7 @@ async fn one_stream_carries_pings_and_ends_subscriptions() {
     loop {
         match tail.frame().await {
             Frame::Pong(pong) => break assert_eq!(pong.number, 7),
-            Frame::Durable(_) => {}
+            Frame::Subscribed(_) | Frame::Durable(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -176,7 +176,7 @@ async fn entries_then_refusal(tail: &mut Tail) -> (Vec<u64>, i32) {
         match tail.frame().await {
             Frame::Update(update) => seqs.extend(update.entries.iter().map(|e| e.seq)),
             Frame::Refused(refused) => return (seqs, refused.error.unwrap().code),
-            Frame::Durable(_) | Frame::Heartbeat(_) | Frame::Pong(_) => {}
+            Frame::Subscribed(_) | Frame::Durable(_) | Frame::Heartbeat(_) | Frame::Pong(_) => {}
             other @ Frame::Rewound(_) => panic!("{other:?}"),
         }
     }
