@@ -29,6 +29,8 @@ pub(super) enum BadRequest {
     Unknown { field: &'static str, value: i32 },
     #[error("{field} has {actual} elements; the limit is {max}")]
     TooMany { field: &'static str, actual: usize, max: usize },
+    #[error("cursor is neither \"start\" nor \"now\" nor one that this feed gave")]
+    Cursor,
     #[error("page_token is not one that this list gave")]
     PageToken,
 }
@@ -43,6 +45,7 @@ impl BadRequest {
             | Self::NotAnObject { field }
             | Self::Unknown { field, .. }
             | Self::TooMany { field, .. } => field,
+            Self::Cursor => "cursor",
             Self::PageToken => "page_token",
         }
     }

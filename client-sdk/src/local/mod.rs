@@ -27,6 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sync_core::limits;
+use sync_host::Host;
 use sync_proto::client_v1::client_server::ClientServer;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ pub enum ServeError {
     Port { port: u16, source: io::Error },
     #[error("{} cannot be written", .path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("there is no open client to serve")]
+    NoClient,
     #[error("gRPC reflection could not be set up")]
     Reflection(#[source] tonic_reflection::server::Error),
 }
@@ -69,6 +72,7 @@ impl ServeError {
             Self::NotASocket { .. } | Self::SocketPath { .. } | Self::Socket { .. } => "BAD_SOCKET",
             Self::Port { .. } => "BAD_PORT",
             Self::File { .. } => "IO",
+            Self::NoClient => "CLOSED",
             Self::Reflection(_) => "INTERNAL",
         }
     }
@@ -143,13 +147,17 @@ impl Service {
             Listen::Loopback { port } => {
                 let listener = listen::bind_loopback(port).await?;
                 let bound = listener.local_addr().map_err(|source| ServeError::Port { port, source })?;
-                let token = Token::generate();
+                let token = Token::generate(&self.host()?);
                 let path = absolute(&self.dir.join(TOKEN_FILE))?;
                 token.write(&path).map_err(|source| ServeError::File { path: path.clone(), source })?;
                 let place = place(bound.to_string(), Some(path));
                 self.serve(place, Guard::Token(token), listener).await
             }
         }
+    }
+
+    fn host(&self) -> Result<Host, ServeError> {
+        Ok(self.current.client().ok_or(ServeError::NoClient)?.shared.host.clone())
     }
 
     async fn serve(mut self, place: Place, guard: Guard, listener: impl Accept) -> Result<Serving, ServeError> {

@@ -11,7 +11,7 @@ use sync_store::{RefusalRow, WriteId, WriteState};
 
 use crate::account::{ClientEvent, DeviceInfo};
 use crate::acl::{Effect, InviteInfo, JoinRequest};
-use crate::events::Event;
+use crate::events::{Event, LoggedEvent};
 use crate::join::{JoinInfo, JoinStage};
 use crate::objects::Object;
 use crate::space::{LoggedChange, MemberInfo, RefusedContent, RefusedWrite, TreeSnapshot, TreeWritten};
@@ -227,8 +227,8 @@ impl From<LoggedChange> for pb::LoggedChange {
 impl From<Event> for pb::Event {
     fn from(event: Event) -> Self {
         use pb::event::{
-            AclChanged, JoinRequested, KeysRotated, MemberGone, MemberJoined, ObjectChanged, RequestDecided,
-            RoleChanged, SpaceDeleted, TreeChanged, WriteRefused,
+            AclChanged, JoinRequested, KeysRotated, ListAgain, MemberGone, MemberJoined, ObjectChanged, RequestDecided,
+            Revealed, RoleChanged, SpaceDeleted, TreeChanged, WriteRefused,
         };
         let (space, event) = match event {
             Event::Object { space, tree, object_type, id } => {
@@ -262,9 +262,22 @@ impl From<Event> for pb::Event {
                 let refused = WriteRefused { write: write.0, code: code_name(code) };
                 (Some(space), Wire::WriteRefused(refused))
             }
+            Event::Revealed { space } => (Some(space), Wire::Revealed(Revealed {})),
+            Event::ListAgain { space } => (Some(space), Wire::ListAgain(ListAgain {})),
             Event::Lagged { missed } => (None, Wire::Lagged(pb::Lagged { missed })),
         };
-        Self { space: space.map(|s| s.to_string()).unwrap_or_default(), event: Some(event) }
+        Self {
+            space: space.map(|s| s.to_string()).unwrap_or_default(),
+            event: Some(event),
+            cursor: String::new(),
+            seq: 0,
+        }
+    }
+}
+
+impl From<LoggedEvent> for pb::Event {
+    fn from(told: LoggedEvent) -> Self {
+        Self { cursor: told.cursor.to_string(), seq: told.seq, ..told.event.into() }
     }
 }
 
@@ -279,7 +292,12 @@ impl From<ClientEvent> for pb::Event {
             ClientEvent::DeviceRevoked => (None, Wire::DeviceRevoked(DeviceRevoked {})),
             ClientEvent::Lagged { missed } => (None, Wire::Lagged(pb::Lagged { missed })),
         };
-        Self { space: space.map(|s| s.to_string()).unwrap_or_default(), event: Some(event) }
+        Self {
+            space: space.map(|s| s.to_string()).unwrap_or_default(),
+            event: Some(event),
+            cursor: String::new(),
+            seq: 0,
+        }
     }
 }
 

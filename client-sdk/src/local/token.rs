@@ -7,6 +7,7 @@ use std::path::Path;
 
 use data_encoding::BASE32_NOPAD;
 use subtle::ConstantTimeEq as _;
+use sync_host::Host;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -26,8 +27,8 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
-    pub(super) fn generate() -> Self {
-        Self(BASE32_NOPAD.encode(&rand::random::<[u8; 32]>()).to_ascii_lowercase())
+    pub(super) fn generate(host: &Host) -> Self {
+        Self(BASE32_NOPAD.encode(&host.random::<32>()).to_ascii_lowercase())
     }
 
     /// Keeps it where the owner's programs find it. Every start has another one.
@@ -107,7 +108,7 @@ mod tests {
 
     #[test]
     fn only_the_token_opens() {
-        let token = Token::generate();
+        let token = Token::generate(&Host::real());
         let mut guard = Guard::Token(token.clone());
         let good = format!("Bearer {}", token.0);
         assert!(guard.call(asked(Some(&good))).is_ok());
@@ -125,8 +126,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("daemon.token");
-        Token::generate().write(&path).expect("written");
-        let second = Token::generate();
+        Token::generate(&Host::real()).write(&path).expect("written");
+        let second = Token::generate(&Host::real());
         second.write(&path).expect("written again");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert!(Token::read(&path).expect("read").is(&second.0));

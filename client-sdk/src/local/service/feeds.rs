@@ -12,8 +12,9 @@ use super::spaces;
 use crate::account::ClientEvent;
 use crate::client::Client;
 use crate::error::ReadError;
-use crate::events::Events;
+use crate::events::{EventCursor, Events, LoggedEvents};
 use crate::local::failure::LocalError;
+use crate::local::from_wire::BadRequest;
 use crate::local::to_wire;
 use crate::space::Space;
 use crate::status::SpaceStatus;
@@ -25,20 +26,59 @@ pub(super) fn events(
     client: Client,
     request: pb::EventsRequest,
 ) -> Result<impl Stream<Item = Result<pb::Event, LocalError>> + Send + 'static, LocalError> {
-    let feeds = if request.space.is_empty() {
-        Feeds::of_everything(client)?
-    } else {
-        let space = spaces::of(&client, &request.space)?;
-        Feeds::of_one(client, &space)
+    let feed = match (&request.cursor, request.space.as_str()) {
+        (None, "") => Feed::Live(Feeds::of_everything(client)?),
+        (None, space) => {
+            let space = spaces::of(&client, space)?;
+            Feed::Live(Feeds::of_one(client, &space))
+        }
+        (Some(cursor), space) => {
+            let space = spaces::of(&client, space)?;
+            let events = Box::new(space.events_from(cursor_of(&space, cursor)?));
+            Feed::Logged { events, _client: client }
+        }
     };
     Ok(async_stream::try_stream! {
-        let mut feeds = feeds;
+        let mut feed = feed;
         let listening = pb::event::Event::Listening(pb::event::Listening {});
-        yield pb::Event { space: request.space, event: Some(listening) };
-        while let Some(event) = feeds.next().await? {
+        yield pb::Event { space: request.space, event: Some(listening), cursor: feed.cursor(), seq: 0 };
+        while let Some(event) = feed.next().await? {
             yield event;
         }
     })
+}
+
+fn cursor_of(space: &Space, text: &str) -> Result<EventCursor, LocalError> {
+    Ok(match text {
+        "start" => EventCursor::START,
+        "now" => space.event_cursor()?,
+        text => text.parse().map_err(|_| BadRequest::Cursor)?,
+    })
+}
+
+/// What a reader of events wants to be told.
+enum Feed {
+    /// What happens, at once.
+    Live(Feeds),
+    /// What the log says, from a cursor on.
+    Logged { events: Box<LoggedEvents>, _client: Client },
+}
+
+impl Feed {
+    /// Where the reader is.
+    fn cursor(&self) -> String {
+        match self {
+            Self::Live(_) => String::new(),
+            Self::Logged { events, .. } => events.cursor().to_string(),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<pb::Event>, ReadError> {
+        match self {
+            Self::Live(feeds) => feeds.next().await,
+            Self::Logged { events, .. } => Ok(events.next().await?.map(Into::into)),
+        }
+    }
 }
 
 /// Several feeds as one. What listens for it ends with it.
