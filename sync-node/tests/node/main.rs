@@ -9,6 +9,7 @@
 mod common;
 mod ends;
 mod gone;
+mod headsync;
 mod process;
 mod proof;
 mod push;
