@@ -225,6 +225,7 @@ impl Shell {
                 }
                 self.deliver(&space, Inbound::Durable(Seq(durable_seq))).await;
             }
+            Answer::Subscribed(_) => {}
             Answer::Rewound(rewound) => {
                 let space = rewound.space.clone();
                 self.deliver(&space, Inbound::Rewound(rewound)).await;

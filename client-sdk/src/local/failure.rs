@@ -296,6 +296,7 @@ pub(super) fn of_not_synced(code: NotSyncedCode) -> Grpc {
 fn read_subject(error: &ReadError) -> String {
     match error {
         ReadError::UnknownSpace(space) => space.to_string(),
+        ReadError::UnknownWait { wait } => wait.to_string(),
         ReadError::NoKeys | ReadError::Store(_) | ReadError::Row(_) | ReadError::State(_) => String::new(),
     }
 }
@@ -316,6 +317,7 @@ fn write_subject(error: &WriteError) -> String {
         | WriteError::Record(_)
         | WriteError::StoreFull
         | WriteError::Overloaded
+        | WriteError::TooManyWaits { .. }
         | WriteError::OutcomeUnknown(_)
         | WriteError::Closed => String::new(),
     }
