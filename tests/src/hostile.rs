@@ -293,7 +293,7 @@ impl Tail {
                     let code = refused.error.expect(HONEST_NODE).code;
                     return (entries, Code::from_number(code).expect("a known code"));
                 }
-                Message::Heartbeat(_) | Message::Pong(_) | Message::Durable(_) => {}
+                Message::Heartbeat(_) | Message::Pong(_) | Message::Durable(_) | Message::Subscribed(_) => {}
                 Message::Rewound(rewound) => panic!("{rewound:?}"),
             }
         }

@@ -193,7 +193,12 @@ impl Relay {
 pub fn entries(frame: &Frame) -> usize {
     match frame {
         Frame::Update(update) => update.entries.len(),
-        Frame::Heartbeat(_) | Frame::Rewound(_) | Frame::Refused(_) | Frame::Pong(_) | Frame::Durable(_) => 0,
+        Frame::Heartbeat(_)
+        | Frame::Rewound(_)
+        | Frame::Refused(_)
+        | Frame::Pong(_)
+        | Frame::Durable(_)
+        | Frame::Subscribed(_) => 0,
     }
 }
 
@@ -422,6 +427,17 @@ impl Sync for Forward {
     async fn push(&self, request: Request<Streaming<v1::PushRequest>>) -> Result<Response<Self::PushStream>, Status> {
         let request = fresh_stream(request);
         self.stream(("Push", Bytes::new()), request, |mut node, request| async move { node.push(request).await }).await
+    }
+
+    type RepushStream = Answers<v1::RepushResponse>;
+
+    async fn repush(
+        &self,
+        request: Request<Streaming<v1::RepushRequest>>,
+    ) -> Result<Response<Self::RepushStream>, Status> {
+        let request = fresh_stream(request);
+        self.stream(("Repush", Bytes::new()), request, |mut node, request| async move { node.repush(request).await })
+            .await
     }
 
     type HeadUpdatesStream = Answers<v1::HeadUpdatesResponse>;
