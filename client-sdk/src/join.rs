@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
 use sync_core::code::Code;
-use sync_core::ids::{AccountId, Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, ChangeId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::receipt::SignedReceipt;
@@ -198,11 +198,36 @@ impl Joining {
     /// # Errors
     /// [`JoinError::NotReady`] after `timeout`, saying what it waits for; [`JoinError::Declined`]; [`JoinError::Hidden`].
     pub async fn ready(&self, timeout: Duration) -> Result<Vec<Space>, JoinError> {
+        self.reaches(timeout, Until::Ready).await
+    }
+
+    /// [`Joining::ready`] for reading alone: what this account is meant to see first is fetched before the rest of the log, and
+    /// can be read. Until the log has followed, its own writes may be refused, and members and other objects may be missing.
+    ///
+    /// ```no_run
+    /// # async fn doc(client: client_sdk::Client, token: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let minute = std::time::Duration::from_secs(60);
+    /// let joining = client.join(token).await?;
+    /// let early = joining.readable(minute).await?;
+    /// println!("{:?}", early[0].objects().get("profile", &client.account().to_string())?);
+    /// // Now everything else, too.
+    /// joining.ready(minute).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Joining::ready`].
+    pub async fn readable(&self, timeout: Duration) -> Result<Vec<Space>, JoinError> {
+        self.reaches(timeout, Until::Readable).await
+    }
+
+    async fn reaches(&self, timeout: Duration, until: Until) -> Result<Vec<Space>, JoinError> {
         let waiting = std::sync::Mutex::new("the node's answer".to_owned());
         let all = async {
             let mut spaces = Vec::with_capacity(self.spaces.len());
             for invited in self.token.body().spaces.iter().filter(|s| self.spaces.contains(&s.space)) {
-                spaces.push(self.client.shared.ready(&self.token, invited, &waiting).await?);
+                spaces.push(self.client.shared.ready(&self.token, invited, &waiting, until).await?);
             }
             Ok(spaces)
         };
@@ -578,6 +603,7 @@ impl Shared {
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
         waiting: &std::sync::Mutex<String>,
+        until: Until,
     ) -> Result<Space, JoinError> {
         let say = |text: String| *waiting.lock().unwrap_or_else(PoisonError::into_inner) = text;
         say(match invited.mode {
@@ -592,9 +618,19 @@ impl Shared {
             }
         };
         say("the space's log".to_owned());
+        let first = match until {
+            Until::Ready => None,
+            Until::Readable => self.fetch_first(&space, invited).await?,
+        };
         let mut moved = space.inner.moved.subscribe();
         loop {
             moved.borrow_and_update();
+            if let Some(first) = &first
+                && space.inner.all_ahead(first)?
+            {
+                // The join goes on until everything is here.
+                return Ok(space);
+            }
             match space.inner.missing(invited)? {
                 None => break,
                 Some(tree) => say(format!("{tree}")),
@@ -605,6 +641,18 @@ impl Shared {
         }
         self.forget_join(invited.space).await?;
         Ok(space)
+    }
+
+    /// Has what is to be seen first fetched first; what that is. `None` if the tail was faster.
+    async fn fetch_first(&self, space: &Space, invited: &InvitedSpace) -> Result<Option<Named>, JoinError> {
+        if space.inner.missing(invited)?.is_none() {
+            return Ok(None);
+        }
+        let ahead = space.inner.look_ahead().await?;
+        let named = named(&ahead.acl, self.account.id(), invited);
+        let trees = named.iter().map(|(tree, _)| *tree).collect();
+        space.inner.want(trees, sync_store::SyncItemKind::Fetch, sync_core::syncer::Priority::Join).await?;
+        Ok(Some(named))
     }
 
     /// Whether the answer to a request or join of ours is not here yet.
@@ -625,6 +673,24 @@ impl Shared {
 }
 
 impl SpaceInner {
+    /// Whether all of it can be read, from the log here or from what was fetched ahead of it.
+    fn all_ahead(&self, named: &Named) -> Result<bool, ReadError> {
+        for (tree, heads) in named {
+            let here = match self.readability(*tree)? {
+                Readability::Purged => true,
+                Readability::Hidden | Readability::Absent => false,
+                Readability::Readable => {
+                    let held = |head: &ChangeId| self.shared.store.read(|tx| tx.change(self.id, *tree, *head));
+                    heads.iter().try_fold(true, |all, head| held(head).map(|row| all && row.is_some()))?
+                }
+            };
+            if !here && !self.reads_ahead(*tree, heads)? {
+                return Ok(false);
+            }
+        }
+        Ok(!named.is_empty())
+    }
+
     /// The first tree that this member is meant to see and does not see yet.
     fn missing(&self, invited: &InvitedSpace) -> Result<Option<TreeId>, JoinError> {
         let acl = self.acl()?;
@@ -634,14 +700,7 @@ impl SpaceInner {
             // Our own join is still on its way down the log.
             return Ok(invited.must_see.first().map(|t| t.tree).or(Some(TreeId::from_hash([0; 32]))));
         }
-        let mut wanted: Vec<(TreeId, Vec<sync_core::ids::ChangeId>)> =
-            invited.must_see.iter().map(|t| (t.tree, t.heads.clone())).collect();
-        for request in acl.requests.values().filter(|r| r.claim.account == account) {
-            if let RequestStatus::Accepted { frontier, .. } = &request.status {
-                wanted.extend(frontier.iter().map(|t| (t.tree, t.heads.clone())));
-            }
-        }
-        for (tree, heads) in wanted {
+        for (tree, heads) in named(&acl, account, invited) {
             match self.readability(tree)? {
                 Readability::Purged => continue,
                 Readability::Hidden => return Err(JoinError::Hidden { tree }),
@@ -662,6 +721,27 @@ impl SpaceInner {
         }
         Ok(None)
     }
+}
+
+/// Trees that a member is meant to see, with what of them.
+type Named = Vec<(TreeId, Vec<ChangeId>)>;
+
+/// What the invite names, and what the acceptance promised.
+fn named(acl: &AclState, account: AccountId, invited: &InvitedSpace) -> Named {
+    let mut named: Named = invited.must_see.iter().map(|t| (t.tree, t.heads.clone())).collect();
+    for request in acl.requests.values().filter(|r| r.claim.account == account) {
+        if let RequestStatus::Accepted { frontier, .. } = &request.status {
+            named.extend(frontier.iter().map(|t| (t.tree, t.heads.clone())));
+        }
+    }
+    named
+}
+
+/// What a join is waited for until.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Ready,
+    Readable,
 }
 
 /// How an attempt to take a request back ended.

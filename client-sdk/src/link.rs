@@ -247,7 +247,9 @@ impl Shell {
         let input = Input::EntriesArrived { space, first: Seq(first.seq), last: Seq(last.seq) };
         self.link.handle(input, self.shared.host.now());
         let durable = Seq(update.durable_seq);
-        self.perform(Some(Inbound::Entries { entries: update.entries, durable })).await;
+        // Heads that cannot be read are no reason to lose the entries.
+        let heads = update.heads.into_iter().filter_map(|h| h.try_into().ok()).collect();
+        self.perform(Some(Inbound::Entries { entries: update.entries, heads, durable })).await;
     }
 
     async fn deliver(&self, space: &[u8], inbound: Inbound) {

@@ -269,6 +269,10 @@ impl Objects {
             for (tree, writes) in pending {
                 objects.extend(read_object(tx, shared, space, tree, &writes)?);
             }
+            for tree in tx.ahead_trees(space)? {
+                objects.retain(|object| object.tree != tree);
+                objects.extend(read_object(tx, shared, space, tree, &tx.pending_of_tree(space, tree)?)?);
+            }
             Ok(objects)
         })?;
         objects.sort_by(|a, b| (&a.object_type, &a.id).cmp(&(&b.object_type, &b.id)));

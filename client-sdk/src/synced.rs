@@ -14,6 +14,7 @@ use sync_core::ids::{ChangeId, Seq, TreeId};
 use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
 use sync_core::session::{Moment, pause};
+use sync_core::syncer::Priority;
 use sync_proto::v1;
 use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteId, WriteState};
 use tokio::sync::watch;
@@ -795,6 +796,7 @@ impl SpaceInner {
     async fn object(self: &Arc<Self>, object_type: &str, id: &str) -> Result<Object, NotSynced> {
         let objects = crate::objects::Objects::new(self.clone());
         let mut moved = self.moved.subscribe();
+        let mut asked = false;
         loop {
             moved.borrow_and_update();
             match objects.get(object_type, id) {
@@ -807,12 +809,36 @@ impl SpaceInner {
                 Err(ReadError::NoKeys) => {}
                 Err(error) => return Err(store_failed(&error)),
             }
+            if !asked {
+                asked = self.ask_ahead(&objects, object_type, id).await?;
+            }
             if let Some(failed) = self.stopped() {
                 return Err(failed);
             }
             if moved.changed().await.is_err() {
                 return Err(self.call_failed(&self.shared.offline()));
             }
+        }
+    }
+
+    /// Where the tail is far behind, what is waited for is fetched first.
+    async fn ask_ahead(
+        &self,
+        objects: &crate::objects::Objects,
+        object_type: &str,
+        id: &str,
+    ) -> Result<bool, NotSynced> {
+        if self.announced() >= self.node_seq() {
+            return Ok(false);
+        }
+        match objects.tree_id(object_type, id) {
+            Ok(tree) => {
+                let wanted = self.want(vec![tree], SyncItemKind::Fetch, Priority::Reader).await;
+                // The tail brings it anyway.
+                Ok(wanted.is_ok())
+            }
+            Err(ReadError::NoKeys) => Ok(false),
+            Err(error) => Err(store_failed(&error)),
         }
     }
 

@@ -105,6 +105,8 @@ pub const RESIDUE_MAX: usize = 100;
 pub const WAITS_MAX: usize = 1000;
 /// Items that the sync of a space holds in memory; the others wait in the store.
 pub const SYNC_WINDOW_MAX: usize = 256;
+/// Entries of a tree that are read ahead of the tail; a larger tree waits for it.
+pub const AHEAD_ENTRIES_MAX: usize = 4096;
 /// Trees that are fetched from one peer at a time.
 pub const FETCHES_MAX: u32 = 10;
 

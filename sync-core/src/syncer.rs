@@ -8,7 +8,7 @@
 //! - An item that failed is tried again after a pause that grows, for ever. It never stands in the way of another.
 //! - What a reader waits for goes first.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::ids::TreeId;
@@ -80,7 +80,7 @@ pub enum End {
     Done,
     /// The item's own affair: it failed, others may not.
     Failed { jitter: u8 },
-    /// The peer has too much to do, and asks to be left alone for so long.
+    /// The peer has too much to do, and may have said for how long it wants to be left alone.
     Pressed { hint: Duration, jitter: u8 },
     /// The connection went away: nobody's fault, and not counted.
     Lost,
@@ -94,8 +94,8 @@ pub enum Input {
     /// There is a connection that items can be fetched on.
     Online,
     Offline,
-    /// Something is wanted, and kept in the store: it is due now.
-    Wanted(Item),
+    /// Something more is wanted, and kept in the store.
+    Stored,
     /// What the store has that is due, as [`Output::Load`] asked, and when the next item will be.
     Loaded {
         due: Vec<Item>,
@@ -125,14 +125,15 @@ pub struct Budget {
     /// Requests at a time, in thousandths.
     window: u32,
     in_flight: u32,
-    /// Nothing new before this.
+    /// Nothing new before this: the peer asked for it.
     hold: Option<Moment>,
-    presses: u32,
+    /// Whoever says until then that it is too much says the same as the one before.
+    halved_until: Moment,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { window: limits::FETCHES_MAX * 1000, in_flight: 0, hold: None, presses: 0 }
+        Self { window: limits::FETCHES_MAX * 1000, in_flight: 0, hold: None, halved_until: Moment::default() }
     }
 }
 
@@ -165,27 +166,27 @@ impl Budget {
         self.in_flight = self.in_flight.saturating_sub(1);
         match end {
             End::Done => self.keeps_up(),
-            End::Pressed { hint, jitter } => self.press(hint, jitter, now),
+            End::Pressed { hint, .. } => self.press(hint, now),
             End::Failed { .. } | End::Lost => {}
         }
     }
 
     /// The peer answered in time.
     pub fn keeps_up(&mut self) {
-        self.presses = 0;
         let more = 1_000_000 / self.window;
         self.window = (self.window + more).min(limits::FETCHES_MAX * 1000);
     }
 
-    /// The peer has too much to do. What was under way at the same time says the same once.
-    pub fn press(&mut self, hint: Duration, jitter: u8, now: Moment) {
-        let again = self.hold(now).is_some();
-        if !again {
-            self.presses = self.presses.saturating_add(1);
+    /// The peer has too much to do: half as many from now on. Only what it asks for itself holds up everything; an item that
+    /// it cannot serve waits alone.
+    pub fn press(&mut self, hint: Duration, now: Moment) {
+        if now >= self.halved_until {
             self.window = (self.window / 2).max(1000);
+            self.halved_until = now.plus(limits::RETRY_FIRST);
         }
-        let wait = pause(self.presses, jitter).max(hint).min(limits::RETRY_HINT_MAX);
-        self.hold = self.hold.max(Some(now.plus(wait)));
+        if !hint.is_zero() {
+            self.hold = self.hold.max(Some(now.plus(hint.min(limits::RETRY_HINT_MAX))));
+        }
     }
 }
 
@@ -199,8 +200,6 @@ pub struct Syncer {
     queue: BTreeMap<Place, Item>,
     places: BTreeMap<Key, Place>,
     in_flight: BTreeMap<Key, Item>,
-    /// Wanted anew while an attempt was under way that may not have seen it.
-    again: BTreeSet<Key>,
     next_place: u64,
     /// The store may hold items that are due and not in the window.
     backlog: Backlog,
@@ -212,7 +211,11 @@ pub struct Syncer {
 enum Backlog {
     None,
     Some,
+    /// It may be more urgent than what is in the window.
+    New,
     Loading,
+    /// More came since the store was asked.
+    Outdated,
 }
 
 impl Default for Syncer {
@@ -222,7 +225,6 @@ impl Default for Syncer {
             queue: BTreeMap::new(),
             places: BTreeMap::new(),
             in_flight: BTreeMap::new(),
-            again: BTreeSet::new(),
             next_place: 0,
             backlog: Backlog::Some,
             next_due: None,
@@ -262,7 +264,12 @@ impl Syncer {
                 self.note_backlog();
             }
             Input::Offline => self.online = false,
-            Input::Wanted(item) => self.wanted(item),
+            Input::Stored => {
+                self.backlog = match self.backlog {
+                    Backlog::Loading | Backlog::Outdated => Backlog::Outdated,
+                    Backlog::None | Backlog::Some | Backlog::New => Backlog::New,
+                };
+            }
             Input::Loaded { due, next } => self.loaded(due, next),
             Input::Ended { key, end } => self.ended(key, end, budget, now),
         }
@@ -277,21 +284,6 @@ impl Syncer {
     fn note_backlog(&mut self) {
         if self.backlog == Backlog::None {
             self.backlog = Backlog::Some;
-        }
-    }
-
-    fn wanted(&mut self, item: Item) {
-        if self.in_flight.contains_key(&item.key) {
-            self.again.insert(item.key);
-            return;
-        }
-        self.enqueue(item);
-        if self.queue.len() > limits::SYNC_WINDOW_MAX
-            && let Some((_, last)) = self.queue.pop_last()
-        {
-            // It is in the store, and comes back.
-            self.places.remove(&last.key);
-            self.note_backlog();
         }
     }
 
@@ -310,21 +302,30 @@ impl Syncer {
 
     fn loaded(&mut self, due: Vec<Item>, next: Option<Moment>) {
         let full = due.len() >= limits::SYNC_WINDOW_MAX;
-        self.backlog = if full { Backlog::Some } else { Backlog::None };
+        self.backlog = match self.backlog {
+            Backlog::Outdated => Backlog::New,
+            Backlog::None | Backlog::Some | Backlog::New | Backlog::Loading if full => Backlog::Some,
+            Backlog::None | Backlog::Some | Backlog::New | Backlog::Loading => Backlog::None,
+        };
         self.next_due = [self.next_due, next].into_iter().flatten().min();
         for item in due {
             if !self.in_flight.contains_key(&item.key) {
                 self.enqueue(item);
             }
         }
+        while self.queue.len() > limits::SYNC_WINDOW_MAX
+            && let Some((_, last)) = self.queue.pop_last()
+        {
+            // It is in the store, and comes back.
+            self.places.remove(&last.key);
+            self.note_backlog();
+        }
     }
 
     fn ended(&mut self, key: Key, end: End, budget: &mut Budget, now: Moment) {
         let Some(item) = self.in_flight.remove(&key) else { return };
         budget.end(end, now);
-        let again = self.again.remove(&key);
         match end {
-            End::Done if again => self.enqueue(Item { attempts: 0, ..item }),
             End::Done => {}
             End::Failed { jitter } => self.retry(item, pause(item.attempts + 1, jitter), now),
             End::Pressed { hint, jitter } => {
@@ -342,7 +343,12 @@ impl Syncer {
     }
 
     fn load(&mut self) {
-        if self.backlog == Backlog::Some && self.online && self.queue.len() <= limits::SYNC_WINDOW_MAX / 2 {
+        let wanted = match self.backlog {
+            Backlog::None | Backlog::Loading | Backlog::Outdated => false,
+            Backlog::Some => self.queue.len() <= limits::SYNC_WINDOW_MAX / 2,
+            Backlog::New => true,
+        };
+        if wanted && self.online {
             self.backlog = Backlog::Loading;
             self.outputs.push_back(Output::Load { max: limits::SYNC_WINDOW_MAX });
         }
@@ -369,6 +375,8 @@ impl Syncer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn at(ms: u64) -> Moment {
@@ -503,7 +511,7 @@ mod tests {
         world.end(item, End::Done);
         assert!(world.store.rows.is_empty());
         world.store.put(fetch(1, Priority::Reader), world.now);
-        world.give(Input::Wanted(fetch(1, Priority::Reader)));
+        world.give(Input::Stored);
         assert_eq!(world.running[0].attempts, 0, "success cleared them");
     }
 
@@ -536,7 +544,7 @@ mod tests {
         assert_eq!(world.running.len(), 10, "the pool");
         let wanted = fetch(5000, Priority::Reader);
         world.store.put(wanted, world.now);
-        world.give(Input::Wanted(wanted));
+        world.give(Input::Stored);
         let first = world.running[0];
         world.end(first, End::Done);
         assert_eq!(world.running.last().map(|i| i.key), Some(wanted.key));
@@ -577,7 +585,7 @@ mod tests {
         for n in 0..2000 {
             let item = fetch(n, if n == 1999 { Priority::Reader } else { Priority::Gap });
             world.store.put(item, world.now);
-            world.give(Input::Wanted(item));
+            world.give(Input::Stored);
         }
         assert!(world.syncer.window() <= limits::SYNC_WINDOW_MAX + 10);
         let first = world.running[0];
@@ -618,17 +626,6 @@ mod tests {
         assert_eq!((world.attempts(1), world.running.len()), (0, 0));
         assert_eq!(world.syncer.deadline(&world.budget, world.now), None, "nothing to do without a peer");
         world.give(Input::Online);
-        assert_eq!(world.running.len(), 1);
-    }
-
-    #[test]
-    fn what_is_wanted_again_while_it_is_fetched_is_fetched_again() {
-        let mut world = World::new([fetch(1, Priority::Gap)]);
-        let item = world.running[0];
-        world.give(Input::Wanted(item));
-        assert_eq!(world.running.len(), 1);
-        world.running.clear();
-        world.give(Input::Ended { key: item.key, end: End::Done });
         assert_eq!(world.running.len(), 1);
     }
 }

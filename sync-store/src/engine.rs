@@ -435,6 +435,16 @@ impl WriteTx<'_> {
         Ok(())
     }
 
+    /// Forgets every item of a kind: the log has reached what they were to bring.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn drop_sync_items(&mut self, space: SpaceId, kind: SyncItemKind) -> Result<()> {
+        let Some(space_no) = self.space_no(&space)? else { return Ok(()) };
+        self.db.execute("DELETE FROM sync_items WHERE space_no = ?1 AND kind = ?2", (space_no, item_code(kind)))?;
+        Ok(())
+    }
+
     /// Gives a logged change its content, which the caller has checked against its hash; false if nothing of that kind is
     /// missing, or the tree was purged.
     ///
@@ -491,19 +501,6 @@ impl WriteTx<'_> {
             "INSERT INTO peer_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (space_no, peer, tree) DO UPDATE
              SET heads = excluded.heads, seq = excluded.seq, told_ms = excluded.told_ms",
             (space_no, told.peer, told.tree.as_bytes(), heads, seq, at),
-        )?;
-        Ok(())
-    }
-
-    /// Forgets what peers told of trees up to `seq`: the log here says it now.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub fn settle_peer_heads(&mut self, space: SpaceId, seq: Seq) -> Result<()> {
-        let Some(space_no) = self.space_no(&space)? else { return Ok(()) };
-        self.db.execute(
-            "DELETE FROM peer_heads WHERE space_no = ?1 AND seq <= ?2",
-            (space_no, integer("log position", seq.0)?),
         )?;
         Ok(())
     }

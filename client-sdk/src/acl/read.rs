@@ -43,12 +43,28 @@ impl AclRead {
     pub(crate) fn open_with(&self, secret: &InviteSecret, shared: &Shared) -> Result<KeyRing, JoinError> {
         let mut ring = KeyRing::new(shared.account.clone());
         ring.hold_invite(secret.clone());
+        self.fill(&mut ring);
+        Ok(ring)
+    }
+
+    /// The ACL records, in order.
+    pub(crate) fn records(&self) -> &[RawRecord] {
+        &self.records
+    }
+
+    /// The keys that the log gives this account.
+    pub(crate) fn ring(&self, shared: &Shared) -> KeyRing {
+        let mut ring = KeyRing::new(shared.account.clone());
+        self.fill(&mut ring);
+        ring
+    }
+
+    fn fill(&self, ring: &mut KeyRing) {
         let mut epoch = sync_core::ids::Epoch(0);
         for record in &self.records {
             // A seal to somebody else that is wrong is not our affair; a missing key shows when it is needed.
-            let _ = absorb(&mut ring, record.clone(), &mut epoch, &self.state);
+            let _ = absorb(ring, record.clone(), &mut epoch, &self.state);
         }
-        Ok(ring)
     }
 
     fn take(&mut self, entry: v1::AclReadEntry) -> Result<(), JoinError> {

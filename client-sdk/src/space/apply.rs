@@ -9,15 +9,16 @@ use std::sync::atomic::Ordering;
 use sync_core::acl::AclState;
 use sync_core::ids::{ChangeId, EntryId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as _, decide, quarantine};
-use sync_core::record::{AclRecord, RawRecord, Verified, VerifiedRecord, verify_many};
+use sync_core::record::{AclRecord, RawRecord, TreeHeads, Verified, VerifiedRecord, verify_many};
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
-use sync_store::{StoreError, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
+use sync_store::{StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
 
+use super::ahead;
 use super::outbox::{Redecided, redecide};
 use super::project::{self, ObjectTouched, Projection};
 use super::write::Maker;
-use super::{SpaceInner, absorb, owed_keys, worker};
+use super::{SpaceInner, absorb, heads, owed_keys, worker};
 use crate::acl::{events_of, leave_key};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
@@ -26,6 +27,9 @@ use crate::events::{Event, older_epochs_held};
 /// One message of the tail.
 pub(super) struct Arrived {
     pub(super) entries: Vec<v1::LogEntry>,
+    /// Heads of the touched trees, after the last entry.
+    pub(super) heads: Vec<TreeHeads>,
+    pub(super) last: Seq,
     pub(super) durable: Seq,
 }
 
@@ -86,6 +90,10 @@ struct Applied {
     acl: Vec<Event>,
     acl_moved: bool,
     deleted: bool,
+    /// The log has what was read ahead of it.
+    ahead_taken: bool,
+    /// Content is wanted that did not come.
+    wants_content: bool,
 }
 
 impl SpaceInner {
@@ -98,7 +106,8 @@ impl SpaceInner {
             return Err(ApplyError::Gap { first, end });
         }
         let (space, ring) = (self.id, self.ring());
-        let shared = self.shared.clone();
+        let (shared, node_seq) = (self.shared.clone(), self.node_seq());
+        let told = heads::Told { heads: arrived.heads, seq: arrived.last, now_ms: shared.host.wall_ms() };
         let job = move |tx: &mut WriteTx<'_>| {
             let mut batch = Batch::new(tx, &shared, space, &ring)?;
             for step in &steps {
@@ -107,6 +116,11 @@ impl SpaceInner {
             let applied = batch.finish(tx)?;
             let end = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
             worker::settle(tx, space, arrived.durable.min(end))?;
+            heads::apply(tx, &shared, space, told)?;
+            if end >= node_seq {
+                // The tail brought what was to be read ahead of it.
+                tx.drop_sync_items(space, SyncItemKind::Fetch)?;
+            }
             Ok::<_, ApplyError>((end, applied))
         };
         let written = self.shared.store.write(job).await.map_err(|error| match error {
@@ -119,6 +133,12 @@ impl SpaceInner {
         })?;
         let (end, applied) = written.value;
         let acl_moved = if applied.acl_moved { AclMoved::Yes } else { AclMoved::No };
+        if applied.ahead_taken {
+            self.end_ahead().await;
+        }
+        if applied.wants_content {
+            self.sync_wanted.notify_one();
+        }
         self.announce_applied(applied);
         self.announced.fetch_max(end.0, Ordering::Release);
         self.note_trouble(|t| t.faulted = None);
@@ -404,12 +424,20 @@ impl<'a> Batch<'a> {
 
     fn finish(mut self, tx: &mut WriteTx<'_>) -> Result<Applied, ApplyError> {
         let end = tx.space(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?.position.seq;
+        self.applied.wants_content = self.projection.wants_content();
         self.applied.objects = std::mem::take(&mut self.projection).flush(tx, self.shared, self.space, end)?;
         if self.keys_came {
             // A log is older than one's membership in it: what came before the keys is opened now.
             let mut revealed = Projection::default();
             revealed.reveal(tx, self.shared, self.space, &self.ring)?;
             self.applied.objects.extend(revealed.flush(tx, self.shared, self.space, end)?);
+        }
+        match ahead::passed(tx, self.space, end)? {
+            ahead::Passed::Nothing => {}
+            ahead::Passed::Taken => self.applied.ahead_taken = true,
+            ahead::Passed::Another { seq } => {
+                return Err(ApplyError::Fault(format!("the node logs another entry at {seq} than it showed before")));
+            }
         }
         if !self.purged.is_empty() {
             let purged = std::mem::take(&mut self.purged);

@@ -17,6 +17,7 @@ use sync_e2ee::decrypt;
 use sync_store::{PendingWrite, ReadTx};
 use tokio::sync::watch;
 
+use super::ahead::with_ahead;
 use super::project::{context_of, stored_state};
 use super::write::is_purge;
 use super::{Space, SpaceInner};
@@ -250,7 +251,8 @@ impl SpaceInner {
 }
 
 fn exists(tx: &ReadTx<'_>, space: SpaceId, tree: TreeId) -> Result<bool, ReadError> {
-    Ok(tx.tree(space, tree)?.is_some() || !tx.pending_of_tree(space, tree)?.is_empty())
+    let here = tx.tree(space, tree)?.is_some() || !tx.pending_of_tree(space, tree)?.is_empty();
+    Ok(here || !tx.ahead_of_tree(space, tree)?.is_empty())
 }
 
 fn read_snapshot(tx: &ReadTx<'_>, shared: &Shared, space: SpaceId, tree: TreeId) -> Result<TreeSnapshot, ReadError> {
@@ -280,7 +282,8 @@ pub(crate) fn read_object(
     tree: TreeId,
     pending: &[PendingWrite],
 ) -> Result<Option<Object>, ReadError> {
-    let state = overlaid_state(stored_state(tx, shared, space, tree)?, shared, pending)?;
+    let logged = with_ahead(tx, shared, space, tree, stored_state(tx, shared, space, tree)?)?;
+    let state = overlaid_state(logged, shared, pending)?;
     Ok(state.filter(ObjectState::exists).map(|state| Object {
         object_type: state.object_type().to_owned(),
         id: state.object_id().to_owned(),

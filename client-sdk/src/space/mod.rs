@@ -1,11 +1,15 @@
 //! One open space. Opening it *is* starting its sync: there is nothing else to start, and nothing to forget.
 
+mod ahead;
 mod apply;
+mod fetch;
+mod heads;
 mod headsync;
 mod live;
 mod outbox;
 mod project;
 mod push;
+mod syncer;
 mod worker;
 mod write;
 
@@ -61,6 +65,12 @@ pub(crate) struct SpaceInner {
     events: broadcast::Sender<Event>,
     pub(crate) inbox: mpsc::Sender<Inbound>,
     push_wanted: Notify,
+    /// Something more is wanted, and kept.
+    sync_wanted: Notify,
+    /// What trees that were fetched ahead of the tail are read with.
+    ahead: RwLock<Option<Arc<ahead::Ahead>>>,
+    /// The ACL that they are decided with.
+    ahead_acl: tokio::sync::Mutex<Option<Arc<ahead::AclAhead>>>,
     trouble: Mutex<SpaceTrouble>,
     node_seq: watch::Sender<Seq>,
     /// Up to here, keys, live trees and events have followed the log.
@@ -97,6 +107,7 @@ impl SpaceInner {
     pub(crate) fn open(shared: &Arc<Shared>, id: SpaceId) -> Result<Arc<Self>, ReadError> {
         let ring = shared.store.read(|tx| read_ring(tx, shared, id))?;
         let confirmed = shared.store.read(|tx| read_confirmed(tx, shared, id))?;
+        let ahead = shared.store.read(|tx| ahead::read_ahead(tx, id, &ring.ring))?;
         let (inbox, inbound) = mpsc::channel(INBOX_FRAMES);
         let inner = Arc::new(Self {
             id,
@@ -106,6 +117,9 @@ impl SpaceInner {
             events: broadcast::channel(EVENTS_KEPT).0,
             inbox,
             push_wanted: Notify::new(),
+            sync_wanted: Notify::new(),
+            ahead: RwLock::new(ahead),
+            ahead_acl: tokio::sync::Mutex::new(None),
             trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
             node_seq: watch::channel(Seq::ZERO).0,
             announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
@@ -117,6 +131,7 @@ impl SpaceInner {
         });
         shared.spawn(worker::run(inner.clone(), inbound));
         shared.spawn(push::run(inner.clone()));
+        shared.spawn(syncer::run(inner.clone()));
         Ok(inner)
     }
 

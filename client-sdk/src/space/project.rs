@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::record::{TreeChange, TreeName, TreeRoot, Verified, verify_as};
+use sync_core::syncer::Priority;
 use sync_core::tree::{Height, OrderKey};
 use sync_e2ee::{ContentContext, Envelope, KeyRing, decrypt, name_tag};
-use sync_store::{ObjectRow, ReadTx, VerdictKind, VerdictRow, WriteTx};
+use sync_store::{ObjectRow, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteTx};
 
+use super::syncer::wanted;
 use crate::client::Shared;
 use crate::error::ReadError;
 use crate::object::{self, ObjectState, Op};
@@ -75,6 +77,7 @@ fn read(shared: &Shared, ring: &KeyRing, root: &TreeRoot, envelope: Envelope) ->
 #[derive(Default)]
 pub(super) struct Projection {
     states: BTreeMap<TreeId, (ObjectState, Seq)>,
+    wants_content: bool,
 }
 
 impl Projection {
@@ -93,6 +96,12 @@ impl Projection {
         match content {
             Content::Foreign => Ok(()),
             Content::Settled { kind, detail } => {
+                if kind == VerdictKind::Missing {
+                    // Asked for again, for as long as it takes.
+                    self.wants_content = true;
+                    let item = wanted(tree, SyncItemKind::Content, Priority::Gap, shared.host.wall_ms());
+                    tx.want_sync_item(space, &item)?;
+                }
                 let row = VerdictRow { kind, detail: detail.to_owned(), seq };
                 Ok(tx.put_verdict(space, tree, change.id().into(), &row)?)
             }
@@ -108,6 +117,11 @@ impl Projection {
                 Ok(())
             }
         }
+    }
+
+    /// True if a change came without its content.
+    pub(super) fn wants_content(&self) -> bool {
+        self.wants_content
     }
 
     /// Folds in what was hidden for want of keys that `ring` holds now.

@@ -29,6 +29,7 @@ use crate::events::Event;
 
 pub(super) async fn run(space: Arc<SpaceInner>) {
     let mut connection = space.shared.connection.clone();
+    let mut failures = 0;
     loop {
         let online = tokio::select! {
             biased;
@@ -41,15 +42,24 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
             biased;
             () = space.closed.cancelled() => return,
             _ = connection.wait_for(|c| c.generation() != Some(generation)) => continue,
-            ended = space.push_on(&conn) => ended,
+            ended = space.push_on(&conn, &mut failures) => ended,
         };
-        if let Err(error) = ended {
-            tracing::debug!(space = %space.id.short(), error = %error, "pushing stopped");
-        }
+        failures += 1;
+        let hint = match ended {
+            Ok(()) => Duration::ZERO,
+            Err(error) => {
+                tracing::debug!(space = %space.id.short(), error = %error, "pushing stopped");
+                space.note_pressure(&error)
+            }
+        };
+        let [jitter] = space.shared.host.random();
+        let wait = pause(failures, jitter).max(hint).min(limits::RETRY_HINT_MAX);
         tokio::select! {
             biased;
             () = space.closed.cancelled() => return,
-            () = tokio::time::sleep(limits::RETRY_FIRST) => {}
+            // Another connection may fare better at once.
+            _ = connection.wait_for(|c| c.generation().is_some_and(|g| g != generation)) => {}
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }
@@ -81,7 +91,30 @@ impl Pusher {
 }
 
 impl SpaceInner {
-    async fn push_on(&self, conn: &Conn) -> Result<(), CallError> {
+    /// A node that cannot keep up is given less at a time; how long it asks to be left alone.
+    fn note_pressure(&self, error: &CallError) -> Duration {
+        let hint = match error {
+            CallError::Refused(failure) => Duration::from_millis(failure.retry_after_ms),
+            CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) | CallError::BadAnswer(_) => {
+                Duration::ZERO
+            }
+        };
+        if error.is_transient() {
+            let now = self.shared.host.now();
+            self.shared.with_budget(|budget| budget.press(hint, now));
+        }
+        hint
+    }
+
+    /// Until the node may be asked again.
+    async fn left_alone(&self) {
+        let now = self.shared.host.now();
+        if let Some(until) = self.shared.with_budget(|budget| budget.hold(now)) {
+            tokio::time::sleep(until.0.saturating_sub(now.0)).await;
+        }
+    }
+
+    async fn push_on(&self, conn: &Conn, failures: &mut u32) -> Result<(), CallError> {
         self.registered().await?;
         let mut pusher = None;
         // Accepted on this connection and on their way back on the tail. A new connection asks again: `Known` costs little.
@@ -103,7 +136,10 @@ impl SpaceInner {
                 Some(pusher) => pusher,
                 None => pusher.insert(Pusher::open(conn).await?),
             };
+            self.left_alone().await;
             let verdicts = pusher.exchange(request(self.id, &batch.ready)).await?;
+            *failures = 0;
+            self.shared.with_budget(sync_core::syncer::Budget::keeps_up);
             let accepted = self.take_verdicts(batch.ready, verdicts).await;
             sent.extend(accepted.map_err(|e| CallError::Broken(e.to_string()))?);
         }
@@ -117,6 +153,9 @@ impl SpaceInner {
         let mut held: BTreeSet<TreeId> = BTreeSet::new();
         let mut still_sent = BTreeSet::new();
         let mut bytes = 0;
+        // A node that cannot keep up is sent less at a time.
+        let share = usize::try_from(self.shared.budget_now().requests).unwrap_or(1);
+        let bytes_max = limits::BATCH_BYTES_MAX * share / limits::FETCHES_MAX as usize;
         for write in pending {
             let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
             if sent.contains(&write.id) {
@@ -133,7 +172,7 @@ impl SpaceInner {
                 continue;
             }
             bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
-            batch.is_full = bytes > limits::BATCH_BYTES_MAX || batch.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
+            batch.is_full = bytes > bytes_max || batch.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
             batch.ready.push(write);
         }
         *sent = still_sent;
@@ -160,6 +199,10 @@ impl SpaceInner {
                 Some(Outcome::Rejected(detail)) => {
                     let failure = Failure::try_from(detail)
                         .unwrap_or_else(|e| Failure::new(Code::Malformed, format!("an unreadable verdict: {e}")));
+                    if failure.code == Code::Overloaded {
+                        let (hint, now) = (Duration::from_millis(failure.retry_after_ms), self.shared.host.now());
+                        self.shared.with_budget(|budget| budget.press(hint, now));
+                    }
                     rejected.push((write.clone(), failure));
                 }
                 None => rejected.push((write.clone(), Failure::new(Code::Malformed, "a verdict without an outcome"))),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sync_core::ids::Seq;
 use sync_core::receipt::{SignedReceipt, contradiction};
-use sync_core::record::RawRecord;
+use sync_core::record::{RawRecord, TreeHeads};
 use sync_core::session::Input;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -25,6 +25,8 @@ pub(crate) enum Inbound {
     Online(Conn),
     Entries {
         entries: Vec<v1::LogEntry>,
+        /// Of the touched trees, after the last entry.
+        heads: Vec<TreeHeads>,
         durable: Seq,
     },
     Durable(Seq),
@@ -55,14 +57,17 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 comparison = CancellationToken::new();
                 space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
             }
-            Some(Inbound::Entries { entries, durable }) => {
-                if space.entries_arrived(entries, durable).await == AclMoved::Yes {
+            Some(Inbound::Entries { entries, heads, durable }) => {
+                if space.entries_arrived(entries, heads, durable).await == AclMoved::Yes {
                     space.drive_intents();
                 }
             }
             Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
             Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
-            Some(Inbound::Rewound(rewound)) => space.rewound(&rewound),
+            Some(Inbound::Rewound(rewound)) => {
+                space.drop_ahead().await;
+                space.rewound(&rewound);
+            }
             Some(Inbound::Refused(failure)) => space.refused(failure),
         }
     }
@@ -79,9 +84,15 @@ impl SpaceInner {
         }
     }
 
-    async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, durable: Seq) -> AclMoved {
-        self.saw_node_seq(entries.last().map_or(Seq::ZERO, |e| Seq(e.seq)));
-        let result = self.apply(Arrived { entries, durable }).await;
+    async fn entries_arrived(&self, entries: Vec<v1::LogEntry>, heads: Vec<TreeHeads>, durable: Seq) -> AclMoved {
+        let last = entries.last().map_or(Seq::ZERO, |e| Seq(e.seq));
+        self.saw_node_seq(last);
+        let told = heads.clone();
+        let result = self.apply(Arrived { entries, heads, last, durable }).await;
+        if result.is_err() {
+            // What the peer has is known, although it is not here.
+            self.heads_receive(told, last).await;
+        }
         match result {
             Ok((cursor, acl_moved)) => {
                 self.shared.link(Input::Applied { space: self.id, cursor });

@@ -58,7 +58,12 @@ pub(crate) type MakeOps = dyn FnOnce(Option<&ObjectState>) -> Result<Vec<Op>, Wr
 impl SpaceInner {
     /// The tree that an object is, if the keys are here.
     pub(crate) fn object_tree(&self, key: &ObjectKey) -> Result<TreeId, ReadError> {
-        Ok(object_root_of(&self.shared, self.id, &self.ring(), key)?.tree_id())
+        let named = |ring: &KeyRing| Ok(object_root_of(&self.shared, self.id, ring, key)?.tree_id());
+        match named(&self.ring()) {
+            // The log here does not reach the keys yet.
+            Err(ReadError::NoKeys) => self.ahead().map_or(Err(ReadError::NoKeys), |ahead| named(&ahead.ring)),
+            found => found,
+        }
     }
 
     /// Writes operations on one object; `None` if there was nothing to write.
