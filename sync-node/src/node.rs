@@ -1,11 +1,13 @@
 //! Starting, running and stopping a node.
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use sync_core::limits;
 use sync_core::token::{NodeAddress, Transport};
@@ -17,8 +19,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http::header::DATE;
+use tonic::codegen::http::{HeaderValue, Response};
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponseLayer;
 use tracing::{error, info, warn};
 
 use crate::config::NodeConfig;
@@ -41,6 +47,8 @@ pub(crate) const STORE_DIR: &str = "store";
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+/// The last second of the year 9999, beyond which HTTP has no dates.
+const HTTP_DATE_MS_MAX: u64 = 253_402_300_799_000;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -178,17 +186,17 @@ impl Node {
             host,
         });
         recovering.watch(&watching, &tasks);
-        let server = build_server(config, state).await?;
         let connections = accept(arriving, protection, config.max_connections, &tasks);
+        let served = serve(config, state, ReceiverStream::new(connections)).await.inspect_err(|_| tasks.stop())?;
         let (local_addr, address_file) = local.map(|local| (local.addr, local.address_file)).unzip();
         if let Some(path) = &address_file {
-            write_address(path, &address)?;
+            write_address(path, &address).inspect_err(|_| tasks.stop())?;
         }
         let (tell, stopped) = watch::channel(None);
-        let supervisor = Supervisor { tasks: tasks.clone(), store, address_file, health: server.health.clone() };
+        let supervisor = Supervisor { tasks: tasks.clone(), store, address_file, health: served.health };
         // Not tracked: it is what waits for everything that is.
         tokio::spawn(async move {
-            let why = supervisor.run(server, ReceiverStream::new(connections)).await;
+            let why = supervisor.run(served.serving).await;
             tell.send_replace(Some(why));
         });
         info!(%address, local_addr = local_addr.map(tracing::field::display), "ready");
@@ -251,13 +259,20 @@ fn beside_each_other(host: &Host) -> usize {
     }
 }
 
-/// Everything that is served, before it is.
+/// Everything that is served, once it is polled.
 struct Served {
-    router: tonic::transport::server::Router,
+    serving: Serving,
     health: HealthReporter,
 }
 
-async fn build_server(config: &NodeConfig, state: Arc<State>) -> Result<Served, StartError> {
+type Serving = Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>>;
+
+async fn serve(
+    config: &NodeConfig,
+    state: Arc<State>,
+    connections: ReceiverStream<Result<Connection, io::Error>>,
+) -> Result<Served, StartError> {
+    let (host, tasks) = (state.host.clone(), state.tasks.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SyncServer<SyncService>>().await;
     let reflection = if config.reflection { Some(reflection()?) } else { None };
@@ -271,10 +286,21 @@ async fn build_server(config: &NodeConfig, state: Arc<State>) -> Result<Served, 
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .layer(MapResponseLayer::new(move |response| dated(&host, response)))
         .add_service(health_service)
         .add_optional_service(reflection)
         .add_service(sync);
-    Ok(Served { router, health })
+    let stopped = async move { tasks.stopped().await };
+    Ok(Served { serving: Box::pin(router.serve_with_incoming_shutdown(connections, stopped)), health })
+}
+
+/// The date of an answer, as this node believes; without one, HTTP takes the machine's.
+fn dated(host: &Host, mut response: Response<Body>) -> Response<Body> {
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(host.wall_ms().min(HTTP_DATE_MS_MAX)));
+    if let Ok(date) = HeaderValue::try_from(date) {
+        response.headers_mut().insert(DATE, date);
+    }
+    response
 }
 
 fn reflection() -> Result<
@@ -296,10 +322,8 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(self, served: Served, connections: ReceiverStream<Result<Connection, io::Error>>) -> Stopped {
-        let stop = self.tasks.clone();
-        let serving = async move { stop.stopped().await };
-        let mut server = tokio::spawn(served.router.serve_with_incoming_shutdown(connections, serving));
+    async fn run(self, serving: Serving) -> Stopped {
+        let mut server = tokio::spawn(serving);
         let (why, server_ended) = tokio::select! {
             // In this order: a server that was asked to stop has not failed.
             biased;
