@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "results are for people")]
 
+mod head_sync;
 mod space_open;
 
 use sync_tests::harness::Outcome;
@@ -16,6 +17,9 @@ async fn main() -> Outcome {
     println!("| benchmark | what | median | least | most |\n|---|---|---|---|---|");
     for row in rows {
         println!("{row}");
+    }
+    for line in head_sync::run()? {
+        println!("{line}");
     }
     Ok(())
 }

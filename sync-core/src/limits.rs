@@ -44,8 +44,8 @@ pub const HEADSYNC_FIRST_CELLS: usize = 32;
 pub const HEADSYNC_BLOCK_CELLS_MAX: usize = 8192;
 /// Cells of one comparison: enough for about 190,000 differing elements. Beyond, the elements are listed.
 pub const HEADSYNC_CELLS_MAX: usize = 1 << 18;
-/// Cells that a sketch has before somebody needs more: enough for about 2,900 differing elements.
-pub const HEADSYNC_SKETCH_CELLS: usize = 4096;
+/// Cells that a sketch has before somebody needs more, the end of a block: enough for about 3,000 differing elements.
+pub const HEADSYNC_SKETCH_CELLS: usize = 4144;
 /// Memory of all sketches that a node keeps, bytes.
 pub const HEADSYNC_SKETCH_BYTES_MAX: usize = 64 << 20;
 /// Signed receipt without tree heads, bytes.

@@ -270,14 +270,16 @@ fn lists_are_compared() {
 #[test]
 fn blocks_are_bounded() {
     let mut sent = 0;
-    let mut sizes = Vec::new();
+    let (mut sizes, mut ends) = (Vec::new(), Vec::new());
     while let Some(block) = block_after(sent) {
         assert_eq!(block.start, sent);
         assert!(block.len() <= limits::HEADSYNC_BLOCK_CELLS_MAX);
         sizes.push(block.len());
+        ends.push(block.end);
         sent = block.end;
     }
     assert_eq!(sizes[..5], [32, 16, 24, 36, 54]);
+    assert!(ends.contains(&limits::HEADSYNC_SKETCH_CELLS), "a sketch ends with a block");
     assert!(sent <= limits::HEADSYNC_CELLS_MAX && sent > limits::HEADSYNC_CELLS_MAX / 2);
 }
 
