@@ -5,6 +5,7 @@
 pub mod capture;
 pub mod harness;
 pub mod hostile;
+pub mod machine;
 pub mod process;
 pub mod relay;
 pub mod rules;
