@@ -207,18 +207,22 @@ impl crate::client::Shared {
     /// Offers a record to the node until it says yes or no: a broken connection leaves open what became of it, and the same
     /// record a second time is answered with where it stands.
     pub(crate) async fn offer(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+        let mut refused = None;
         let offering = async {
             loop {
                 match self.append_once(space, record).await {
-                    Err(error) if error.is_transient() && !matches!(error, CallError::Offline { .. }) => {
+                    Err(error) if is_worth_another_try(&error) => {
                         tracing::debug!(space = %space.short(), error = %error, "an ACL record is offered again");
+                        refused = Some(error);
                         tokio::time::sleep(limits::RETRY_FIRST / 10).await;
                     }
                     said => return said,
                 }
             }
         };
-        tokio::time::timeout(limits::UNARY_TIMEOUT, offering).await.map_err(|_| self.timed_out())?
+        let offered = tokio::time::timeout(limits::UNARY_TIMEOUT, offering).await;
+        // What the node said last is why nothing came of it.
+        offered.unwrap_or_else(|_| Err(refused.unwrap_or_else(|| self.timed_out())))
     }
 
     /// One AclAppend; the position of the record, durable.
@@ -241,6 +245,16 @@ impl crate::client::Shared {
     pub(crate) fn timed_out(&self) -> CallError {
         if self.connection.borrow().online().is_some() { CallError::TimedOut } else { self.offline() }
     }
+}
+
+/// Nobody watches a disk being emptied: whoever acts is told at once, and decides.
+fn is_worth_another_try(error: &CallError) -> bool {
+    let named = match error {
+        CallError::Offline { .. } => true,
+        CallError::Refused(failure) => failure.code == Code::StoreFull,
+        CallError::TimedOut | CallError::Broken(_) | CallError::BadAnswer(_) => false,
+    };
+    error.is_transient() && !named
 }
 
 /// The name in a profile or label that is encrypted to the members of an epoch.
