@@ -31,6 +31,15 @@ pub struct Rewound {
     pub gone: Vec<TreeId>,
 }
 
+/// What speaks of places after the new end, or was learnt of a peer by the old one.
+const AFTER: [&str; 5] = [
+    "DELETE FROM verdicts WHERE space_no = ?1 AND seq > ?2",
+    "UPDATE projections SET seq = min(seq, ?2) WHERE space_no = ?1",
+    "DELETE FROM ahead WHERE space_no = ?1 AND seq > ?2",
+    "DELETE FROM peer_heads WHERE space_no = ?1 AND seq > ?2",
+    "DELETE FROM peers WHERE space_no = ?1 AND confirmed > ?2",
+];
+
 /// The tables that say something about one tree alone.
 const FORGET_TREE: [&str; 2] = ["DELETE FROM objects WHERE tree_no = ?1", "DELETE FROM trees WHERE tree_no = ?1"];
 
@@ -56,8 +65,9 @@ impl WriteTx<'_> {
         self.db.execute("DELETE FROM log WHERE key > ?1 AND key <= ?2", range)?;
         let (shortened, gone) = self.rewind_trees(space, position.seq, touched)?;
         let seq = integer("log position", position.seq.0)?;
-        self.db.execute("DELETE FROM verdicts WHERE space_no = ?1 AND seq > ?2", (space_no, seq))?;
-        self.db.execute("UPDATE projections SET seq = min(seq, ?2) WHERE space_no = ?1", (space_no, seq))?;
+        for sql in AFTER {
+            self.db.execute(sql, (space_no, seq))?;
+        }
         self.rewind_head(space, live, position, dropped)?;
         Ok(Rewound { position, shortened, gone })
     }
