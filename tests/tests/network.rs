@@ -225,7 +225,7 @@ async fn s33_reconciliation_only() -> Outcome {
         }
         Frame::Update(_) if asked.swap(false, Ordering::Relaxed) => Fate::Pass,
         Frame::Update(_) | Frame::Durable(_) => Fate::Drop,
-        Frame::Rewound(_) | Frame::Refused(_) | Frame::Pong(_) => Fate::Pass,
+        Frame::Rewound(_) | Frame::Refused(_) | Frame::Pong(_) | Frame::Subscribed(_) => Fate::Pass,
     });
     for n in 1..=3 {
         told.store(false, Ordering::Relaxed);
