@@ -97,6 +97,8 @@ pub(crate) fn of_code(code: Code) -> Exit {
         | Code::Overloaded
         | Code::StoreFailed
         | Code::StoreFull
+        | Code::Recovering
+        | Code::LogDiverged
         | Code::ShuttingDown => Exit::NotSynced,
     }
 }

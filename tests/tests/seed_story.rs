@@ -260,7 +260,12 @@ async fn s06_all_but_mine() -> Outcome {
     relay.frames(move |frame| match frame {
         Frame::Update(_) if !std::mem::replace(&mut lost, true) => Fate::Drop,
         Frame::Durable(_) => Fate::Drop,
-        Frame::Update(_) | Frame::Heartbeat(_) | Frame::Rewound(_) | Frame::Refused(_) | Frame::Pong(_) => Fate::Pass,
+        Frame::Update(_)
+        | Frame::Heartbeat(_)
+        | Frame::Rewound(_)
+        | Frame::Refused(_)
+        | Frame::Pong(_)
+        | Frame::Subscribed(_) => Fate::Pass,
     });
     let write = space.objects().put("profile", &member.own(), json!({ "name": "Member" })).await?;
     space.await_durable(write.ok_or("a new profile is a write")?).await?;
