@@ -622,6 +622,11 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
 
 async fn register(shared: &Shared, space: SpaceId) -> Result<(), CallError> {
     let conn = shared.conn().await?;
+    register_on(shared, &conn, space).await
+}
+
+/// Founds a space at the node, or finds it there.
+pub(crate) async fn register_on(shared: &Shared, conn: &Conn, space: SpaceId) -> Result<(), CallError> {
     let broken = |e: ReadError| CallError::Broken(e.to_string());
     let (header, first, second) = shared.store.read(|tx| read_genesis(tx, space)).map_err(broken)?;
     let request = v1::SpacePushRequest {

@@ -63,6 +63,7 @@ impl SpaceInner {
     pub(crate) fn reasons_in(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
         let mut reasons = self.membership_reasons(tx)?;
         reasons.extend(self.trouble().reasons(self.id));
+        reasons.extend(self.recovery_reasons(tx)?);
         if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
             // What the node says to a stranger is no news then.
             reasons.retain(|r| r.code != ReasonCode::Forbidden);

@@ -786,7 +786,9 @@ fn join_key(space: SpaceId) -> String {
 
 fn is_transient(error: &JoinError) -> bool {
     let JoinError::Acl(AclError::Call(call)) = error else { return false };
-    let passes = |f: &sync_proto::status::Failure| matches!(f.code, Code::AclConflict | Code::RequiresMissing);
+    let passes = |f: &sync_proto::status::Failure| {
+        matches!(f.code, Code::AclConflict | Code::RequiresMissing | Code::Recovering)
+    };
     call.is_transient() || matches!(call, CallError::Refused(failure) if passes(failure))
 }
 

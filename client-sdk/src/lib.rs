@@ -68,6 +68,7 @@ pub use home::{MemoryVault, Unlock};
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
+pub use space::recovery::{Accusation, Compared, LostEntry};
 pub use space::{
     LoggedChange, MemberInfo, NewTree, ParentRef, RefusedContent, RefusedWrite, Space, Tree, TreeSnapshot, TreeWrite,
     TreeWritten,
@@ -82,6 +83,7 @@ pub use waits::{Wait, WaitFor, WaitId, WaitInfo, Waited};
 
 pub use sync_core::acl::{AclState, InviteStatus, RequestStatus};
 pub use sync_core::code::Code;
+pub use sync_core::evidence::{Evidence, EvidenceError, Proven, ProvesNothing, judge};
 pub use sync_core::ids::{
     AccountId, AclId, AuthorityId, Chain, ChangeId, DeviceId, IdError, InviteId, NodeId, Seq, SpaceId, TreeId,
 };
@@ -90,4 +92,5 @@ pub use sync_core::record::{HistoryMode, InviteMode, InviteToken, Role, SpaceOpt
 pub use sync_core::token::{AddressError, NodeAddress, TokenError, token_from_text};
 pub use sync_e2ee::{Mnemonic, MnemonicError};
 pub use sync_host as host;
+pub use sync_store::{AccusationId, AccusationKind, AccusationState, SalvageId};
 pub use sync_store::{OpenError as StoreOpenError, Registration, WriteId, WriteState};

@@ -12,6 +12,7 @@ use sync_core::session::{Input, Link, Moment, Output};
 use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1::{self, head_updates_request::Message as Ask, head_updates_response::Message as Answer};
+use sync_store::ReadTx;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -225,7 +226,10 @@ impl Shell {
                 }
                 self.deliver(&space, Inbound::Durable(Seq(durable_seq))).await;
             }
-            Answer::Subscribed(_) => {}
+            Answer::Subscribed(subscribed) => {
+                let space = subscribed.space.clone();
+                self.deliver(&space, Inbound::Subscribed(subscribed)).await;
+            }
             Answer::Rewound(rewound) => {
                 let space = rewound.space.clone();
                 self.deliver(&space, Inbound::Rewound(rewound)).await;
@@ -312,7 +316,7 @@ impl Shell {
     }
 
     async fn subscribe(&mut self, space: SpaceId, cursor: Seq) {
-        match self.ladder(space, cursor) {
+        match self.shared.store.read(|tx| ladder(tx, space, cursor)) {
             Ok(ladder) => {
                 let subscribe = v1::Subscribe { space: space.to_bytes(), cursor: cursor.0, ladder };
                 if !self.send(Ask::Subscribe(subscribe)).await {
@@ -327,26 +331,6 @@ impl Shell {
         }
     }
 
-    /// Points of our chain, exponentially spaced, newest first: how the node finds where two logs part.
-    fn ladder(&self, space: SpaceId, cursor: Seq) -> Result<Vec<v1::ChainPoint>, ReadError> {
-        self.shared.store.read(|tx| {
-            let mut points = Vec::new();
-            let (mut seq, mut step) = (cursor.0, 1);
-            while seq > 0 && points.len() < limits::LADDER_POINTS_MAX {
-                if let Some(position) = tx.position_at(space, Seq(seq))? {
-                    points.push((&position).into());
-                }
-                seq = seq.saturating_sub(step);
-                step *= 2;
-            }
-            let start = Position::start(&space);
-            if points.is_empty() {
-                points.push((&start).into());
-            }
-            Ok(points)
-        })
-    }
-
     /// True if it is on its way.
     async fn send(&mut self, message: Ask) -> bool {
         // A stream that ended is reported by its reader.
@@ -355,6 +339,23 @@ impl Shell {
         // A node that reads nothing is as good as silent: the missing pongs end the connection.
         matches!(tokio::time::timeout(limits::RETRY_FIRST, requests.send(request)).await, Ok(Ok(())))
     }
+}
+
+/// Points of our chain, exponentially spaced, newest first: how the node finds where two logs part.
+pub(crate) fn ladder(tx: &ReadTx<'_>, space: SpaceId, cursor: Seq) -> Result<Vec<v1::ChainPoint>, ReadError> {
+    let mut points = Vec::new();
+    let (mut seq, mut step) = (cursor.0, 1);
+    while seq > 0 && points.len() < limits::LADDER_POINTS_MAX {
+        if let Some(position) = tx.position_at(space, Seq(seq))? {
+            points.push((&position).into());
+        }
+        seq = seq.saturating_sub(step);
+        step *= 2;
+    }
+    if points.is_empty() {
+        points.push((&Position::start(&space)).into());
+    }
+    Ok(points)
 }
 
 /// How often a device puts itself on the next list when others were faster.

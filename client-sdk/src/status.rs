@@ -245,7 +245,10 @@ reason_codes! {
     Unreadable "UNREADABLE" "it can never be read with this member's keys",
     KeyOwed "KEY_OWED" "an admin must give this member the key again",
     Faulted "FAULTED" "the space is stopped, because the node broke the rules of its log: its operator should be told",
-    Rewound "REWOUND" "the node lost entries that it had: its operator should be told",
+    Rewound "REWOUND" "the node lost entries that it had; they are brought back by themselves, as far as they can be",
+    RolledBack "ROLLED_BACK" "the node lost what it had signed for: tell its operator, and keep the evidence (headwater receipt evidence); it is settled when the node has it again, or dismiss it",
+    LostByNode "LOST_BY_NODE" "the node lost it and its log has gone another way: write it again if it is still wanted, and dismiss it",
+    Recovering "RECOVERING" "the node was restored from a backup and takes nothing new for a while; it is tried again by itself",
     Forked "FORKED" "the node told two different stories: keep the receipts and tell the other members",
     Different "DIFFERENT" "what both sides derived from the same log differs: it is fetched and rebuilt",
     StoreFailed "STORE_FAILED" "look at the disk and start again; nothing acknowledged is lost",
@@ -267,15 +270,20 @@ impl ReasonCode {
             | Self::KeyOwed
             | Self::Faulted
             | Self::Rewound
+            | Self::RolledBack
+            | Self::LostByNode
             | Self::Forked
             | Self::StoreFailed => SyncState::Attention,
             Self::NoNode | Self::SessionRefused => SyncState::Offline,
             Self::Behind | Self::Different | Self::Missing | Self::Fetching | Self::NotFresh | Self::TimedOut => {
                 SyncState::CatchingUp
             }
-            Self::NotRegistered | Self::Pending | Self::Retrying | Self::NotDurable | Self::Leaving => {
-                SyncState::Pushing
-            }
+            Self::NotRegistered
+            | Self::Pending
+            | Self::Retrying
+            | Self::NotDurable
+            | Self::Leaving
+            | Self::Recovering => SyncState::Pushing,
         }
     }
 }
@@ -366,6 +374,8 @@ pub(crate) struct SpaceTrouble {
     pub(crate) faulted: Option<String>,
     pub(crate) rewound: Option<String>,
     pub(crate) forked: Option<String>,
+    /// The node was restored and takes nothing new.
+    pub(crate) recovering: Option<String>,
     pub(crate) different: Option<String>,
     pub(crate) refused: Option<(Code, String)>,
     pub(crate) key: Option<String>,
@@ -380,6 +390,7 @@ impl SpaceTrouble {
             (ReasonCode::Faulted, &self.faulted),
             (ReasonCode::Forked, &self.forked),
             (ReasonCode::Rewound, &self.rewound),
+            (ReasonCode::Recovering, &self.recovering),
             (ReasonCode::KeyOwed, &self.key),
             (ReasonCode::Different, &self.different),
         ];

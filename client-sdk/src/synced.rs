@@ -13,7 +13,7 @@ use sync_core::code::Code;
 use sync_core::ids::{ChangeId, Seq, TreeId};
 use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
-use sync_core::session::{Moment, pause};
+use sync_core::session::{Input, Moment, pause};
 use sync_core::syncer::Priority;
 use sync_proto::v1;
 use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteId, WriteState};
@@ -488,7 +488,12 @@ impl SpaceInner {
             // As of the question: it may be registered while the answer is on its way.
             let on_its_way = !self.shared.is_registered(self.id);
             let asked = self.shared.host.now();
-            let error = match self.certify(&conn).await {
+            // What a node signs that does not continue our log is for its recovery to judge.
+            let certified = match self.tail_stands(&conn).await {
+                Ok(()) => self.certify(&conn).await,
+                Err(error) => Err(error),
+            };
+            let error = match certified {
                 Ok(receipt) => {
                     self.note_heard(asked);
                     return Ok(Certified { receipt, asked });
@@ -549,7 +554,9 @@ impl SpaceInner {
         if body.seq < floor {
             let text = format!("the node signs for {} entries; it sent {floor}", body.seq);
             self.note_trouble(|t| t.rewound = Some(text.clone()));
-            return Err(CallError::BadAnswer(text));
+            // The tail finds out what became of the rest.
+            self.shared.link(Input::Rewound { space: self.id, cursor: self.cursor() });
+            return Err(CallError::Broken(text));
         }
         Ok(receipt)
     }
@@ -595,6 +602,7 @@ impl SpaceInner {
                 self.residue_of_write(tx, *write, &mut residue)?;
             }
             self.residue_of_verdicts(tx, target.seq, &mut residue)?;
+            self.residue_of_salvage(tx, &mut residue)?;
             self.residue_of_trees(tx, target, &mut residue)
         });
         read.map_err(|e| store_failed(&e))?;
@@ -639,6 +647,18 @@ impl SpaceInner {
                     | VerdictKind::Misplaced => residue.fails(Reason::of_verdict(tree, change, verdict)),
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What the node lost may come back, or is lost until somebody has seen that.
+    fn residue_of_salvage(&self, tx: &ReadTx<'_>, residue: &mut Residue) -> Result<(), ReadError> {
+        let (waiting, lost) = tx.salvage_counts(self.id)?;
+        if waiting > 0 {
+            residue.waits(ReasonCode::Rewound, waiting);
+        }
+        if lost > 0 {
+            residue.fails(self.lost_reason(tx, lost)?);
         }
         Ok(())
     }
@@ -695,7 +715,7 @@ impl SpaceInner {
     /// What no waiting changes.
     fn stopped(&self) -> Option<NotSynced> {
         let trouble = self.trouble();
-        let fault = trouble.faulted.or(trouble.forked).or(trouble.rewound);
+        let fault = trouble.faulted.or(trouble.forked).or_else(|| self.proven_fork());
         if fault.is_some() {
             let residue = self.reasons().unwrap_or_default();
             return Some(NotSynced { code: NotSyncedCode::NodeFault, residue });

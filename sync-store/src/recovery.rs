@@ -73,6 +73,31 @@ pub enum AccusationKind {
     Seen,
 }
 
+impl AccusationKind {
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rollback => "rollback",
+            Self::Fork => "fork",
+            Self::Seen => "seen",
+        }
+    }
+}
+
+impl AccusationState {
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::MadeGood => "made_good",
+            Self::Followed => "followed",
+            Self::Dismissed => "dismissed",
+        }
+    }
+}
+
 /// What became of an accusation. It is kept in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AccusationState {

@@ -128,6 +128,9 @@ impl Own {
             | Event::KeysRotated { .. }
             | Event::SpaceDeleted { .. }
             | Event::WriteRefused { .. }
+            | Event::NodeAccused { .. }
+            | Event::LogRewound { .. }
+            | Event::LostByNode { .. }
             | Event::Revealed { .. }
             | Event::ListAgain { .. }
             | Event::Lagged { .. } => {}

@@ -27,6 +27,7 @@ use sync_proto::v1::{self, acl_append_response::Outcome};
 use crate::connect::failure;
 use crate::error::{AclError, CallError, ReadError};
 use crate::space::SpaceInner;
+use crate::space::recovery::seen_now;
 
 pub use change::AclChange;
 pub(crate) use events::events_of;
@@ -56,6 +57,7 @@ impl SpaceInner {
             // What the rules refuse here, they refuse everywhere.
             acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
             attempts += 1;
+            self.node_goes_on().await?;
             match self.shared.offer(self.id, &record).await {
                 Ok(seq) => return Ok(self.reaches(seq).await?),
                 Err(CallError::Refused(refused)) if refused.code == Code::AclConflict => {
@@ -71,6 +73,15 @@ impl SpaceInner {
                 return Err(AclError::Contended { attempts });
             }
         }
+    }
+
+    /// Nothing new is appended to a log that does not continue ours.
+    async fn node_goes_on(&self) -> Result<(), CallError> {
+        let stands = async {
+            let conn = self.shared.conn().await?;
+            self.tail_stands(&conn).await
+        };
+        tokio::time::timeout(limits::UNARY_TIMEOUT, stands).await.map_err(|_| self.shared.timed_out())?
     }
 
     /// Waits until the node has the space, for as long as it takes.
@@ -197,7 +208,8 @@ pub(crate) fn sign_record(
         index: acl.index + 1,
         author: shared.account.id(),
         at_ms: shared.host.wall_ms(),
-        seen: None,
+        // Of a space that is not here nothing was seen.
+        seen: shared.store.read(|tx| seen_now(tx, acl.space))?,
         contents,
     };
     Ok(Verified::sign(&record, shared.account.signing_key(), None)?)

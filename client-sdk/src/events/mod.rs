@@ -8,7 +8,7 @@ use sync_core::acl::AclState;
 use sync_core::ids::{AccountId, AclId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::record::Role;
 use sync_e2ee::KeyRing;
-use sync_store::WriteId;
+use sync_store::{AccusationId, AccusationKind, WriteId};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,12 @@ pub enum Event {
     SpaceDeleted { space: SpaceId },
     /// A write of ours was refused for good, with its code.
     WriteRefused { space: SpaceId, write: WriteId, code: i32 },
+    /// The node lost what it had signed for, or told two stories: see [`crate::Space::accusations`].
+    NodeAccused { space: SpaceId, accusation: AccusationId, kind: AccusationKind },
+    /// The log here was taken back to `to`, to follow a node that lost what came after: everything should be listed again.
+    LogRewound { space: SpaceId, to: Seq },
+    /// So many entries that the node lost cannot stand in its log again: see [`crate::Space::lost`].
+    LostByNode { space: SpaceId, entries: u64 },
     /// Keys of earlier epochs came: what could not be read before may be readable now, and should be listed again.
     Revealed { space: SpaceId },
     /// Of [`crate::Space::events_from`] only: the log here is not the one that the cursor was taken from. Everything should be

@@ -227,8 +227,8 @@ impl From<LoggedChange> for pb::LoggedChange {
 impl From<Event> for pb::Event {
     fn from(event: Event) -> Self {
         use pb::event::{
-            AclChanged, JoinRequested, KeysRotated, ListAgain, MemberGone, MemberJoined, ObjectChanged, RequestDecided,
-            Revealed, RoleChanged, SpaceDeleted, TreeChanged, WriteRefused,
+            AclChanged, JoinRequested, KeysRotated, ListAgain, LogRewound, LostByNode, MemberGone, MemberJoined,
+            NodeAccused, ObjectChanged, RequestDecided, Revealed, RoleChanged, SpaceDeleted, TreeChanged, WriteRefused,
         };
         let (space, event) = match event {
             Event::Object { space, tree, object_type, id } => {
@@ -262,6 +262,12 @@ impl From<Event> for pb::Event {
                 let refused = WriteRefused { write: write.0, code: code_name(code) };
                 (Some(space), Wire::WriteRefused(refused))
             }
+            Event::NodeAccused { space, accusation, kind } => {
+                let accused = NodeAccused { accusation: accusation.0, kind: kind.name().to_owned() };
+                (Some(space), Wire::NodeAccused(accused))
+            }
+            Event::LogRewound { space, to } => (Some(space), Wire::LogRewound(LogRewound { to: to.0 })),
+            Event::LostByNode { space, entries } => (Some(space), Wire::LostByNode(LostByNode { entries })),
             Event::Revealed { space } => (Some(space), Wire::Revealed(Revealed {})),
             Event::ListAgain { space } => (Some(space), Wire::ListAgain(ListAgain {})),
             Event::Lagged { missed } => (None, Wire::Lagged(pb::Lagged { missed })),

@@ -12,11 +12,14 @@ use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as
 use sync_core::record::{AclRecord, RawRecord, TreeHeads, Verified, VerifiedRecord, verify_many};
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
-use sync_store::{StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
+use sync_store::{
+    AccusationId, AccusationKind, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx,
+};
 
 use super::ahead;
 use super::outbox::{Redecided, redecide};
 use super::project::{self, ObjectTouched, Projection};
+use super::recovery::seen::SeenCheck;
 use super::write::Maker;
 use super::{SpaceInner, absorb, heads, owed_keys, worker};
 use crate::acl::{events_of, leave_key};
@@ -94,6 +97,8 @@ struct Applied {
     ahead_taken: bool,
     /// Content is wanted that did not come.
     wants_content: bool,
+    /// Because of what records had seen.
+    accused: Vec<AccusationId>,
 }
 
 impl SpaceInner {
@@ -173,6 +178,9 @@ impl SpaceInner {
         }
         for event in applied.acl {
             self.emit(event);
+        }
+        for accusation in applied.accused {
+            self.tell_accused(AccusationKind::Seen, Some(accusation));
         }
     }
 
@@ -258,7 +266,17 @@ struct Batch<'a> {
     /// What decided over our pending writes when they were decided last.
     standing: Standing,
     purged: BTreeSet<TreeId>,
+    seen: SeenCheck,
+    /// Something that the node lost waits for the log to take it again, or was given up.
+    salvages: Salvages,
     applied: Applied,
+}
+
+/// Whether a space has anything in its salvage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Salvages {
+    Some,
+    None,
 }
 
 /// What of an ACL decides over a pending write.
@@ -290,6 +308,8 @@ impl<'a> Batch<'a> {
             keys_came: false,
             standing: Standing::of(&acl, shared),
             purged: BTreeSet::new(),
+            seen: SeenCheck::new(tx, space)?,
+            salvages: if tx.salvage_counts(space)? == (0, 0) { Salvages::None } else { Salvages::Some },
             applied: Applied::default(),
         })
     }
@@ -326,7 +346,13 @@ impl<'a> Batch<'a> {
         }
         let height = decision.entries().last().and_then(|e| e.height);
         let update = decision.tree().map(|t| t.after.root);
+        if self.salvages == Salvages::Some {
+            for entry in decision.entries() {
+                tx.take_from_salvage(self.space, entry.id)?;
+            }
+        }
         let at = tx.append(self.space, decision)?.seq;
+        self.compare_seen(tx, &step.submission, at)?;
         match (&step.submission, update) {
             (Submission::Acl(record), _) => self.acl_moved(tx, record, at),
             (Submission::Change { change, .. }, Some(root)) => {
@@ -346,6 +372,15 @@ impl<'a> Batch<'a> {
             }
             (Submission::Change { .. }, None) => Ok(()),
         }
+    }
+
+    fn compare_seen(&mut self, tx: &WriteTx<'_>, submission: &Submission, at: Seq) -> Result<(), ApplyError> {
+        let (said, record) = match submission {
+            Submission::Acl(record) => ((record.body().author, record.body().seen), record.raw()),
+            Submission::Change { change, .. } => ((change.body().author, change.body().seen), change.raw()),
+            Submission::Tombstone(_) => return Ok(()),
+        };
+        Ok(self.seen.check(tx, self.space, said, at, record)?)
     }
 
     fn quarantine(
@@ -412,7 +447,8 @@ impl<'a> Batch<'a> {
     /// that moved our standing, so that the answer does not depend on where a batch ends.
     fn redecide(&mut self, tx: &mut WriteTx<'_>, trees: Option<&BTreeSet<TreeId>>) -> Result<(), ApplyError> {
         let acl = tx.acl(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?;
-        let maker = Maker::with(self.shared, acl, Arc::new(self.ring.clone().into_owned()));
+        let ring = Arc::new(self.ring.clone().into_owned());
+        let maker = Maker::with(tx, self.shared, acl, ring)?;
         let mut redecided = Redecided::default();
         redecide(tx, self.shared, &maker, trees, &mut redecided).map_err(ApplyError::Write)?;
         self.own = tx.pending(self.space)?.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
@@ -443,6 +479,7 @@ impl<'a> Batch<'a> {
             let purged = std::mem::take(&mut self.purged);
             self.redecide(tx, Some(&purged))?;
         }
+        self.applied.accused = self.seen.keep(tx, self.space, self.shared.host.wall_ms())?;
         let refused = std::mem::take(&mut self.applied.refused);
         self.applied.objects.extend(refused);
         if let Cow::Owned(ring) = self.ring {

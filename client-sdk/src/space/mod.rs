@@ -9,6 +9,7 @@ mod live;
 mod outbox;
 mod project;
 mod push;
+pub(crate) mod recovery;
 mod syncer;
 mod worker;
 mod write;
@@ -71,6 +72,7 @@ pub(crate) struct SpaceInner {
     ahead: RwLock<Option<Arc<ahead::Ahead>>>,
     /// The ACL that they are decided with.
     ahead_acl: tokio::sync::Mutex<Option<Arc<ahead::AclAhead>>>,
+    pub(crate) recovery: recovery::Recovery,
     trouble: Mutex<SpaceTrouble>,
     node_seq: watch::Sender<Seq>,
     /// Up to here, keys, live trees and events have followed the log.
@@ -120,6 +122,7 @@ impl SpaceInner {
             sync_wanted: Notify::new(),
             ahead: RwLock::new(ahead),
             ahead_acl: tokio::sync::Mutex::new(None),
+            recovery: recovery::Recovery::default(),
             trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
             node_seq: watch::channel(Seq::ZERO).0,
             announced: AtomicU64::new(shared.store.watch(id).borrow().seq.0),
@@ -132,6 +135,7 @@ impl SpaceInner {
         shared.spawn(worker::run(inner.clone(), inbound));
         shared.spawn(push::run(inner.clone()));
         shared.spawn(syncer::run(inner.clone()));
+        shared.spawn(recovery::salvage::run(inner.clone()));
         Ok(inner)
     }
 

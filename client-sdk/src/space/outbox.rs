@@ -115,7 +115,8 @@ fn refuse_all(
     for write in tx.pending_of_tree(space, tree)? {
         // A tree that will never begin needs no end either.
         let is_theirs = is_purge(&write) == (kind == Writes::Purges) || (kind == Writes::Changes && never_begins);
-        if !is_theirs {
+        // What waits in the salvage may come back as it was.
+        if !is_theirs || tx.is_salvage_waiting(space, write.record.id())? {
             continue;
         }
         if kind == Writes::Purges && code == Code::TreePurged {

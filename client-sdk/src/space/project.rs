@@ -231,6 +231,40 @@ pub(super) fn place_misplaced(
     Ok(placed)
 }
 
+/// Folds trees again from their logged changes, after a rewind took out what was derived from them.
+pub(super) fn derive_again(
+    tx: &mut WriteTx<'_>,
+    shared: &Shared,
+    space: SpaceId,
+    ring: &KeyRing,
+    trees: &[TreeId],
+) -> Result<Vec<ObjectTouched>, ReadError> {
+    let mut projection = Projection::default();
+    for tree in trees {
+        let Some(state) = tx.tree(space, *tree)?.filter(|t| t.purged.is_none()) else { continue };
+        tx.delete_object(space, *tree)?;
+        for row in tx.tree_changes(space, *tree)? {
+            let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
+            tx.delete_verdict(space, *tree, change.id().into())?;
+            let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
+            let place = (row.position.seq, row.height.unwrap_or_default());
+            projection.fold(tx, shared, space, &change, place, content)?;
+        }
+    }
+    let to = tx.projected_to(space)?;
+    projection.flush(tx, shared, space, to)
+}
+
+/// The plaintext of a change, if it opens.
+pub(super) fn envelope_of(
+    ring: &KeyRing,
+    space: SpaceId,
+    change: &TreeChange,
+    payload: Option<&Bytes>,
+) -> Option<Envelope> {
+    decrypt(ring.keys(change.epoch)?, &context_of(space, change), &change.nonce, payload?).ok()
+}
+
 /// Objects deleted at a time when a space ends.
 const OBJECTS_PAGE: usize = 512;
 

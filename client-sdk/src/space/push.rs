@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::code::{Code, NextStep};
-use sync_core::ids::TreeId;
+use sync_core::ids::{Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
 use sync_core::record::verify;
@@ -65,19 +65,19 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
 }
 
 /// One Push stream: a batch out, its verdicts back.
-struct Pusher {
+pub(super) struct Pusher {
     requests: mpsc::Sender<v1::PushRequest>,
     responses: Streaming<v1::PushResponse>,
 }
 
 impl Pusher {
-    async fn open(conn: &Conn) -> Result<Self, CallError> {
+    pub(super) async fn open(conn: &Conn) -> Result<Self, CallError> {
         let (requests, outgoing) = mpsc::channel(1);
         let responses = conn.rpc().push(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
         Ok(Self { requests, responses })
     }
 
-    async fn exchange(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
+    pub(super) async fn exchange(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
         let expected = request.items.len();
         let closed = || CallError::Broken("the push stream ended".to_owned());
         self.requests.send(request).await.map_err(|_| closed())?;
@@ -121,6 +121,7 @@ impl SpaceInner {
         let mut sent = BTreeSet::new();
         loop {
             let wanted = self.push_wanted.notified();
+            self.tail_stands(conn).await?;
             let batch = self.next_batch(&mut sent).map_err(|e| CallError::Broken(e.to_string()))?;
             if batch.ready.is_empty() {
                 // A connection has room for few streams; many spaces share it.
@@ -156,6 +157,10 @@ impl SpaceInner {
         // A node that cannot keep up is sent less at a time.
         let share = usize::try_from(self.shared.budget_now().requests).unwrap_or(1);
         let bytes_max = limits::BATCH_BYTES_MAX * share / limits::FETCHES_MAX as usize;
+        if self.salvage_waits()? {
+            // What the node lost goes before what is new.
+            return Ok(batch);
+        }
         for write in pending {
             let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
             if sent.contains(&write.id) {
@@ -190,24 +195,22 @@ impl SpaceInner {
         let mut accepted = Vec::new();
         for verdict in verdicts {
             let Some(write) = by_id.get(&verdict.tag) else { continue };
-            use v1::verdict::Outcome;
-            match verdict.outcome {
-                Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => {
-                    self.saw_node_seq(sync_core::ids::Seq(seq));
+            match accepted_of(verdict) {
+                Ok(seq) => {
+                    self.saw_node_seq(seq);
                     accepted.push(write.id);
                 }
-                Some(Outcome::Rejected(detail)) => {
-                    let failure = Failure::try_from(detail)
-                        .unwrap_or_else(|e| Failure::new(Code::Malformed, format!("an unreadable verdict: {e}")));
+                Err(failure) => {
                     if failure.code == Code::Overloaded {
                         let (hint, now) = (Duration::from_millis(failure.retry_after_ms), self.shared.host.now());
                         self.shared.with_budget(|budget| budget.press(hint, now));
                     }
                     rejected.push((write.clone(), failure));
                 }
-                None => rejected.push((write.clone(), Failure::new(Code::Malformed, "a verdict without an outcome"))),
             }
         }
+        let recovering = rejected.iter().find(|(_, failure)| failure.code == Code::Recovering);
+        self.note_recovering(recovering.map(|(_, failure)| failure.message.clone()));
         if rejected.is_empty() {
             return Ok(accepted);
         }
@@ -313,6 +316,17 @@ enum OwnVerdict {
     /// The rules allow it: the refusal is the node's fault.
     Valid,
     Invalid,
+}
+
+/// Where a record stands, or why the node did not take it.
+pub(super) fn accepted_of(verdict: v1::Verdict) -> Result<Seq, Failure> {
+    use v1::verdict::Outcome;
+    match verdict.outcome {
+        Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => Ok(Seq(seq)),
+        Some(Outcome::Rejected(detail)) => Err(Failure::try_from(detail)
+            .unwrap_or_else(|e| Failure::new(Code::Malformed, format!("an unreadable verdict: {e}")))),
+        None => Err(Failure::new(Code::Malformed, "a verdict without an outcome")),
+    }
 }
 
 #[derive(Default)]

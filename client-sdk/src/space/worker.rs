@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sync_core::ids::Seq;
-use sync_core::receipt::{SignedReceipt, contradiction};
+use sync_core::receipt::SignedReceipt;
 use sync_core::record::{RawRecord, TreeHeads};
 use sync_core::session::Input;
 use sync_proto::status::Failure;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{AclMoved, ApplyError, Arrived};
+use super::recovery::{Tail, accuse};
 use super::{SpaceInner, headsync, project};
 use crate::client::Shared;
 use crate::connect::Conn;
@@ -21,8 +22,10 @@ use crate::error::{CallError, ReadError};
 /// One thing from the node about one space.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    /// The subscription stands on this connection.
+    /// The log was asked for on this connection.
     Online(Conn),
+    /// The node's log continues ours.
+    Subscribed(v1::Subscribed),
     Entries {
         entries: Vec<v1::LogEntry>,
         /// Of the touched trees, after the last entry.
@@ -38,6 +41,8 @@ pub(crate) enum Inbound {
 pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inbound>) {
     space.place_misplaced().await;
     let mut comparison = CancellationToken::new();
+    // Frames come after the Online of their connection.
+    let mut online: Option<Conn> = None;
     loop {
         let inbound = tokio::select! {
             biased;
@@ -49,7 +54,9 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
             Some(Inbound::Online(conn)) => {
                 // What an earlier connection claimed of the node's log is not known of this one.
                 space.node_seq.send_replace(Seq::ZERO);
-                space.note_trouble(|t| (t.refused, t.rewound) = (None, None));
+                space.note_trouble(|t| t.refused = None);
+                space.note_tail(Tail::Asked);
+                online = Some(conn.clone());
                 space.push_wanted.notify_one();
                 space.drive_intents();
                 // One at a time: a newer connection makes an older comparison worthless.
@@ -57,20 +64,33 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 comparison = CancellationToken::new();
                 space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
             }
+            Some(Inbound::Subscribed(subscribed)) => space.subscribed(subscribed, generation(online.as_ref())).await,
             Some(Inbound::Entries { entries, heads, durable }) => {
+                space.tail_continues(generation(online.as_ref()));
                 if space.entries_arrived(entries, heads, durable).await == AclMoved::Yes {
                     space.drive_intents();
                 }
             }
-            Some(Inbound::Durable(seq)) => space.durable_to(seq).await,
+            Some(Inbound::Durable(seq)) => {
+                space.tail_continues(generation(online.as_ref()));
+                space.durable_to(seq).await;
+            }
             Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
             Some(Inbound::Rewound(rewound)) => {
                 space.drop_ahead().await;
-                space.rewound(&rewound);
+                space.rewound(rewound, online.clone());
             }
-            Some(Inbound::Refused(failure)) => space.refused(failure),
+            Some(Inbound::Refused(failure)) => {
+                space.note_tail(Tail::Refused(generation(online.as_ref())));
+                space.shut_out(&failure, online.clone());
+                space.refused(failure);
+            }
         }
     }
+}
+
+fn generation(online: Option<&Conn>) -> u64 {
+    online.map_or(0, Conn::generation)
 }
 
 impl SpaceInner {
@@ -148,18 +168,13 @@ impl SpaceInner {
         if receipt.body().space != self.id {
             return Err(bad("a receipt for another space".to_owned()));
         }
-        let own = self.chain_at(receipt.body().seq).map_err(|e| bad(e.to_string()))?;
         let before = self.last_receipt().map_err(|e| bad(e.to_string()))?;
-        let forked = own.is_some_and(|chain| chain != receipt.body().chain);
-        let accusation = before.as_ref().and_then(|before| contradiction(before, &receipt));
-        if forked || accusation.is_some() {
-            let text = accusation.map_or_else(
-                || format!("at seq {} the node signed another log than it sent", receipt.body().seq),
-                |a| a.to_string(),
-            );
-            self.note_trouble(|t| t.forked = Some(text.clone()));
-            return Err(bad(text));
+        let history = self.shared.store.read(|tx| tx.node_history(self.id)).map_err(|e| bad(e.to_string()))?;
+        if history.is_some_and(|known| known != receipt.body().history) {
+            // The tail says what it is about; until then nobody is accused.
+            return Err(CallError::Broken("the node signs for a history that it has not told of yet".to_owned()));
         }
+        self.hold_against(before.as_ref(), &receipt).await?;
         self.saw_node_seq(receipt.body().seq);
         self.keep_receipt(&receipt).await;
         Ok(receipt)
@@ -167,6 +182,7 @@ impl SpaceInner {
 
     async fn keep_receipt(&self, receipt: &SignedReceipt) {
         let (space, seq, text) = (self.id, receipt.body().seq, receipt.to_text());
+        let signed = receipt.clone();
         let cursor = self.cursor();
         let durable = receipt.body().durable;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
@@ -184,6 +200,7 @@ impl SpaceInner {
             }
             if durable {
                 settle(tx, space, seq.min(cursor))?;
+                accuse::settle(tx, space, &signed)?;
             }
             Ok(())
         };
@@ -191,17 +208,6 @@ impl SpaceInner {
             tracing::warn!(space = %self.id.short(), error = %error, "a receipt could not be kept");
         }
         self.touch();
-    }
-
-    fn rewound(&self, rewound: &v1::Rewound) {
-        let text = format!(
-            "the node's log ends at {} and agrees with ours up to {}; ours ends at {}",
-            rewound.node_seq,
-            rewound.common_seq,
-            self.cursor()
-        );
-        self.note_trouble(|t| t.rewound = Some(text));
-        self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
 
     fn refused(&self, failure: Failure) {

@@ -10,14 +10,15 @@ use sync_core::ids::{ChangeId, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::{Reject, TreeState, may_purge, may_write};
 use sync_core::record::{
-    ChangeKind, Kind, PayloadClaim, RawRecord, Tombstone, TreeChange, TreeName, TreeRoot, Verified, WriteRule,
+    ChangeKind, Kind, PayloadClaim, RawRecord, Seen, Tombstone, TreeChange, TreeName, TreeRoot, Verified, WriteRule,
     verify_as,
 };
 use sync_e2ee::{ContentContext, ContentError, Envelope, KeyRing, encrypt, object_root};
-use sync_store::{PendingWrite, WriteId, WriteState, WriteTx};
+use sync_store::{PendingWrite, ReadTx, WriteId, WriteState, WriteTx};
 
 use super::live::{overlaid_heads, overlaid_state};
 use super::project::stored_state;
+use super::recovery::seen_now;
 use super::{Space, SpaceInner};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
@@ -171,6 +172,7 @@ pub(super) struct Maker<'a> {
     shared: &'a Shared,
     ring: Arc<KeyRing>,
     acl: Arc<AclState>,
+    seen: Option<Seen>,
 }
 
 /// Where a change goes.
@@ -187,12 +189,17 @@ impl<'a> Maker<'a> {
     pub(super) fn new(tx: &WriteTx<'_>, space: &'a SpaceInner) -> Result<Self, WriteError> {
         let acl = tx.acl(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?;
         let ring = space.ring_of(tx, &acl)?;
-        Ok(Self::with(&space.shared, acl, ring))
+        Ok(Self::with(tx, &space.shared, acl, ring)?)
     }
 
     /// With an ACL and the keys as of it.
-    pub(super) fn with(shared: &'a Shared, acl: Arc<AclState>, ring: Arc<KeyRing>) -> Self {
-        Self { space: acl.space, shared, ring, acl }
+    pub(super) fn with(
+        tx: &ReadTx<'_>,
+        shared: &'a Shared,
+        acl: Arc<AclState>,
+        ring: Arc<KeyRing>,
+    ) -> Result<Self, ReadError> {
+        Ok(Self { space: acl.space, shared, ring, seen: seen_now(tx, acl.space)?, acl })
     }
 
     pub(super) fn space(&self) -> SpaceId {
@@ -339,7 +346,7 @@ impl<'a> Maker<'a> {
             epoch,
             author,
             at_ms: self.shared.host.wall_ms(),
-            seen: None,
+            seen: self.seen,
             kind,
             nonce: encrypted.nonce,
             payload: PayloadClaim::of(&encrypted.ciphertext),
@@ -354,6 +361,10 @@ impl<'a> Maker<'a> {
         let root = self.root_of(tree, logged.as_ref(), &pending)?;
         let mut renamed = BTreeMap::new();
         for write in &pending {
+            if tx.is_salvage_waiting(self.space, write.record.id())? {
+                // It may come back as it was.
+                continue;
+            }
             if is_purge(write) {
                 if rebuild.names(self, write)? {
                     tx.rebuild_pending(write.id, None, self.tombstone(tree)?.raw())?;
@@ -645,6 +656,17 @@ fn named_parents(
 }
 
 // ---- what a pending row keeps for a rebuild -----------------------------------------------------------------------------
+
+/// What a row keeps of a purge that came back.
+pub(super) fn purge_envelope() -> Envelope {
+    let (object_type, object_id) = (String::new(), String::new());
+    Envelope { object_type, object_id, data_type: PURGE.to_owned(), payload: Bytes::new() }
+}
+
+/// What a row keeps of its plaintext.
+pub(super) fn local_of(shared: &Shared, tree: TreeId, envelope: &Envelope) -> Vec<u8> {
+    shared.local.seal_row(tree.as_bytes(), &encode_local(envelope), &mut shared.host.rng())
+}
 
 /// A JSON array of the three names, a line feed (which JSON escapes), and the payload as it is.
 fn encode_local(envelope: &Envelope) -> Vec<u8> {
