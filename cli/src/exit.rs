@@ -121,7 +121,11 @@ pub(crate) fn of_read(error: &ReadError) -> Exit {
     match error {
         ReadError::UnknownSpace(_) | ReadError::UnknownWait { .. } => Exit::NotFound,
         ReadError::NoKeys => Exit::NotSynced,
-        ReadError::Store(_) | ReadError::Row(_) | ReadError::State(_) => Exit::Internal,
+        ReadError::Store(_)
+        | ReadError::Row(_)
+        | ReadError::State(_)
+        | ReadError::Panicked { .. }
+        | ReadError::Closed => Exit::Internal,
     }
 }
 
@@ -211,7 +215,7 @@ pub(crate) const fn of_not_synced(error: &NotSynced) -> Exit {
         | NotSyncedCode::Unreadable => Exit::NotSynced,
         NotSyncedCode::Refused | NotSyncedCode::Forbidden => Exit::Refused,
         NotSyncedCode::NodeFault => Exit::Damaged,
-        NotSyncedCode::StoreFailed => Exit::Internal,
+        NotSyncedCode::StoreFailed | NotSyncedCode::Panicked => Exit::Internal,
     }
 }
 
@@ -273,6 +277,7 @@ mod tests {
             (NotSyncedCode::Forbidden, Exit::Refused),
             (NotSyncedCode::NodeFault, Exit::Damaged),
             (NotSyncedCode::StoreFailed, Exit::Internal),
+            (NotSyncedCode::Panicked, Exit::Internal),
             (NotSyncedCode::Unreadable, Exit::NotSynced),
         ] {
             assert_eq!(of_not_synced(&NotSynced { code, residue: Vec::new() }), exit, "{code:?}");

@@ -154,6 +154,9 @@ mod tests {
                 causes: vec![of(Code::Fetching)],
                 ..reason(code, "chg_a3bd of tree_4jkq", "the node sent the change without its content")
             },
+            Code::Panicked => {
+                reason(code, "chg_a3bd of tree_4jkq", "this program panicked over it: index out of bounds")
+            }
             Code::Missing => {
                 Reason { causes: vec![of(Code::Behind)], ..reason(code, "profile/mia", "nobody's write of it arrived") }
             }

@@ -1,6 +1,7 @@
 //! The client: one account, one device, one data directory, one node.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,8 @@ use crate::status::PeerBudget;
 use crate::types::{ObjectType, ObjectTypes, SPACE_INFO};
 use crate::waits;
 
+/// Live trees that a space keeps unless it is told otherwise.
+const CACHED_TREES: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not zero");
 const NODE_ADDRESS: &str = "node-address";
 /// Requests to join that wait for their answer on a stream of their own; a connection has 64 streams.
 const FOLLOWING_MAX: usize = 16;
@@ -45,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) local: LocalKey,
     pub(crate) types: ObjectTypes,
+    /// Live trees that each space keeps although nobody holds them.
+    pub(crate) cached_trees: NonZeroUsize,
     pub(crate) address: NodeAddress,
     pub(crate) display_name: Option<String>,
     /// The account's own space.
@@ -103,6 +108,7 @@ pub struct ClientConfig {
     node: Option<NodeAddress>,
     name: Option<String>,
     device_name: Option<String>,
+    cached_trees: NonZeroUsize,
 }
 
 impl ClientConfig {
@@ -119,13 +125,21 @@ impl ClientConfig {
     }
 
     fn at(host: Host, home: Home) -> Self {
-        Self { host, home, types: Vec::new(), node: None, name: None, device_name: None }
+        Self { host, home, types: Vec::new(), node: None, name: None, device_name: None, cached_trees: CACHED_TREES }
     }
 
     /// Declares a kind of object; needed for kinds with a write rule of their own.
     #[must_use]
     pub fn object_type(mut self, object_type: ObjectType) -> Self {
         self.types.push(object_type);
+        self
+    }
+
+    /// How many live trees each space keeps in memory although nobody holds them, the last used ones: 1,024 unless it is said. What
+    /// anybody holds, or follows, is in memory whatever this says, and what is not is read again when it is asked for.
+    #[must_use]
+    pub fn cached_trees(mut self, trees: NonZeroUsize) -> Self {
+        self.cached_trees = trees;
         self
     }
 
@@ -160,6 +174,7 @@ struct Settings {
     own: Own,
     devices: Devices,
     types: ObjectTypes,
+    cached_trees: NonZeroUsize,
 }
 
 /// A space of this client, for listings.
@@ -205,7 +220,7 @@ impl Client {
     /// # Errors
     /// [`OpenError`]; `IN_USE` if another process has the directory open.
     pub async fn open(config: ClientConfig) -> Result<Self, OpenError> {
-        let ClientConfig { host, home, types, node, name, device_name } = config;
+        let ClientConfig { host, home, types, node, name, device_name, cached_trees } = config;
         let (dir, secrets, store) = (home.dir(), home.secrets()?, home.store()?);
         let kept = Kept { host: &host, store: &store, local: &secrets.local_key };
         let address = kept.remember(NODE_ADDRESS, node.map(|n| n.to_string())).await?;
@@ -215,7 +230,8 @@ impl Client {
         let account = AccountKeys::from_mnemonic(&secrets.mnemonic);
         let own = Own::new(account::found(&host, &store, &account, address.authority).await?, device_name);
         let devices = Devices::load(&store, &secrets.local_key, secrets.device.id())?;
-        let settings = Settings { host, account, address, display_name, own, devices, types: ObjectTypes::new(types) };
+        let types = ObjectTypes::new(types);
+        let settings = Settings { host, account, address, display_name, own, devices, types, cached_trees };
         let client = Self::start(secrets, store, settings);
         client.open_spaces()?;
         client.resume_joins()?;
@@ -224,7 +240,7 @@ impl Client {
     }
 
     fn start(secrets: Secrets, store: Store, settings: Settings) -> Self {
-        let Settings { host, account, address, display_name, own, devices, types } = settings;
+        let Settings { host, account, address, display_name, own, devices, types, cached_trees } = settings;
         let identity = identity(&host, &account, &secrets.device);
         let (connection, connection_rx) = watch::channel(Connection::Connecting);
         let (fresh, fresh_rx) = watch::channel(None);
@@ -236,6 +252,7 @@ impl Client {
             identity,
             local: secrets.local_key,
             types,
+            cached_trees,
             address,
             display_name,
             own,

@@ -79,6 +79,11 @@ pub enum ReadError {
     Row(#[from] ContentError),
     #[error("a local row cannot be decoded: the store was changed from outside")]
     State(#[from] StateError),
+    /// A fault of this program, contained: other trees are not affected, and the next read tries again.
+    #[error("this program panicked over {tree}: {message}")]
+    Panicked { tree: TreeId, message: String },
+    #[error("the client is closed")]
+    Closed,
 }
 
 impl ReadError {
@@ -91,6 +96,8 @@ impl ReadError {
             Self::UnknownWait { .. } => "UNKNOWN_WAIT",
             Self::Store(_) => "STORE_FAILED",
             Self::Row(_) | Self::State(_) => "STORE_DAMAGED",
+            Self::Panicked { .. } => "PANICKED",
+            Self::Closed => "CLOSED",
         }
     }
 }
@@ -417,6 +424,8 @@ pub enum NotSyncedCode {
     StoreFailed,
     /// The object was purged, or can never be read with this member's keys.
     Unreadable,
+    /// This program failed over something that is here: everything else is synced.
+    Panicked,
 }
 
 impl NotSyncedCode {
@@ -433,6 +442,7 @@ impl NotSyncedCode {
             Self::NodeFault => "NODE_FAULT",
             Self::StoreFailed => "STORE_FAILED",
             Self::Unreadable => "UNREADABLE",
+            Self::Panicked => "PANICKED",
         }
     }
 }

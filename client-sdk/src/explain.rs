@@ -162,7 +162,7 @@ impl SpaceInner {
         }
         let verdicts = tx.verdicts_of_tree(self.id, tree)?;
         let content = tx.sync_item(self.id, tree, SyncItemKind::Content)?;
-        for kind in [VerdictKind::Quarantined, VerdictKind::Missing] {
+        for kind in UNSETTLED {
             let of_kind: Vec<_> = verdicts.iter().filter(|(_, _, v)| v.kind == kind).cloned().collect();
             let Some(code) = code_of_verdict(kind).filter(|_| !of_kind.is_empty()) else { continue };
             let count = of_kind.len() as u64;
@@ -350,15 +350,19 @@ const fn class_of(state: &WriteState) -> Option<WriteClass> {
     }
 }
 
+/// Verdicts that stand in the way of "synced".
+pub(crate) const UNSETTLED: [VerdictKind; 3] = [VerdictKind::Quarantined, VerdictKind::Missing, VerdictKind::Broken];
+
 /// Void, hidden and misplaced changes are settled.
 const fn code_of_verdict(kind: VerdictKind) -> Option<ReasonCode> {
     match kind {
         VerdictKind::Quarantined => Some(ReasonCode::Quarantined),
         VerdictKind::Missing => Some(ReasonCode::ContentMissing),
+        VerdictKind::Broken => Some(ReasonCode::Panicked),
         VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => None,
     }
 }
 
 fn verdict_of_code(code: ReasonCode) -> Option<VerdictKind> {
-    [VerdictKind::Quarantined, VerdictKind::Missing].into_iter().find(|kind| code_of_verdict(*kind) == Some(code))
+    UNSETTLED.into_iter().find(|kind| code_of_verdict(*kind) == Some(code))
 }

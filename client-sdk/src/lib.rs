@@ -51,6 +51,7 @@ mod link;
 pub mod local;
 pub mod object;
 mod objects;
+mod reduce;
 mod space;
 mod status;
 mod synced;
@@ -69,9 +70,11 @@ pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
 pub use space::recovery::{Accusation, Compared, LostEntry};
+pub use reduce::{FailedChange, FailedWhy, Order, ReduceError, ReducedChange, Reducer};
 pub use space::{
-    LoggedChange, MemberInfo, NewTree, ParentRef, RefusedContent, RefusedWrite, Space, Tree, TreeSnapshot, TreeWrite,
-    TreeWritten,
+    BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, MemberInfo, NewTree, ParentRef, Place, Reduced, Reduction,
+    RefusedContent, RefusedWrite, ReplayWhy, Space, ToldStep, Tree, TreeCounters, TreeSnapshot, TreeStep, TreeWatch,
+    TreeWrite, TreeWritten,
 };
 pub use status::{
     Confirmed, Example, PeerBudget, PeerClass, PeerStatus, Reason, ReasonCode, SpaceStatus, StatusStream, SyncState,
@@ -90,6 +93,7 @@ pub use sync_core::ids::{
 pub use sync_core::receipt::{ReceiptError, SignedReceipt};
 pub use sync_core::record::{HistoryMode, InviteMode, InviteToken, Role, SpaceOptions, Who, WriteRule};
 pub use sync_core::token::{AddressError, NodeAddress, TokenError, token_from_text};
+pub use sync_core::tree::{Height, OrderKey};
 pub use sync_e2ee::{Mnemonic, MnemonicError};
 pub use sync_host as host;
 pub use sync_store::{AccusationId, AccusationKind, AccusationState, SalvageId};

@@ -239,6 +239,7 @@ reason_codes! {
     Refused "REFUSED" "export, retry or dismiss the write",
     Quarantined "QUARANTINED" "the node logged a change that breaks the rules: its operator should be told",
     ContentMissing "CONTENT_MISSING" "the node logged a change and does not have its content: its operator should be told",
+    Panicked "PANICKED" "this program failed over it: update it and open it again; everything else is shown, and nothing is lost",
     Missing "MISSING" "it is not in the log yet: its author has not reached the node",
     NotAMember "NOT_A_MEMBER" "this account is not in the space any more: what is here can be read and exported; ask an admin for a new invite, or forget the space",
     Leaving "LEAVING" "the leaving goes out by itself; nothing to do",
@@ -265,6 +266,7 @@ impl ReasonCode {
             | Self::Refused
             | Self::Quarantined
             | Self::ContentMissing
+            | Self::Panicked
             | Self::NotAMember
             | Self::Unreadable
             | Self::KeyOwed
@@ -346,6 +348,7 @@ impl Reason {
     pub(crate) fn of_verdict(tree: TreeId, change: ChangeId, verdict: VerdictRow) -> Self {
         let code = match verdict.kind {
             VerdictKind::Missing => ReasonCode::ContentMissing,
+            VerdictKind::Broken => ReasonCode::Panicked,
             VerdictKind::Quarantined | VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {
                 ReasonCode::Quarantined
             }

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError};
+use crate::explain::UNSETTLED;
 use crate::objects::Object;
 use crate::space::{Space, SpaceInner};
 use crate::status::{Reason, ReasonCode};
@@ -628,7 +629,7 @@ impl SpaceInner {
     fn residue_of_verdicts(&self, tx: &ReadTx<'_>, target: Seq, residue: &mut Residue) -> Result<(), ReadError> {
         let counts = tx.verdict_counts(self.id)?;
         let some = |kind| counts.iter().any(|(k, count)| *k == kind && *count > 0);
-        for kind in [VerdictKind::Quarantined, VerdictKind::Missing].into_iter().filter(|kind| some(*kind)) {
+        for kind in UNSETTLED.into_iter().filter(|kind| some(*kind)) {
             for (tree, change, verdict) in tx.verdicts_of(self.id, kind, None, usize::MAX)? {
                 if verdict.seq > target {
                     continue;
@@ -642,6 +643,7 @@ impl SpaceInner {
                     }
                     VerdictKind::Missing
                     | VerdictKind::Quarantined
+                    | VerdictKind::Broken
                     | VerdictKind::Void
                     | VerdictKind::Hidden
                     | VerdictKind::Misplaced => residue.fails(Reason::of_verdict(tree, change, verdict)),
@@ -937,10 +939,13 @@ async fn stalled(stall: Option<Duration>, progress: &watch::Sender<Progress>) {
 /// Nothing but what no waiting changes.
 fn hopeless(residue: Vec<Reason>) -> NotSynced {
     let any = |code| residue.iter().any(|r| r.code == code);
+    let all = |code| residue.iter().all(|r| r.code == code);
     let code = if any(ReasonCode::Refused) {
         NotSyncedCode::Refused
     } else if any(ReasonCode::Unreadable) {
         NotSyncedCode::Unreadable
+    } else if all(ReasonCode::Panicked) {
+        NotSyncedCode::Panicked
     } else {
         NotSyncedCode::NodeFault
     };

@@ -284,6 +284,12 @@ impl Store {
         self.inner.shared.spaces.subscribe()
     }
 
+    /// The last commit that wrote something: whatever is read from now on has it and all before it.
+    #[must_use]
+    pub fn commit(&self) -> CommitNo {
+        *self.inner.shared.commits.borrow()
+    }
+
     /// Moves with every commit that wrote something.
     #[must_use]
     pub fn watch_commits(&self) -> watch::Receiver<CommitNo> {

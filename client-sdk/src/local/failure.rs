@@ -196,7 +196,8 @@ fn of_read(error: &ReadError) -> Grpc {
         ReadError::UnknownSpace(_) | ReadError::UnknownWait { .. } => Grpc::NotFound,
         // They are on their way, or owed.
         ReadError::NoKeys => Grpc::FailedPrecondition,
-        ReadError::Store(_) => Grpc::Internal,
+        ReadError::Store(_) | ReadError::Panicked { .. } => Grpc::Internal,
+        ReadError::Closed => Grpc::Unavailable,
         ReadError::Row(_) | ReadError::State(_) => Grpc::DataLoss,
     }
 }
@@ -289,7 +290,7 @@ pub(super) fn of_not_synced(code: NotSyncedCode) -> Grpc {
         NotSyncedCode::Refused | NotSyncedCode::Unreadable => Grpc::FailedPrecondition,
         NotSyncedCode::Forbidden => Grpc::PermissionDenied,
         NotSyncedCode::NodeFault => Grpc::DataLoss,
-        NotSyncedCode::StoreFailed => Grpc::Internal,
+        NotSyncedCode::StoreFailed | NotSyncedCode::Panicked => Grpc::Internal,
     }
 }
 
@@ -297,7 +298,10 @@ fn read_subject(error: &ReadError) -> String {
     match error {
         ReadError::UnknownSpace(space) => space.to_string(),
         ReadError::UnknownWait { wait } => wait.to_string(),
-        ReadError::NoKeys | ReadError::Store(_) | ReadError::Row(_) | ReadError::State(_) => String::new(),
+        ReadError::Panicked { tree, .. } => tree.to_string(),
+        ReadError::NoKeys | ReadError::Store(_) | ReadError::Row(_) | ReadError::State(_) | ReadError::Closed => {
+            String::new()
+        }
     }
 }
 

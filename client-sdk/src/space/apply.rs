@@ -13,7 +13,7 @@ use sync_core::record::{AclRecord, RawRecord, TreeHeads, Verified, VerifiedRecor
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
 use sync_store::{
-    AccusationId, AccusationKind, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx,
+    AccusationId, AccusationKind, CommitNo, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx,
 };
 
 use super::ahead;
@@ -144,13 +144,13 @@ impl SpaceInner {
         if applied.wants_content {
             self.sync_wanted.notify_one();
         }
-        self.announce_applied(applied);
+        self.announce_applied(applied, written.commit);
         self.announced.fetch_max(end.0, Ordering::Release);
         self.note_trouble(|t| t.faulted = None);
         Ok((end, acl_moved))
     }
 
-    fn announce_applied(&self, applied: Applied) {
+    fn announce_applied(&self, applied: Applied, commit: CommitNo) {
         if let Some(ring) = applied.ring {
             self.publish_ring(ring);
         }
@@ -163,9 +163,9 @@ impl SpaceInner {
         for object in &applied.objects {
             other.remove(&object.tree);
         }
-        self.tell_objects(applied.objects);
+        self.tell_objects(applied.objects, commit);
         for tree in other {
-            self.refresh(tree);
+            self.refresh_to(tree, commit);
             self.emit(Event::Tree { space: self.id, tree });
         }
         if applied.acl_moved {
@@ -185,9 +185,9 @@ impl SpaceInner {
     }
 
     /// After a commit that moved the logged state of objects.
-    pub(super) fn tell_objects(&self, objects: Vec<ObjectTouched>) {
+    pub(super) fn tell_objects(&self, objects: Vec<ObjectTouched>, commit: CommitNo) {
         for ObjectTouched { tree, object_type, id } in objects {
-            self.refresh(tree);
+            self.refresh_to(tree, commit);
             self.emit(Event::Object { space: self.id, tree, object_type, id });
         }
         self.touch();
@@ -226,6 +226,9 @@ impl SpaceInner {
         let mut own: Option<BTreeMap<EntryId, RawRecord>> = None;
         let mut resolved = Vec::with_capacity(entries.len());
         let stored = self.cursor();
+        let full = |entry: &&v1::LogEntry| matches!(entry.entry, Some(Entry::Record(_)));
+        let repeated = entries.iter().filter(full).filter(|entry| Seq(entry.seq) <= stored).count();
+        self.live.note_fetched(entries.iter().filter(full).count(), repeated);
         for entry in entries {
             let seq = Seq(entry.seq);
             if seq <= stored {
@@ -361,7 +364,7 @@ impl<'a> Batch<'a> {
                     project::open(self.shared, &self.ring, &root, change.body(), change.raw().payload.as_ref());
                 self.applied.trees.insert(change.body().tree);
                 let place = (at, height.unwrap_or_default());
-                Ok(self.projection.fold(tx, self.shared, self.space, change, place, content)?)
+                Ok(self.projection.fold(tx, self.shared, &self.ring, change, place, (self.space, content))?)
             }
             (Submission::Tombstone(record), _) => {
                 let tree = record.body().tree;
@@ -465,7 +468,7 @@ impl<'a> Batch<'a> {
         if self.keys_came {
             // A log is older than one's membership in it: what came before the keys is opened now.
             let mut revealed = Projection::default();
-            revealed.reveal(tx, self.shared, self.space, &self.ring)?;
+            self.applied.trees.extend(revealed.reveal(tx, self.shared, self.space, &self.ring)?);
             self.applied.objects.extend(revealed.flush(tx, self.shared, self.space, end)?);
         }
         match ahead::passed(tx, self.space, end)? {

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod apply;
+mod contained;
 mod fetch;
 mod heads;
 mod headsync;
@@ -37,8 +38,12 @@ use crate::objects::Objects;
 use crate::status::{Confirmed, SpaceStatus, SpaceTrouble};
 use crate::types::SPACE_INFO;
 
+pub(crate) use contained::contained;
 pub(crate) use live::read_object;
-pub use live::{LoggedChange, Tree, TreeSnapshot};
+pub use live::{
+    BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, Place, Reduced, Reduction, ReplayWhy, ToldStep, Tree,
+    TreeCounters, TreeSnapshot, TreeStep, TreeWatch,
+};
 pub use outbox::{RefusedContent, RefusedWrite};
 pub(crate) use project::{Content, open as open_change, open_row, type_tag};
 pub(crate) use worker::Inbound;
@@ -115,7 +120,7 @@ impl SpaceInner {
             id,
             shared: shared.clone(),
             ring: RwLock::new(Arc::new(ring.ring)),
-            live: live::LiveTrees::default(),
+            live: live::LiveTrees::new(shared.cached_trees),
             events: broadcast::channel(EVENTS_KEPT).0,
             inbox,
             push_wanted: Notify::new(),

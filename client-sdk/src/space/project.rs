@@ -3,7 +3,8 @@
 //! The projection holds logged changes only and is written in the transaction that logs them, so "stored" and "readable"
 //! cannot drift apart. What cannot be shown gets a verdict, which is the same on every replica that holds the same keys.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
@@ -13,6 +14,7 @@ use sync_core::tree::{Height, OrderKey};
 use sync_e2ee::{ContentContext, Envelope, KeyRing, decrypt, name_tag};
 use sync_store::{ObjectRow, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteTx};
 
+use super::contained;
 use super::syncer::wanted;
 use crate::client::Shared;
 use crate::error::ReadError;
@@ -24,11 +26,11 @@ pub(crate) enum Content {
     Ops { object_type: String, object_id: String, ops: Vec<Op> },
     /// Something that is not ours to fold: another data type, or a tree without a name.
     Foreign,
-    /// Never shown, with the reason.
-    Settled { kind: VerdictKind, detail: &'static str },
+    /// Not shown, with the reason.
+    Settled { kind: VerdictKind, detail: Cow<'static, str> },
 }
 
-/// Opens a logged change with the keys at hand.
+/// Opens a logged change with the keys at hand. The rules of an application's types run in here.
 pub(crate) fn open(
     shared: &Shared,
     ring: &KeyRing,
@@ -36,7 +38,22 @@ pub(crate) fn open(
     change: &TreeChange,
     payload: Option<&Bytes>,
 ) -> Content {
-    let settled = |kind, detail| Content::Settled { kind, detail };
+    let opened = contained(|| open_uncontained(shared, ring, root, change, payload));
+    opened.unwrap_or_else(|message| Content::Settled { kind: VerdictKind::Broken, detail: panicked(&message).into() })
+}
+
+fn panicked(message: &str) -> String {
+    format!("this program panicked over it: {message}")
+}
+
+fn open_uncontained(
+    shared: &Shared,
+    ring: &KeyRing,
+    root: &TreeRoot,
+    change: &TreeChange,
+    payload: Option<&Bytes>,
+) -> Content {
+    let settled = |kind, detail: &'static str| Content::Settled { kind, detail: detail.into() };
     let Some(payload) = payload else {
         return settled(VerdictKind::Missing, "the node sent the change without its content");
     };
@@ -55,7 +72,7 @@ pub(super) fn context_of(space: SpaceId, change: &TreeChange) -> ContentContext 
 }
 
 fn read(shared: &Shared, ring: &KeyRing, root: &TreeRoot, envelope: Envelope) -> Content {
-    let settled = |kind, detail| Content::Settled { kind, detail };
+    let settled = |kind, detail: &'static str| Content::Settled { kind, detail: detail.into() };
     let TreeName::Tag(tag) = root.name else { return Content::Foreign };
     let (object_type, object_id) = (envelope.object_type, envelope.object_id);
     if ring.name_key().is_none_or(|key| name_tag(key, &object_type, &object_id) != tag) {
@@ -86,12 +103,12 @@ impl Projection {
         &mut self,
         tx: &mut WriteTx<'_>,
         shared: &Shared,
-        space: SpaceId,
+        ring: &KeyRing,
         change: &Verified<TreeChange>,
         place: (Seq, Height),
-        content: Content,
+        opened: (SpaceId, Content),
     ) -> Result<(), ReadError> {
-        let (seq, height) = place;
+        let ((seq, height), (space, content)) = (place, opened);
         let tree = change.body().tree;
         match content {
             Content::Foreign => Ok(()),
@@ -102,7 +119,7 @@ impl Projection {
                     let item = wanted(tree, SyncItemKind::Content, Priority::Gap, shared.host.wall_ms());
                     tx.want_sync_item(space, &item)?;
                 }
-                let row = VerdictRow { kind, detail: detail.to_owned(), seq };
+                let row = VerdictRow { kind, detail: detail.into_owned(), seq };
                 Ok(tx.put_verdict(space, tree, change.id().into(), &row)?)
             }
             Content::Ops { object_type, object_id, ops } => {
@@ -112,8 +129,11 @@ impl Projection {
                     None => stored_state(tx, shared, space, tree)?,
                 };
                 let mut state = state.unwrap_or_else(|| ObjectState::new(&object_type, &object_id));
-                state.apply(key, &ops);
-                self.states.insert(tree, (state, seq));
+                match contained(|| state.apply(key, &ops)) {
+                    Ok(()) => drop(self.states.insert(tree, (state, seq))),
+                    // What is left of the state is not to be trusted.
+                    Err(_) => self.fold_again(tx, shared, ring, (space, tree))?,
+                }
                 Ok(())
             }
         }
@@ -124,14 +144,54 @@ impl Projection {
         self.wants_content
     }
 
-    /// Folds in what was hidden for want of keys that `ring` holds now.
+    /// Folds a tree from its beginning, and leaves out the changes that cannot be folded without a panic.
+    fn fold_again(
+        &mut self,
+        tx: &mut WriteTx<'_>,
+        shared: &Shared,
+        ring: &KeyRing,
+        (space, tree): (SpaceId, TreeId),
+    ) -> Result<(), ReadError> {
+        let Some(root) = tx.tree(space, tree)?.map(|state| state.root) else { return Ok(()) };
+        let mut folded: Option<ObjectState> = None;
+        let mut last = Seq::ZERO;
+        for row in tx.tree_changes(space, tree)? {
+            let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
+            let content = open(shared, ring, &root, change.body(), change.raw().payload.as_ref());
+            let Content::Ops { object_type, object_id, ops } = content else { continue };
+            let key = OrderKey { height: row.height.unwrap_or_default(), id: change.id().into() };
+            let before = folded.clone().unwrap_or_else(|| ObjectState::new(&object_type, &object_id));
+            let applied = contained(move || {
+                let mut state = before;
+                state.apply(key, &ops);
+                state
+            });
+            last = last.max(row.position.seq);
+            match applied {
+                Ok(state) => folded = Some(state),
+                Err(message) => {
+                    let row =
+                        VerdictRow { kind: VerdictKind::Broken, detail: panicked(&message), seq: row.position.seq };
+                    tx.put_verdict(space, tree, change.id().into(), &row)?;
+                }
+            }
+        }
+        match folded {
+            Some(state) => drop(self.states.insert(tree, (state, last))),
+            None => tx.delete_object(space, tree)?,
+        }
+        Ok(())
+    }
+
+    /// Folds in what was hidden for want of keys that `ring` holds now; the trees it is of.
     pub(super) fn reveal(
         &mut self,
         tx: &mut WriteTx<'_>,
         shared: &Shared,
         space: SpaceId,
         ring: &KeyRing,
-    ) -> Result<(), ReadError> {
+    ) -> Result<BTreeSet<TreeId>, ReadError> {
+        let mut revealed = BTreeSet::new();
         let hidden = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| v.kind == VerdictKind::Hidden);
         for (tree, change, _) in hidden.collect::<Vec<_>>() {
             let (Some(state), Some(row)) = (tx.tree(space, tree)?, tx.change(space, tree, change)?) else { continue };
@@ -145,9 +205,10 @@ impl Projection {
             }
             let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
             let place = (row.position.seq, row.height.unwrap_or_default());
-            self.fold(tx, shared, space, &change, place, content)?;
+            self.fold(tx, shared, ring, &change, place, (space, content))?;
+            revealed.insert(tree);
         }
-        Ok(())
+        Ok(revealed)
     }
 
     /// Drops what a purge ended.
@@ -197,14 +258,16 @@ impl Projection {
     }
 }
 
-/// Folds the trees again that were misplaced under the types declared then and are not under those declared now.
+/// Folds the trees again that were misplaced under the types declared then and are not under those declared now, and those that
+/// an earlier run of this program panicked over.
 pub(super) fn place_misplaced(
     tx: &mut WriteTx<'_>,
     shared: &Shared,
     space: SpaceId,
     ring: &KeyRing,
 ) -> Result<Vec<ObjectTouched>, ReadError> {
-    let misplaced = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| v.kind == VerdictKind::Misplaced);
+    let again = |kind| matches!(kind, VerdictKind::Misplaced | VerdictKind::Broken);
+    let misplaced = tx.verdicts(space)?.into_iter().filter(|(_, _, v)| again(v.kind));
     let by_tree: BTreeMap<TreeId, Vec<ChangeId>> = misplaced.fold(BTreeMap::new(), |mut all, (tree, change, _)| {
         all.entry(tree).or_default().push(change);
         all
@@ -213,17 +276,15 @@ pub(super) fn place_misplaced(
     for (tree, changes) in by_tree {
         let Some(state) = tx.tree(space, tree)?.filter(|t| t.purged.is_none()) else { continue };
         let mut projection = Projection::default();
+        tx.delete_object(space, tree)?;
+        for change in changes {
+            tx.delete_verdict(space, tree, change)?;
+        }
         for row in tx.tree_changes(space, tree)? {
             let Ok(change) = verify_as::<TreeChange>(row.record) else { continue };
             let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
             let place = (row.position.seq, row.height.unwrap_or_default());
-            projection.fold(tx, shared, space, &change, place, content)?;
-        }
-        if projection.states.is_empty() {
-            continue;
-        }
-        for change in changes {
-            tx.delete_verdict(space, tree, change)?;
+            projection.fold(tx, shared, ring, &change, place, (space, content))?;
         }
         let to = tx.projected_to(space)?;
         placed.extend(projection.flush(tx, shared, space, to)?);

@@ -99,7 +99,7 @@ impl SpaceInner {
         let (id, ring, shared) = (self.id, self.ring(), self.shared.clone());
         let job = move |tx: &mut WriteTx<'_>| project::place_misplaced(tx, &shared, id, &ring);
         match self.shared.store.write(job).await {
-            Ok(placed) => self.tell_objects(placed.value),
+            Ok(placed) => self.tell_objects(placed.value, placed.commit),
             Err(error) => tracing::warn!(space = %self.id.short(), error = %error, "misplaced trees stay so"),
         }
     }

@@ -14,7 +14,7 @@ use sync_core::record::{
     verify_as,
 };
 use sync_e2ee::{ContentContext, ContentError, Envelope, KeyRing, encrypt, object_root};
-use sync_store::{PendingWrite, ReadTx, WriteId, WriteState, WriteTx};
+use sync_store::{CommitNo, PendingWrite, ReadTx, WriteId, WriteState, WriteTx};
 
 use super::live::{overlaid_heads, overlaid_state};
 use super::project::stored_state;
@@ -99,20 +99,20 @@ impl SpaceInner {
         let space = self.clone();
         let (done, kept) = tokio::sync::oneshot::channel();
         self.shared.spawn(async move {
-            let kept = space.shared.store.write(job).await.map_err(from_store_write).map(|written| written.value);
-            if let Ok(made) = &kept {
-                told(made).into_iter().for_each(|made| space.announce(made));
+            let written = space.shared.store.write(job).await.map_err(from_store_write);
+            if let Ok(written) = &written {
+                told(&written.value).into_iter().for_each(|made| space.announce(made, written.commit));
                 space.push_wanted.notify_one();
                 space.touch();
             }
             // A caller that hung up needs no answer.
-            let _ = done.send(kept);
+            let _ = done.send(written.map(|written| written.value));
         });
         kept.await.map_err(|_| WriteError::Closed)?
     }
 
-    fn announce(&self, made: &Made) {
-        self.refresh(made.tree);
+    fn announce(&self, made: &Made, commit: CommitNo) {
+        self.refresh_to(made.tree, commit);
         self.emit(match &made.key {
             Some(key) => Event::Object {
                 space: self.id,

@@ -82,17 +82,13 @@ pub(super) fn watch(
 ) -> Result<impl Stream<Item = Result<pb::WatchTreeResponse, LocalError>> + Send + 'static, LocalError> {
     let space = spaces::of(&client, &request.space)?;
     let tree = find(&space, from_wire::id("tree", &request.tree)?)?;
-    let closed = space.inner.closed.clone();
+    let mut watch = tree.watch()?;
     Ok(async_stream::try_stream! {
         let _client = client;
-        let mut moved = tree.watch();
-        loop {
-            let changes_seen = *moved.borrow_and_update();
-            yield pb::WatchTreeResponse { tree: Some((&*tree.snapshot()?).into()), changes_seen };
-            match closed.run_until_cancelled(moved.changed()).await {
-                Some(Ok(())) => {}
-                Some(Err(_)) | None => return,
-            }
+        let mut shown = Some(tree.snapshot()?);
+        while let Some(snapshot) = shown {
+            yield pb::WatchTreeResponse { tree: Some((&*snapshot).into()), changes_seen: watch.seen() };
+            shown = watch.next().await?;
         }
     })
 }
