@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use client_sdk::host::Host;
 use client_sdk::{
     ChangeCursor, ClientConfig, InviteOptions, MemoryVault, NewObject, NewTree, NotSyncedCode, ObjectType, Place,
     ReadError, ReasonCode, ReplayWhy, Role, Space, Tree, TreeStep, TreeWrite, WriteRule,
 };
-use client_sdk::host::Host;
 use serde_json::json;
 use sync_store::{ObjectRow, StoreKind};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, changed, join, object, until};

@@ -115,7 +115,7 @@ impl SpaceInner {
                 }
                 let content = project::open(&shared, &ring, &state.root, change.body(), Some(payload));
                 let place = (row.position.seq, row.height.unwrap_or_default());
-                projection.fold(tx, &shared, space, change, place, content)?;
+                projection.fold(tx, &shared, &ring, change, place, (space, content))?;
             }
             let gap = tx.verdicts_of_tree(space, tree)?.iter().any(|(_, _, v)| v.kind == VerdictKind::Missing);
             if !gap {
@@ -126,7 +126,9 @@ impl SpaceInner {
         };
         let written =
             self.shared.store.write(job).await.map_err(|e| FetchError::Store(from_store_write(e).to_string()))?;
-        self.tell_objects(written.value);
+        self.tell_objects(written.value, written.commit);
+        // Also a tree that is no object: what follows it reads again.
+        self.refresh_to(tree, written.commit);
         Ok(())
     }
 }
