@@ -11,6 +11,8 @@ use etcetera::BaseStrategy as _;
 use serde_json::{Value, json};
 
 use crate::args::{Global, Settle};
+use crate::caller::Caller;
+use crate::daemon::Open;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::text;
@@ -24,11 +26,14 @@ pub(crate) const NODE_LOOKUP_MAX: Duration = Duration::from_secs(3);
 pub(crate) struct App {
     pub(crate) global: Global,
     pub(crate) out: Output,
+    pub(crate) caller: Caller,
+    /// The account, where a daemon has it open.
+    open: Option<Open>,
 }
 
 impl App {
-    pub(crate) const fn new(global: Global, out: Output) -> Self {
-        Self { global, out }
+    pub(crate) const fn new(global: Global, out: Output, caller: Caller, open: Option<Open>) -> Self {
+        Self { global, out, caller, open }
     }
 
     pub(crate) const fn timeout(&self) -> Duration {
@@ -86,21 +91,35 @@ impl App {
         }
     }
 
-    /// Opens the account, does the work, and gives the data directory free whatever came of it.
+    /// Opens the account, does the work, and gives the data directory free whatever came of it. In a daemon it is open.
     pub(crate) async fn with_client<T>(
         &self,
         work: impl AsyncFnOnce(&Client) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
-        self.with_config(self.config()?, work).await
+        match &self.open {
+            Some(open) => Box::pin(work(&open.client()?)).await,
+            None => self.open_and(|config| config, work).await,
+        }
     }
 
-    /// [`App::with_client`] with a configuration of its own.
+    /// [`App::with_client`] with another configuration; the account keeps it.
     pub(crate) async fn with_config<T>(
         &self,
-        config: ClientConfig,
+        change: impl FnOnce(ClientConfig) -> ClientConfig,
         work: impl AsyncFnOnce(&Client) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
-        let client = Box::pin(Client::open(config)).await?;
+        match &self.open {
+            Some(open) => Box::pin(work(&open.reopen(change).await?)).await,
+            None => self.open_and(change, work).await,
+        }
+    }
+
+    async fn open_and<T>(
+        &self,
+        change: impl FnOnce(ClientConfig) -> ClientConfig,
+        work: impl AsyncFnOnce(&Client) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let client = Box::pin(Client::open(change(self.config()?))).await?;
         let result = Box::pin(work(&client)).await;
         client.close().await;
         result
@@ -225,7 +244,7 @@ impl App {
                 Ok(_) => return Ok(()),
                 Err(error) if error.code == NotSyncedCode::Forbidden => {
                     drop(spinner);
-                    self.out.note("this account is no member any more; this is what is known here");
+                    self.out.note("this account is no member any more; this is what is known here").await;
                     return Ok(());
                 }
                 Err(error) => error.cause().cloned(),
@@ -233,8 +252,12 @@ impl App {
         };
         drop(spinner);
         let why = why.map_or_else(String::new, |reason| format!(": {}", reason.detail));
-        self.out.note(format!("this is what is known here; the node could not be asked{why}"));
+        self.out.note(format!("this is what is known here; the node could not be asked{why}")).await;
         Ok(())
+    }
+
+    pub(crate) async fn write_file(&self, path: &Path, content: String) -> Result<(), CliError> {
+        self.caller.write(path, content.into_bytes()).await.map_err(CliError::file(path))
     }
 
     /// A tree, from its id or `TYPE/ID`.

@@ -18,7 +18,8 @@ pub(crate) use membership::*;
 /// Encrypted spaces of JSON objects that work offline and always know whether they are synced.
 ///
 /// Writes are durable on this machine first and go to the node by themselves. Each command is a process of its own: what
-/// could not be pushed goes out with the next command that reaches the node, or with `headwater sync`.
+/// could not be pushed goes out with the next command that reaches the node, or with `headwater sync`. A `headwater daemon` on
+/// the same data directory stays connected, and does what the commands say.
 #[derive(Debug, Parser)]
 #[command(name = "headwater", version, max_term_width = 110)]
 pub(crate) struct Cli {
@@ -196,6 +197,11 @@ pub(crate) enum Command {
     /// One change a commit, with its real parents and message.
     #[command(after_help = "Example:\n  headwater import-git . --all")]
     ImportGit(ImportGit),
+    /// Keeps the account open for programs and for other commands
+    ///
+    /// Other commands on this data directory find it and are done by it. It ends at SIGTERM or Ctrl-C.
+    #[command(after_help = DAEMON_HELP)]
+    Daemon(Daemon),
     /// Plays a whole story: import, invite, a killed node, proofs
     #[command(after_help = "Example:\n  headwater demo --records 500")]
     Demo(Demo),
@@ -208,6 +214,10 @@ pub(crate) enum Command {
     #[command(long_about = exit::HELP)]
     ExitCodes,
 }
+
+const DAEMON_HELP: &str = "Examples:
+  headwater daemon
+  headwater daemon --listen loopback:4711";
 
 const RECOVER_HELP: &str = "Examples:
   headwater recover --node headwater://auth_…@127.0.0.1:4710
@@ -255,6 +265,88 @@ feed. Types that begin with \"headwater.\" are left out unless --type names them
 Examples:
   headwater export ./backup
   headwater export --check /usr/share/iso-codes/json/iso_639-3.json";
+
+impl Command {
+    /// Whether it is done with the account of the data directory, and so by the daemon that has it open.
+    pub(crate) fn needs_account(&self) -> bool {
+        match self {
+            Self::Init(_)
+            | Self::Recover(Recover { node: Some(_), .. })
+            | Self::Receipt(Receipt::Verify { .. } | Receipt::Show { file: Some(_) })
+            | Self::Invite(Invite { command: Some(InviteCommand::Show { .. }), .. })
+            | Self::Daemon(_)
+            | Self::Demo(_)
+            | Self::Completions { .. }
+            | Self::ExitCodes => false,
+            Self::Recover(Recover { node: None, .. })
+            | Self::Receipt(Receipt::Show { file: None })
+            | Self::Invite(_)
+            | Self::Whoami
+            | Self::Account(_)
+            | Self::Devices(_)
+            | Self::Node(_)
+            | Self::Space(_)
+            | Self::Members
+            | Self::Role(_)
+            | Self::Add(_)
+            | Self::Remove(_)
+            | Self::Leave(_)
+            | Self::Transfer(_)
+            | Self::Rotate
+            | Self::Reseal { .. }
+            | Self::Acl(_)
+            | Self::Put(_)
+            | Self::Get(_)
+            | Self::List(_)
+            | Self::Rm(_)
+            | Self::Purge(_)
+            | Self::Watch(_)
+            | Self::Join(_)
+            | Self::Requests(_)
+            | Self::Approve(_)
+            | Self::Decline(_)
+            | Self::AwaitSynced(_)
+            | Self::Status(_)
+            | Self::Why
+            | Self::Sync(_)
+            | Self::Events(_)
+            | Self::Refused(_)
+            | Self::Dismiss(_)
+            | Self::Tree(_)
+            | Self::Import(_)
+            | Self::Export(_)
+            | Self::ImportGit(_) => true,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// unix: a socket in the data directory; loopback or loopback:PORT: a port of 127.0.0.1, with a token in the data directory
+    #[arg(long, value_name = "WHERE", default_value = "unix", value_parser = ListenOn::parse)]
+    pub(crate) listen: ListenOn,
+}
+
+/// Where a daemon is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ListenOn {
+    Unix,
+    Loopback { port: u16 },
+}
+
+impl ListenOn {
+    fn parse(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("loopback:")) {
+            ("unix", _) => Ok(Self::Unix),
+            ("loopback", _) => Ok(Self::Loopback { port: 0 }),
+            (_, Some(port)) => match port.parse() {
+                Ok(port) => Ok(Self::Loopback { port }),
+                Err(_) => Err(format!("{port:?} is no port")),
+            },
+            (_, None) => Err("it is unix, loopback or loopback:PORT".to_owned()),
+        }
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {

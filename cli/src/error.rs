@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use client_sdk::local::{ConnectError, Place, ServeError};
 use client_sdk::{
     AclError, CallError, CanonicalError, DeviceError, JoinError, MnemonicError, NotSynced, OpenError, ReadError,
-    ReceiptError, RecoverError, TokenError, WriteError,
+    ReceiptError, RecoverError, StoreOpenError, TokenError, WriteError,
 };
 use serde_json::{Value, json};
 
@@ -62,6 +63,20 @@ pub(crate) enum CliError {
     Different(String),
     #[error("{}", .path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("process {pid} has the data directory, and runs no commands of others")]
+    NoCommands { pid: u32 },
+    #[error("the daemon (process {pid}) is another one than this command: {message}")]
+    OtherDaemon { pid: u32, message: String },
+    #[error("the daemon (process {pid}) has its hands full: {message}")]
+    DaemonBusy { pid: u32, message: String },
+    #[error("the daemon (process {pid}) was lost while it ran this, and how far it came is unknown: {message}")]
+    DaemonGone { pid: u32, message: String },
+    #[error("the daemon is opening the account anew")]
+    Reopening,
     #[error("the output could not be written")]
     Print(#[source] std::io::Error),
     #[error("{0}")]
@@ -100,6 +115,13 @@ impl CliError {
             Self::NotFound(_) => "NOT_FOUND",
             Self::Different(_) => "DIFFERENT",
             Self::File { .. } => "FILE",
+            Self::Serve(error) => error.code(),
+            Self::Connect(_) => "DAEMON_UNREADABLE",
+            Self::NoCommands { .. } => "IN_USE",
+            Self::OtherDaemon { .. } => "OTHER_DAEMON",
+            Self::DaemonBusy { .. } => "DAEMON_BUSY",
+            Self::DaemonGone { .. } => "DAEMON_GONE",
+            Self::Reopening => "REOPENING",
             Self::Print(_) => "OUTPUT",
             Self::Internal(_) => "INTERNAL",
         }
@@ -121,7 +143,14 @@ impl CliError {
             Self::Canonical(_) | Self::Usage(_) | Self::NeedsYes(_) => Exit::Usage,
             Self::Records(error) => error.exit(),
             Self::Git(error) => error.exit(),
-            Self::Locked(_) => Exit::Unavailable,
+            Self::Locked(_)
+            | Self::Connect(_)
+            | Self::NoCommands { .. }
+            | Self::OtherDaemon { .. }
+            | Self::DaemonBusy { .. }
+            | Self::DaemonGone { .. }
+            | Self::Reopening => Exit::Unavailable,
+            Self::Serve(error) => exit::of_serve(error),
             Self::NotFound(_) => Exit::NotFound,
             Self::Different(_) | Self::SaidNo => Exit::Refused,
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
@@ -138,7 +167,14 @@ impl CliError {
             _ if matches!(self, Self::Recover(_)) => "headwater recover --timeout 10m: it goes on where it stopped",
             "NO_ACCOUNT" => "headwater init --node headwater://auth_…@host:port (the line that the node printed)",
             "ACCOUNT_EXISTS" => "another --data directory, or go on with the account that is there",
+            "IN_USE" if self.is_in_use_by_daemon() => {
+                "a daemon has it, and other commands find it by themselves; stop it with SIGTERM to start another"
+            }
             "IN_USE" => "wait for the other command, or use another --data directory",
+            "OTHER_DAEMON" => "stop the daemon with SIGTERM and start it again, with this program",
+            "DAEMON_BUSY" | "REOPENING" => "again, in a moment",
+            "DAEMON_GONE" => "the same command again: what was done is not done twice; headwater daemon starts it anew",
+            "BAD_SOCKET" => "--listen loopback",
             "LOCKED" => "--passphrase-file FILE, or HEADWATER_PASSPHRASE",
             "WRONG_NODE" => "ask for the right address, then headwater node set ADDRESS",
             "OFFLINE" | "CONNECTION_BROKEN" => "check that the node runs; headwater why says more",
@@ -163,6 +199,12 @@ impl CliError {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+
+    /// Whoever has the data directory says so in it.
+    fn is_in_use_by_daemon(&self) -> bool {
+        let Self::Open(OpenError::Store(StoreOpenError::InUse { path, pid: Some(pid) })) = self else { return false };
+        Place::read(path).is_ok_and(|place| place.is_some_and(|place| place.pid == *pid))
     }
 
     /// The chain below the error, outermost first.

@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use client_sdk::local::ServeError;
 use client_sdk::{
     AclError, CallError, Code, DeviceError, JoinError, NotSynced, NotSyncedCode, OpenError, ReadError, RecoverError,
     WriteError,
@@ -114,6 +115,18 @@ pub(crate) fn of_open(error: &OpenError) -> Exit {
         OpenError::Address(_) => Exit::Usage,
         OpenError::Store(_) if error.code() == "IN_USE" => Exit::Unavailable,
         OpenError::Store(_) | OpenError::Storage(_) | OpenError::Io { .. } => Exit::Internal,
+    }
+}
+
+pub(crate) fn of_serve(error: &ServeError) -> Exit {
+    match error {
+        ServeError::InUse { .. }
+        | ServeError::NotASocket { .. }
+        | ServeError::SocketPath { .. }
+        | ServeError::NoClient => Exit::Unavailable,
+        ServeError::Socket { .. } | ServeError::Port { .. } | ServeError::File { .. } | ServeError::Reflection(_) => {
+            Exit::Internal
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! A git history, read by running `git`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use tokio::process::Command;
-
 use crate::args::Refs;
+use crate::caller::Caller;
 use crate::exit::Exit;
+use serde::{Deserialize, Serialize};
 
 /// What a change that holds a commit says it is.
 pub(crate) const DATA_TYPE: &str = "headwater.git-commit/1";
@@ -70,23 +70,22 @@ pub(crate) struct Content {
 }
 
 /// The commits that the refs reach, parents before children.
-pub(crate) async fn read(repo: &Path, refs: &Refs) -> Result<Vec<Commit>, GitError> {
-    let mut command = Command::new("git");
-    command
-        .env("GIT_NO_REPLACE_OBJECTS", "1")
-        .arg("-C")
-        .arg(repo)
-        .args(["-c", "log.showSignature=false", "-c", "i18n.logOutputEncoding=UTF-8", "-c", "log.mailmap=false"])
-        .args(["log", "--topo-order", "--reverse", "-z", "--no-color", FORMAT]);
+pub(crate) async fn read(caller: &Caller, repo: &Path, refs: &Refs) -> Result<Vec<Commit>, GitError> {
+    let mut args: Vec<OsString> = vec!["-C".into(), repo.into()];
+    let mut say = |more: &[&str]| args.extend(more.iter().map(Into::into));
+    say(&["-c", "log.showSignature=false", "-c", "i18n.logOutputEncoding=UTF-8", "-c", "log.mailmap=false"]);
+    say(&["log", "--topo-order", "--reverse", "-z", "--no-color", FORMAT]);
     if refs.all_refs {
-        command.arg("--all");
+        say(&["--all"]);
     } else if refs.refs.is_empty() {
-        command.arg("HEAD");
+        say(&["HEAD"]);
     } else {
-        command.arg("--end-of-options").args(&refs.refs);
+        say(&["--end-of-options"]);
+        refs.refs.iter().for_each(|name| say(&[name]));
     }
-    let output = command.arg("--").output().await.map_err(GitError::Missing)?;
-    if !output.status.success() {
+    say(&["--"]);
+    let output = caller.git(args).await.map_err(GitError::Missing)?;
+    if !output.success {
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(GitError::Failed { repo: repo.to_owned(), stderr });
     }

@@ -1,9 +1,10 @@
 //! `headwater`: the command line of an end-to-end-encrypted, local-first store of JSON objects.
 //!
 //! It does nothing that an application could not do: everything here goes through [`client_sdk`]. Each invocation opens the
-//! data directory, acts, and gives it free again.
+//! data directory, acts, and gives it free again; where a daemon has it, the daemon does what was typed.
 //!
 //! - [`args`]: what can be typed. [`commands`]: what is done. [`output`]: the only place that prints.
+//! - [`caller`]: whose files and terminal a command has. [`daemon`]: commands of other processes, and having one run there.
 //! - [`exit`]: the one table from failures to exit codes. [`error`]: failures, as people and programs see them.
 //! - [`who`]: whom a person means by a name or the beginning of an account.
 //! - [`records`]: JSON files to objects and back. [`git`]: a git history, read.
@@ -14,7 +15,9 @@
 
 mod app;
 mod args;
+mod caller;
 mod commands;
+mod daemon;
 mod error;
 mod exit;
 mod git;
@@ -31,6 +34,7 @@ use clap::error::ErrorKind;
 
 use crate::app::App;
 use crate::args::Cli;
+use crate::caller::Caller;
 use crate::error::CliError;
 use crate::output::{ColorChoice, Form, Output};
 
@@ -39,31 +43,57 @@ async fn main() -> ExitCode {
     let parsed = args::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return misused(&error),
+        Err(error) => return misused(&error).await,
     };
     let form = if cli.global.json { Form::Json } else { Form::Text };
     let out = Output::new(form, cli.global.color);
     log_to_stderr(cli.global.verbose);
-    let app = App::new(cli.global, out);
-    let done = Box::pin(commands::run(&app, cli.command)).await;
-    let said = done.and_then(|answer| {
-        let exit = answer.exit;
-        app.out.answer(answer).map(|()| exit)
-    });
-    match said {
-        Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(exit)) => exit.into(),
-        // Whoever read our output has enough.
-        Err(CliError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            app.out.error(&error);
-            error.exit().into()
+    let app = App::new(cli.global, out, Caller::Here, None);
+    if cli.command.needs_account() {
+        match hand_over(&app).await {
+            Ok(Some(exit)) => return exit,
+            Ok(None) => {}
+            Err(error) => return fail(&app, &error).await.into(),
         }
+    }
+    run(&app, cli.command).await.into()
+}
+
+/// Where a daemon has the data directory, it does what was typed.
+async fn hand_over(app: &App) -> Result<Option<ExitCode>, CliError> {
+    // What is wrong with the directory is said by the command itself.
+    let Ok(dir) = app.dir() else { return Ok(None) };
+    daemon::hand_over(&dir, &app.out).await
+}
+
+/// Does what was typed, prints what there is to say, and returns the exit code.
+pub(crate) async fn run(app: &App, command: args::Command) -> u8 {
+    let done = Box::pin(commands::run(app, command)).await;
+    let said = match done {
+        Ok(answer) => {
+            let exit = answer.exit;
+            app.out.answer(answer).await.map(|()| exit)
+        }
+        Err(error) => Err(error),
+    };
+    match said {
+        Ok(None) => 0,
+        Ok(Some(exit)) => exit as u8,
+        Err(error) => fail(app, &error).await,
     }
 }
 
+async fn fail(app: &App, error: &CliError) -> u8 {
+    if matches!(error, CliError::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe) {
+        // Whoever read our output has enough.
+        return 0;
+    }
+    app.out.error(error).await;
+    error.exit() as u8
+}
+
 /// Help and version go to stdout; a mistake goes where the caller looks for mistakes.
-fn misused(error: &clap::Error) -> ExitCode {
+async fn misused(error: &clap::Error) -> ExitCode {
     let asked_for = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
@@ -72,7 +102,7 @@ fn misused(error: &clap::Error) -> ExitCode {
         let text = error.render().to_string();
         let first = text.lines().next().unwrap_or_default();
         let usage = CliError::Usage(first.trim_start_matches("error: ").to_owned());
-        Output::new(Form::Json, ColorChoice::Never).error(&usage);
+        Output::new(Form::Json, ColorChoice::Never).error(&usage).await;
         return usage.exit().into();
     }
     // Nothing is left to do when the terminal is gone.

@@ -13,6 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde_json::Value;
 
+use crate::args::Global;
+use crate::daemon::{Printed, ProgressSlot, RemoteProgress};
 use crate::error::CliError;
 use crate::exit::Exit;
 
@@ -57,11 +59,20 @@ impl Answer {
 }
 
 /// Where a command prints.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Output {
     form: Form,
     paint: Paint,
     paint_errors: Paint,
+    to: To,
+}
+
+/// Whose terminal it is.
+#[derive(Debug, Clone)]
+enum To {
+    Here,
+    /// That of another process, which the daemon runs the command for.
+    There(Printed, ProgressSlot),
 }
 
 impl Output {
@@ -77,7 +88,24 @@ impl Output {
             form,
             paint: paint(std::io::stdout().is_terminal()),
             paint_errors: paint(std::io::stderr().is_terminal()),
+            to: To::Here,
         }
+    }
+
+    /// The output of another process, which says whether it shows colors, on stdout and on stderr.
+    pub(crate) fn there(global: &Global, printed: Printed, progress: ProgressSlot, colors: (bool, bool)) -> Self {
+        let paint = |colors: bool| if colors { Paint::Colors } else { Paint::Plain };
+        Self {
+            form: if global.json { Form::Json } else { Form::Text },
+            paint: paint(colors.0),
+            paint_errors: paint(colors.1),
+            to: To::There(printed, progress),
+        }
+    }
+
+    /// Whether it shows colors, on stdout and on stderr.
+    pub(crate) fn colors(&self) -> (bool, bool) {
+        (self.paint == Paint::Colors, self.paint_errors == Paint::Colors)
     }
 
     pub(crate) const fn form(&self) -> Form {
@@ -89,48 +117,73 @@ impl Output {
     }
 
     /// Prints the result of a command.
-    pub(crate) fn answer(&self, answer: Answer) -> Result<(), CliError> {
+    pub(crate) async fn answer(&self, answer: Answer) -> Result<(), CliError> {
         let nothing = match self.form {
             Form::Text => answer.text.is_empty(),
             Form::Json => answer.json.is_null(),
         };
-        if nothing { Ok(()) } else { self.line(&answer.text, &answer.json) }
+        if nothing { Ok(()) } else { self.line(&answer.text, &answer.json).await }
     }
 
     /// Prints one line of a stream.
-    pub(crate) fn line(&self, text: &str, json: &Value) -> Result<(), CliError> {
+    pub(crate) async fn line(&self, text: &str, json: &Value) -> Result<(), CliError> {
         match self.form {
-            Form::Text => print(text),
-            Form::Json => print(&json.to_string()),
+            Form::Text => self.print(format!("{text}\n")).await,
+            Form::Json => self.print(format!("{json}\n")).await,
+        }
+    }
+
+    async fn print(&self, text: String) -> Result<(), CliError> {
+        let printed = match &self.to {
+            To::Here => print_raw(text.as_bytes()),
+            To::There(printed, _) => printed.stdout(text.into_bytes()).await,
+        };
+        printed.map_err(CliError::Print)
+    }
+
+    /// Bytes as they are: completion scripts.
+    pub(crate) async fn raw(&self, bytes: Vec<u8>) -> Result<(), CliError> {
+        let printed = match &self.to {
+            To::Here => print_raw(&bytes),
+            To::There(printed, _) => printed.stdout(bytes).await,
+        };
+        printed.map_err(CliError::Print)
+    }
+
+    /// Tells a person something on the terminal, whatever the form. If stderr is gone, there is nobody to tell.
+    pub(crate) async fn say(&self, text: &str) {
+        match &self.to {
+            To::Here => drop(writeln!(std::io::stderr().lock(), "{text}")),
+            To::There(printed, _) => drop(printed.stderr(format!("{text}\n").into_bytes()).await),
         }
     }
 
     /// Tells a person something that is not the result.
-    pub(crate) fn note(&self, text: impl Display) {
+    pub(crate) async fn note(&self, text: impl Display) {
         if self.form == Form::Text {
-            say(&text.to_string());
+            self.say(&text.to_string()).await;
         }
     }
 
-    pub(crate) fn error(&self, error: &CliError) {
+    pub(crate) async fn error(&self, error: &CliError) {
         match self.form {
             // If stdout is gone, the exit code remains.
-            Form::Json => drop(print(&error.to_json().to_string())),
+            Form::Json => drop(self.print(format!("{}\n", error.to_json())).await),
             Form::Text => {
                 let paint = self.paint_errors;
-                say(&format!("{} {error}", paint.red("error:")));
+                self.say(&format!("{} {error}", paint.red("error:"))).await;
                 for cause in error.causes() {
-                    say(&format!("  {} {cause}", paint.dim("because:")));
+                    self.say(&format!("  {} {cause}", paint.dim("because:"))).await;
                 }
                 if let CliError::NotSynced(not_synced) = error {
                     // One stands in the error itself.
                     let others: Vec<_> = not_synced.residue.iter().filter(|r| Some(*r) != not_synced.cause()).collect();
                     for line in some_of(&others, ToString::to_string) {
-                        say(&format!("  {} {line}", paint.dim("because:")));
+                        self.say(&format!("  {} {line}", paint.dim("because:"))).await;
                     }
                 }
                 if let Some(hint) = error.hint() {
-                    say(&format!("  {} {hint}", paint.dim("try:")));
+                    self.say(&format!("  {} {hint}", paint.dim("try:"))).await;
                 }
             }
         }
@@ -138,64 +191,87 @@ impl Output {
 
     /// Something of unknown length; on stderr, and only on a terminal.
     pub(crate) fn spinner(&self, text: impl Into<String>) -> Progress {
+        if let To::There(_, slot) = &self.to {
+            return self.progress_there(slot, text.into(), None);
+        }
         let bar = self.progress(ProgressBar::new_spinner(), "{spinner} {msg} {elapsed:.dim}");
-        bar.0.set_message(text.into());
-        bar.0.enable_steady_tick(Duration::from_millis(100));
-        bar
+        bar.set_message(text.into());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Progress::Here(bar)
     }
 
     /// Something of known length; on stderr, and only on a terminal.
     pub(crate) fn bar(&self, total: usize, text: impl Into<String>) -> Progress {
         let total = u64::try_from(total).unwrap_or(u64::MAX);
+        if let To::There(_, slot) = &self.to {
+            return self.progress_there(slot, text.into(), Some(total));
+        }
         let bar = self.progress(ProgressBar::new(total), "{msg} {bar:32.cyan/dim} {pos}/{len} {per_sec:.dim}");
-        bar.0.set_message(text.into());
-        bar
+        bar.set_message(text.into());
+        Progress::Here(bar)
     }
 
-    fn progress(&self, bar: ProgressBar, style: &str) -> Progress {
+    fn progress(&self, bar: ProgressBar, style: &str) -> ProgressBar {
         if self.form == Form::Json {
-            return Progress(ProgressBar::hidden());
+            return ProgressBar::hidden();
         }
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Progress(bar.with_style(style))
+        bar.with_style(style)
+    }
+
+    fn progress_there(&self, slot: &ProgressSlot, text: String, total: Option<u64>) -> Progress {
+        match self.form {
+            Form::Text => Progress::There(slot.begin(text, total)),
+            Form::Json => Progress::Here(ProgressBar::hidden()),
+        }
     }
 }
 
 /// Progress on a terminal; gone from it when dropped.
 #[derive(Debug)]
-pub(crate) struct Progress(ProgressBar);
+pub(crate) enum Progress {
+    Here(ProgressBar),
+    There(RemoteProgress),
+}
 
 impl Progress {
     pub(crate) fn say(&self, text: impl Into<String>) {
-        self.0.set_message(text.into());
+        match self {
+            Self::Here(bar) => bar.set_message(text.into()),
+            Self::There(progress) => progress.say(text.into()),
+        }
     }
 
     pub(crate) fn advance(&self, by: usize) {
-        self.0.inc(u64::try_from(by).unwrap_or(u64::MAX));
+        let by = u64::try_from(by).unwrap_or(u64::MAX);
+        match self {
+            Self::Here(bar) => bar.inc(by),
+            Self::There(progress) => progress.advance(by),
+        }
+    }
+
+    /// As far as another process says that it is.
+    pub(crate) fn reach(&self, done: u64) {
+        match self {
+            Self::Here(bar) => bar.set_position(done),
+            Self::There(_) => {}
+        }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        match self {
+            Self::Here(bar) => bar.finish_and_clear(),
+            Self::There(_) => {}
+        }
     }
 }
 
-fn print(text: &str) -> Result<(), CliError> {
+fn print_raw(bytes: &[u8]) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(CliError::Print)
-}
-
-/// Prints to the terminal while a password or words are asked for, and for people only.
-pub(crate) fn say(text: &str) {
-    // If stderr is gone too, there is nobody to tell.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Bytes as they are: completion scripts.
-pub(crate) fn print_raw(bytes: &[u8]) -> Result<(), CliError> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(CliError::Print)
+    stdout.write_all(bytes)?;
+    stdout.flush()
 }
 
 /// Colors, where they are wanted.

@@ -1,6 +1,6 @@
 //! JSON files to records and back.
 //!
-//! A record is a JSON object that becomes one object, with a type and an id. [`read`] decides both for every record and checks
+//! A record is a JSON object that becomes one object, with a type and an id. [`Loaded::read`] decides both for every record and checks
 //! everything before anything is written. [`array_text`] is the way back: the canonical JSON (RFC 8785) of an array of the
 //! records of one type, sorted by id, so a file that was imported and its export can be compared byte for byte.
 
@@ -12,6 +12,7 @@ use client_sdk::{CanonicalError, canonical_json};
 use serde_json::{Map, Value};
 
 use crate::args::RecordArgs;
+use crate::caller::Caller;
 use crate::exit::Exit;
 
 /// Fields that hold an id, if nothing else is said, in this order.
@@ -178,15 +179,44 @@ pub(crate) struct Sources {
     pub(crate) left_out: Vec<PathBuf>,
 }
 
-/// Reads files and directories, and checks every record.
-pub(crate) fn read(paths: &[PathBuf], how: &RecordArgs) -> Result<Sources, RecordError> {
-    let mut sources = Sources::default();
-    let mut rows = Vec::new();
+/// Files as they were read, before anything is made of them.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded(Vec<LoadedFile>);
+
+#[derive(Debug)]
+struct LoadedFile {
+    file: PathBuf,
+    /// Of a directory that was named, rather than named itself.
+    in_directory: bool,
+    value: Value,
+}
+
+/// Loads files, and those of directories.
+pub(crate) async fn load(caller: &Caller, paths: &[PathBuf]) -> Result<Loaded, RecordError> {
+    let mut loaded = Loaded::default();
     for path in paths {
-        let listed = json_files(path)?;
-        let in_directory = path.is_dir();
-        for file in listed {
-            let value = parse(&file)?;
+        let listed = caller.files_in(path).await;
+        let listed = listed.map_err(|source| RecordError::File { file: path.to_owned(), source })?;
+        let in_directory = listed.is_some();
+        let files = match listed {
+            Some(files) => json_files(path, files)?,
+            None => vec![path.to_owned()],
+        };
+        for file in files {
+            let bytes = caller.read(&file).await.map_err(|source| RecordError::File { file: file.clone(), source })?;
+            let value = parse(&file, &bytes)?;
+            loaded.0.push(LoadedFile { file, in_directory, value });
+        }
+    }
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Makes records of them, and checks every one.
+    pub(crate) fn read(self, how: &RecordArgs) -> Result<Sources, RecordError> {
+        let mut sources = Sources::default();
+        let mut rows = Vec::new();
+        for LoadedFile { file, in_directory, value } in self.0 {
             if in_directory && is_schema(&value) {
                 sources.left_out.push(file);
                 continue;
@@ -194,32 +224,23 @@ pub(crate) fn read(paths: &[PathBuf], how: &RecordArgs) -> Result<Sources, Recor
             rows.extend(rows_of(&file, value, how)?);
             sources.files.push(file);
         }
+        sources.records = check(rows)?;
+        Ok(sources)
     }
-    sources.records = check(rows)?;
-    Ok(sources)
 }
 
-/// Files of a directory, by name; or the file itself.
-fn json_files(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        let entries: Vec<_> = std::fs::read_dir(path)?.collect::<Result<_, _>>()?;
-        Ok(entries.into_iter().map(|e| e.path()).collect())
-    };
-    let mut files = read().map_err(|source| RecordError::File { file: path.to_owned(), source })?;
-    files.retain(|f| f.is_file() && f.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")));
+/// The JSON files of a directory, by name.
+fn json_files(dir: &Path, mut files: Vec<PathBuf>) -> Result<Vec<PathBuf>, RecordError> {
+    files.retain(|f| f.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")));
     files.sort();
     if files.is_empty() {
-        return Err(RecordError::NoFiles { dir: path.to_owned() });
+        return Err(RecordError::NoFiles { dir: dir.to_owned() });
     }
     Ok(files)
 }
 
-fn parse(file: &Path) -> Result<Value, RecordError> {
-    let bytes = std::fs::read(file).map_err(|source| RecordError::File { file: file.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| RecordError::Json { file: file.to_owned(), source })
+fn parse(file: &Path, bytes: &[u8]) -> Result<Value, RecordError> {
+    serde_json::from_slice(bytes).map_err(|source| RecordError::Json { file: file.to_owned(), source })
 }
 
 fn is_schema(value: &Value) -> bool {
@@ -588,16 +609,18 @@ mod tests {
         assert_eq!(sections_text(&types).unwrap(), format!("{{\"langs\":{expected}}}"));
     }
 
-    #[test]
-    fn iso_codes_survive_the_round_trip() {
+    #[tokio::test]
+    async fn iso_codes_survive_the_round_trip() {
         let dir = Path::new("/usr/share/iso-codes/json");
         if !dir.is_dir() {
             return;
         }
-        let sources = read(&[dir.to_owned()], &how()).unwrap();
+        let sources = load(&Caller::Here, &[dir.to_owned()]).await.unwrap().read(&how()).unwrap();
         assert!(!sources.left_out.is_empty());
         for file in &sources.files {
-            let Value::Object(sections) = parse(file).unwrap() else { panic!("{}", file.display()) };
+            let Value::Object(sections) = parse(file, &std::fs::read(file).unwrap()).unwrap() else {
+                panic!("{}", file.display())
+            };
             for (name, records) in sections {
                 let types = by_type(sources.records.iter().filter(|r| r.object_type == name).cloned());
                 let mut expected = records.as_array().unwrap().clone();

@@ -1,13 +1,10 @@
 //! Small texts that several commands share.
 
-use std::io::Read as _;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client_sdk::{HistoryMode, InviteMode, RequestStatus, Role, SyncState};
 
 use crate::args::RoleArg;
-use crate::error::CliError;
 
 /// A moment, in milliseconds since 1970, as RFC 3339.
 pub(crate) fn moment(at_ms: u64) -> String {
@@ -109,22 +106,6 @@ pub(crate) fn plain(text: &str) -> String {
 /// "1 record", "2 records".
 pub(crate) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
-
-/// All of stdin, or of a file.
-pub(crate) fn read_input(path: &Path) -> Result<String, CliError> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().lock().read_to_string(&mut text).map_err(CliError::file("stdin"))?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(path).map_err(CliError::file(path))
-}
-
-/// A token as it was typed, or from stdin where `-` was typed.
-pub(crate) fn read_token(typed: &str) -> Result<String, CliError> {
-    let text = if typed == "-" { read_input(Path::new("-"))? } else { typed.to_owned() };
-    Ok(text.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Objects", &["put", "get", "list", "rm", "purge", "watch"]),
     ("Being synced", &["await-synced", "status", "why", "sync", "events", "refused", "dismiss", "receipt"]),
     ("Files and histories", &["import", "export", "import-git", "tree"]),
-    ("More", &["demo", "completions", "exit-codes", "help"]),
+    ("More", &["daemon", "demo", "completions", "exit-codes", "help"]),
 ];
 
 const TEMPLATE: &str =

@@ -30,7 +30,7 @@ pub(crate) async fn init(app: &App, args: Init) -> Result<Answer, CliError> {
         config = config.device_name(name);
     }
     let (client, words) = if args.restore {
-        let words = Mnemonic::parse(text::read_input(Path::new("-"))?.trim())?;
+        let words = Mnemonic::parse(app.caller.read_input(Path::new("-")).await?.trim())?;
         (Box::pin(Client::restore(config, words)).await?, None)
     } else {
         let (client, words) = Box::pin(Client::create(config)).await?;
@@ -82,8 +82,7 @@ pub(crate) async fn whoami(app: &App) -> Result<Answer, CliError> {
 }
 
 pub(crate) async fn node_set(app: &App, address: NodeAddress) -> Result<Answer, CliError> {
-    let config = app.config()?.node(address);
-    app.with_config(config, async |client: &Client| node_answer(client)).await
+    app.with_config(|config| config.node(address), async |client: &Client| node_answer(client)).await
 }
 
 pub(crate) async fn node_show(app: &App) -> Result<Answer, CliError> {
@@ -119,7 +118,7 @@ pub(crate) async fn replace(
         app.refresh(&space).await?;
         let old = Names::of_members(&space)?.choose(old)?;
         let planned = Planned::of(&space, AclChange::ReplaceAccount { old, new })?;
-        planned.confirm(app, confirm, REPLACING)?;
+        planned.confirm(app, confirm, REPLACING).await?;
         let said = format!("{}\nthey type: headwater space open {}", planned.text(), space.id());
         let effects = planned.effects_json();
         let _spinner = app.out.spinner("asking the node");
@@ -172,7 +171,7 @@ async fn replace_everywhere(
             None => CliError::NotFound(format!("{} is a member of no space here", names.show(&old))),
         });
     }
-    plan::ask(app, confirm, REPLACING, &lines)?;
+    plan::ask(app, confirm, REPLACING, &lines).await?;
     let mut replaced = Vec::new();
     for (space, planned) in possible {
         let _spinner = app.out.spinner(format!("replacing in {}", shown(&space)?));

@@ -19,9 +19,9 @@ const BATCH: usize = 500;
 const OWN_PREFIX: &str = "headwater.";
 
 pub(crate) async fn import(app: &App, args: Import) -> Result<Answer, CliError> {
-    let sources = records::read(&args.paths, &args.records)?;
+    let sources = records::load(&app.caller, &args.paths).await?.read(&args.records)?;
     for file in &sources.left_out {
-        app.out.note(format!("left out, because it is a JSON Schema: {}", file.display()));
+        app.out.note(format!("left out, because it is a JSON Schema: {}", file.display())).await;
     }
     app.with_space(async |_: &Client, space: &Space| {
         let read = sources.records.len();
@@ -90,7 +90,7 @@ pub(crate) async fn export(app: &App, args: Export) -> Result<Answer, CliError> 
     let Some(to) = &args.to else { return Err(CliError::Usage("where to?".to_owned())) };
     app.with_space(async |_: &Client, space: &Space| {
         let types = exported(space, &args.records)?;
-        if to == Path::new("-") { print(&types, &args.records) } else { write_files(to, &types) }
+        if to == Path::new("-") { print(&types, &args.records) } else { write_files(app, to, &types).await }
     })
     .await
 }
@@ -119,24 +119,20 @@ fn print(types: &ByType, how: &RecordArgs) -> Result<Answer, CliError> {
     Ok(Answer::new(text, json))
 }
 
-fn write_files(dir: &Path, types: &ByType) -> Result<Answer, CliError> {
-    std::fs::create_dir_all(dir).map_err(CliError::file(dir))?;
+async fn write_files(app: &App, dir: &Path, types: &ByType) -> Result<Answer, CliError> {
+    app.caller.make_dir(dir).await.map_err(CliError::file(dir))?;
     let mut rows = Vec::new();
     let mut json = Vec::new();
     for (object_type, of_type) in types {
         let text = records::array_text(of_type)?;
         let file = dir.join(records::file_name(object_type));
-        std::fs::write(&file, &text).map_err(CliError::file(&file))?;
-        rows.push(vec![
-            object_type.clone(),
-            of_type.len().to_string(),
-            text.len().to_string(),
-            file.display().to_string(),
-        ]);
+        let bytes = text.len();
+        app.write_file(&file, text).await?;
+        rows.push(vec![object_type.clone(), of_type.len().to_string(), bytes.to_string(), file.display().to_string()]);
         json.push(json!({
             "type": object_type,
             "records": of_type.len(),
-            "bytes": text.len(),
+            "bytes": bytes,
             "file": file.display().to_string(),
         }));
     }
@@ -144,7 +140,7 @@ fn write_files(dir: &Path, types: &ByType) -> Result<Answer, CliError> {
 }
 
 async fn check(app: &App, args: &Export) -> Result<Answer, CliError> {
-    let sources = records::read(&args.check, &args.records)?;
+    let sources = records::load(&app.caller, &args.check).await?.read(&args.records)?;
     let wanted = records::by_type(sources.records);
     app.with_space(async |_: &Client, space: &Space| {
         let everything = RecordArgs { object_type: None, ..args.records.clone() };

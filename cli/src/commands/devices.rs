@@ -27,7 +27,7 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
         let each: Vec<_> = devices.iter().map(device_json).collect();
         let revoked = client.is_revoked();
         if revoked {
-            app.out.note("this device was revoked: what stands here is what it knew last");
+            app.out.note("this device was revoked: what stands here is what it knew last").await;
         }
         let json = json!({
             "account": client.account().to_string(),
@@ -43,7 +43,7 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
 async fn known(app: &App, client: &Client) {
     app.tell_devices(client).await;
     if client.connected(std::time::Duration::ZERO).await.is_err() && !client.is_revoked() {
-        app.out.note("the node could not be asked: these are the devices that are known here");
+        app.out.note("the node could not be asked: these are the devices that are known here").await;
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn revoke(app: &App, typed: &str, confirm: Confirm) -> Result<A
             format!("the node ends the sessions of {shown} and opens no more for it"),
             "what is on that device stays there: if it holds the 24 words, move to a new account".to_owned(),
         ];
-        plan::ask(app, confirm, "Revoking a device", &plan)?;
+        plan::ask(app, confirm, "Revoking a device", &plan).await?;
         {
             let _spinner = app.out.spinner("asking the node");
             client.revoke_device(id).await?;

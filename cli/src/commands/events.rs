@@ -24,7 +24,7 @@ pub(crate) async fn events(app: &App, args: args::Events) -> Result<Answer, CliE
         }
         tokio::select! {
             told = tell(app, &spaces, args.count) => told,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            () = app.caller.interrupted() => Ok(()),
         }
     })
     .await?;
@@ -43,9 +43,9 @@ async fn tell(app: &App, spaces: &[Space], count: Option<u64>) -> Result<(), Cli
     if app.out.form() == Form::Json {
         // Whatever happens after this line is told.
         let ids: Vec<_> = spaces.iter().map(|s| s.id().to_string()).collect();
-        app.out.line("", &json!({ "event": "listening", "spaces": ids }))?;
+        app.out.line("", &json!({ "event": "listening", "spaces": ids })).await?;
     } else {
-        app.out.note("listening; Ctrl-C ends it");
+        app.out.note("listening; Ctrl-C ends it").await;
     }
     let mut said = 0;
     while count.is_none_or(|count| said < count) {
@@ -55,7 +55,7 @@ async fn tell(app: &App, spaces: &[Space], count: Option<u64>) -> Result<(), Cli
         let Some((text, mut json)) = told(&event, &names) else { continue };
         json["space"] = space.id().to_string().into();
         let shown = space.name()?.map_or_else(|| space.id().short(), |name| text::plain(&name));
-        app.out.line(&format!("{}: {text}", app.out.paint().bold(shown)), &json)?;
+        app.out.line(&format!("{}: {text}", app.out.paint().bold(shown)), &json).await?;
         said += 1;
     }
     Ok(())

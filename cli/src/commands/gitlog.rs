@@ -25,7 +25,7 @@ const PARENTS_MAX: usize = 32;
 pub(crate) async fn import(app: &App, args: ImportGit) -> Result<Answer, CliError> {
     let commits = {
         let _spinner = app.out.spinner("reading the history");
-        git::read(&args.repo, &args.refs).await?
+        git::read(&app.caller, &args.repo, &args.refs).await?
     };
     if let Some(octopus) = commits.iter().find(|c| c.parents.len() > PARENTS_MAX) {
         let (oid, parents) = (octopus.oid.clone(), octopus.parents.len());
@@ -104,7 +104,7 @@ impl Importing<'_> {
 }
 
 pub(crate) async fn verify(app: &App, typed: &str, repo: &Path, refs: &Refs) -> Result<Answer, CliError> {
-    let commits = git::read(repo, refs).await?;
+    let commits = git::read(&app.caller, repo, refs).await?;
     app.with_space(async |_: &Client, space: &Space| {
         let tree = tree::find(app, space, typed)?;
         if tree.snapshot()?.pending > 0 {
@@ -119,7 +119,7 @@ pub(crate) async fn verify(app: &App, typed: &str, repo: &Path, refs: &Refs) -> 
         });
         let said = table(&["what", "git", "tree", ""], rows);
         if let Some(check) = checks.iter().find(|c| !c.is_equal()) {
-            app.out.note(&said);
+            app.out.note(&said).await;
             let Check { what, git, tree, .. } = check;
             return Err(CliError::Different(format!("{what}: git has {git}, the tree has {tree}")));
         }

@@ -35,7 +35,7 @@ pub(crate) async fn create(app: &App, offer: Offer) -> Result<Answer, CliError> 
         let invite = client.invite_to(&spaces).await?;
         drop(spinner);
         for reason in &not_pushed {
-            app.out.note(format!("not on the node yet: {reason}"));
+            app.out.note(format!("not on the node yet: {reason}")).await;
         }
         let each: Vec<_> = spaces
             .iter()
@@ -82,7 +82,7 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
         app.refresh(space).await?;
         let invites = space.invites()?;
         if invites.is_empty() {
-            app.out.note("there are no invites: headwater invite makes one");
+            app.out.note("there are no invites: headwater invite makes one").await;
         }
         let rows = invites.iter().map(|i| {
             vec![
@@ -177,8 +177,8 @@ pub(crate) fn choose<'a>(invites: &'a [InviteInfo], typed: &str) -> Result<&'a I
 }
 
 /// What a token says, offline. Its secret is not printed.
-pub(crate) fn show(app: &App, typed: &str) -> Result<Answer, CliError> {
-    let token = token_from_text(&text::read_token(typed)?)?;
+pub(crate) async fn show(app: &App, typed: &str) -> Result<Answer, CliError> {
+    let token = token_from_text(&app.caller.read_token(typed).await?)?;
     let token = token.body();
     let expires = match token.expires_ms {
         0 => "never".to_owned(),

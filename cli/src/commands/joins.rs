@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, NODE_LOOKUP_MAX};
 use crate::args::{Approve, Asker, Join, Requests};
+use crate::caller::Caller;
 use crate::commands::members::{silent, waits_for_node};
 use crate::commands::spaces::stage_text;
 use crate::error::CliError;
@@ -23,7 +24,7 @@ use crate::who::is_beginning;
 pub(crate) async fn run(app: &App, args: Join) -> Result<Answer, CliError> {
     match (&args.token, &args.resume, &args.cancel) {
         (Some(token), _, _) => {
-            let token = text::read_token(token)?;
+            let token = app.caller.read_token(token).await?;
             join(app, args, &token).await
         }
         (None, Some(space), _) => resume(app, space, args.no_wait).await,
@@ -35,18 +36,18 @@ pub(crate) async fn run(app: &App, args: Join) -> Result<Answer, CliError> {
 async fn join(app: &App, args: Join, token: &str) -> Result<Answer, CliError> {
     let roles: BTreeMap<SpaceId, Role> =
         token_from_text(token)?.body().spaces.iter().map(|s| (s.space, s.role)).collect();
-    let mut config = app.config()?;
-    if let Some(name) = args.name {
-        config = config.name(name);
-    }
-    app.with_config(config, async |client: &Client| {
+    let Join { name, no_wait, .. } = args;
+    let work = async |client: &Client| {
         let spinner = app.out.spinner("asking the node");
         let asked = tokio::time::timeout(app.timeout(), client.join(token)).await;
         let joining = asked.map_err(|_| no_answer())??;
         drop(spinner);
-        follow(app, client, &joining, &roles, args.no_wait).await
-    })
-    .await
+        follow(app, client, &joining, &roles, no_wait).await
+    };
+    match name {
+        Some(name) => app.with_config(|config| config.name(name), work).await,
+        None => app.with_client(work).await,
+    }
 }
 
 fn no_answer() -> JoinError {
@@ -82,7 +83,7 @@ async fn follow(
         let joins = client.joins()?;
         let waits = joins.iter().find(|s| joining.spaces().contains(&s.space));
         if let Some(wait) = waits {
-            app.out.note(format!("the node has it; {}", stage_text(wait.stage)));
+            app.out.note(format!("the node has it; {}", stage_text(wait.stage))).await;
         }
         let _spinner = app.out.spinner(waits.map_or("reading the space", |s| stage_text(s.stage)));
         joining.ready(app.timeout()).await?;
@@ -139,7 +140,7 @@ async fn cancel(app: &App, typed: &str, no_wait: bool) -> Result<Answer, CliErro
             return Ok(Answer::new(said, json!({ "space": id.to_string(), "state": "kept" })));
         }
         if is_kept {
-            app.out.note("that it is taken back is kept here, and goes out by itself");
+            app.out.note("that it is taken back is kept here, and goes out by itself").await;
         }
         Err(error.into())
     })
@@ -171,7 +172,7 @@ pub(crate) async fn requests(app: &App, args: Requests) -> Result<Answer, CliErr
         let mut requests = space.requests()?;
         requests.retain(|r| args.all || is_pending(r));
         if requests.is_empty() {
-            app.out.note("nobody is waiting");
+            app.out.note("nobody is waiting").await;
         }
         let rows = requests.iter().map(|r| {
             vec![
@@ -225,7 +226,10 @@ async fn wait_for(app: &App, space: &Space, mut there: impl FnMut(&[JoinRequest]
 
 pub(crate) async fn approve(app: &App, args: Approve) -> Result<Answer, CliError> {
     let who = args.who.as_deref().map(parse_asker).transpose()?;
-    let written = args.write.iter().map(|typed| read_write(typed)).collect::<Result<Vec<_>, _>>()?;
+    let mut written = Vec::with_capacity(args.write.len());
+    for typed in &args.write {
+        written.push(read_write(&app.caller, typed).await?);
+    }
     // What cannot be meant is said before anybody is asked anything.
     written.iter().try_for_each(|typed| Written::parse(typed).map(drop))?;
     app.with_space(async |_: &Client, space: &Space| {
@@ -265,7 +269,7 @@ pub(crate) async fn approve(app: &App, args: Approve) -> Result<Answer, CliError
             };
             space.approve(request.id, role, prepare).await?;
         }
-        answer_decided(app, space, &requests, "accepted")
+        answer_decided(app, space, &requests, "accepted").await
     })
     .await
 }
@@ -312,9 +316,11 @@ impl Written {
 }
 
 /// `TYPE/ID=@FILE` with what is in the file.
-fn read_write(typed: &str) -> Result<String, CliError> {
+async fn read_write(caller: &Caller, typed: &str) -> Result<String, CliError> {
     match typed.split_once("=@") {
-        Some((object, file)) if !object.contains('=') => Ok(format!("{object}={}", text::read_input(Path::new(file))?)),
+        Some((object, file)) if !object.contains('=') => {
+            Ok(format!("{object}={}", caller.read_input(Path::new(file)).await?))
+        }
         Some(_) | None => Ok(typed.to_owned()),
     }
 }
@@ -329,14 +335,14 @@ pub(crate) async fn decline(app: &App, typed: &str) -> Result<Answer, CliError> 
             return Err(CliError::NotFound(format!("{typed} is not waiting for an answer")));
         };
         space.decline(request.id).await?;
-        answer_decided(app, space, &requests, "declined")
+        answer_decided(app, space, &requests, "declined").await
     })
     .await
 }
 
-fn answer_decided(app: &App, space: &Space, requests: &[JoinRequest], what: &str) -> Result<Answer, CliError> {
+async fn answer_decided(app: &App, space: &Space, requests: &[JoinRequest], what: &str) -> Result<Answer, CliError> {
     if requests.is_empty() {
-        app.out.note("nobody is waiting");
+        app.out.note("nobody is waiting").await;
     }
     let name = |r: &JoinRequest| r.name.as_deref().map(text::plain).unwrap_or_default();
     let line = |r: &JoinRequest| format!("{what} {} {}", r.account, name(r));
@@ -377,14 +383,17 @@ mod tests {
         }
     }
 
-    #[test]
-    fn fields_from_a_file() {
+    #[tokio::test]
+    async fn fields_from_a_file() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), r#"{"a":1}"#).expect("written");
         let typed = format!("item/milk=@{}", file.path().display());
-        assert_eq!(read_write(&typed).map_err(|e| e.code()), Ok(r#"item/milk={"a":1}"#.to_owned()));
+        assert_eq!(
+            read_write(&Caller::Here, &typed).await.map_err(|e| e.code()),
+            Ok(r#"item/milk={"a":1}"#.to_owned())
+        );
         let plain = r#"item/milk={"a":"=@x"}"#;
-        assert_eq!(read_write(plain).map_err(|e| e.code()), Ok(plain.to_owned()));
-        assert_eq!(read_write("item/milk=@/nowhere").map_err(|e| e.code()), Err("FILE"));
+        assert_eq!(read_write(&Caller::Here, plain).await.map_err(|e| e.code()), Ok(plain.to_owned()));
+        assert_eq!(read_write(&Caller::Here, "item/milk=@/nowhere").await.map_err(|e| e.code()), Err("FILE"));
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn remove(app: &App, args: Remove) -> Result<Answer, CliError> 
         accounts.sort();
         accounts.dedup();
         let planned = Planned::of(space, AclChange::RemoveMembers { accounts: accounts.clone() })?;
-        planned.confirm(app, args.confirm, "Removing members")?;
+        planned.confirm(app, args.confirm, "Removing members").await?;
         done(app, space, planned, json!({ "removed": texts(&accounts) })).await
     })
     .await
@@ -71,7 +71,7 @@ pub(crate) async fn transfer(app: &App, args: Transfer) -> Result<Answer, CliErr
         app.refresh(space).await?;
         let account = Names::of_members(space)?.choose(&args.who)?;
         let planned = Planned::of(space, AclChange::TransferOwnership { account })?;
-        planned.confirm(app, args.confirm, "Giving the space to another owner")?;
+        planned.confirm(app, args.confirm, "Giving the space to another owner").await?;
         done(app, space, planned, json!({ "owner": account.to_string() })).await
     })
     .await
@@ -154,7 +154,7 @@ pub(crate) async fn leave(app: &App, args: Leave) -> Result<Answer, CliError> {
             return Ok(Answer::new(said, json!({ "space": id, "state": "kept" })));
         }
         if is_kept {
-            app.out.note("the wish to leave is kept here, and goes out by itself");
+            app.out.note("the wish to leave is kept here, and goes out by itself").await;
         }
         Err(error.into())
     })

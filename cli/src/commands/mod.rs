@@ -1,6 +1,7 @@
 //! What is done for each command.
 
 mod account;
+mod daemon;
 mod data;
 mod demo;
 mod devices;
@@ -26,7 +27,7 @@ use crate::args::{
 };
 use crate::error::CliError;
 use crate::exit;
-use crate::output::{self, Answer};
+use crate::output::Answer;
 
 /// Does what was typed.
 pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError> {
@@ -69,7 +70,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
             Some(InviteCommand::Create(offer)) => invites::create(app, offer).await,
             Some(InviteCommand::List) => invites::list(app).await,
             Some(InviteCommand::Revoke { invite }) => invites::revoke(app, &invite).await,
-            Some(InviteCommand::Show { token }) => invites::show(app, &token),
+            Some(InviteCommand::Show { token }) => invites::show(app, &token).await,
         },
         Command::Join(args) => joins::run(app, args).await,
         Command::Requests(args) => joins::requests(app, args).await,
@@ -87,7 +88,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
         },
         Command::Dismiss(which) => refused::dismiss(app, which).await,
         Command::Receipt(Receipt::Verify { file, authority, of_space }) => {
-            receipt::verify(app, &file, authority, of_space)
+            receipt::verify(app, &file, authority, of_space).await
         }
         Command::Receipt(Receipt::Show { file }) => receipt::show(app, file).await,
         Command::Tree(Tree::List { all, limit }) => tree::list(app, tree::Which::of(all), limit).await,
@@ -99,14 +100,15 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
         Command::Export(args) => data::export(app, args).await,
         Command::ImportGit(args) => gitlog::import(app, args).await,
         Command::Demo(args) => demo::demo(app, args).await,
-        Command::Completions { shell } => completions(shell),
+        Command::Daemon(args) => daemon::daemon(app, args).await,
+        Command::Completions { shell } => completions(app, shell).await,
         Command::ExitCodes => Ok(Answer::new(exit::HELP, json!({ "exit_codes": exit::HELP }))),
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> Result<Answer, CliError> {
+async fn completions(app: &App, shell: clap_complete::Shell) -> Result<Answer, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut args::command(), "headwater", &mut script);
-    output::print_raw(&script)?;
+    app.out.raw(script).await?;
     Ok(Answer::nothing())
 }

@@ -8,12 +8,13 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::args::{Get, List, Put, Rm, Watch};
+use crate::caller::Caller;
 use crate::error::CliError;
 use crate::output::{Answer, table};
 use crate::text;
 
 pub(crate) async fn put(app: &App, args: Put) -> Result<Answer, CliError> {
-    let fields = fields_of(&args.fields)?;
+    let fields = fields_of(&app.caller, &args.fields).await?;
     let update = update_of(&args)?;
     app.with_space(async |_: &Client, space: &Space| {
         let (object_type, id) = (&args.object_type, &args.id);
@@ -58,13 +59,13 @@ pub(crate) async fn rm(app: &App, args: Rm) -> Result<Answer, CliError> {
 }
 
 /// The fields that were typed, later ones over earlier ones.
-fn fields_of(typed: &[String]) -> Result<Map<String, Value>, CliError> {
+async fn fields_of(caller: &Caller, typed: &[String]) -> Result<Map<String, Value>, CliError> {
     let mut fields = Map::new();
     for text in typed {
         if text == "-" {
-            fields.extend(object_in("stdin", &text::read_input(Path::new("-"))?)?);
+            fields.extend(object_in("stdin", &caller.read_input(Path::new("-")).await?)?);
         } else if let Some(file) = text.strip_prefix('@') {
-            fields.extend(object_in(file, &text::read_input(Path::new(file))?)?);
+            fields.extend(object_in(file, &caller.read_input(Path::new(file)).await?)?);
         } else if text.trim_start().starts_with('{') {
             fields.extend(object_in("the argument", text)?);
         } else {
@@ -152,13 +153,13 @@ fn one_line(object: &Object) -> String {
 
 pub(crate) async fn list(app: &App, args: List) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| match &args.object_type {
-        Some(object_type) => list_objects(app, space, object_type, args.limit),
+        Some(object_type) => list_objects(app, space, object_type, args.limit).await,
         None => list_types(space),
     })
     .await
 }
 
-fn list_objects(app: &App, space: &Space, object_type: &str, limit: Option<usize>) -> Result<Answer, CliError> {
+async fn list_objects(app: &App, space: &Space, object_type: &str, limit: Option<usize>) -> Result<Answer, CliError> {
     let mut objects = space.objects().list(object_type)?;
     let total = objects.len();
     objects.truncate(limit.unwrap_or(usize::MAX));
@@ -169,7 +170,7 @@ fn list_objects(app: &App, space: &Space, object_type: &str, limit: Option<usize
         lines.push(paint.dim(format!("… {} of {total}", objects.len())));
     }
     if total == 0 {
-        app.out.note(format!("there is no {object_type} here"));
+        app.out.note(format!("there is no {object_type} here")).await;
     }
     let json = json!({
         "space": space.id().to_string(),
@@ -193,7 +194,7 @@ pub(crate) async fn watch(app: &App, args: Watch) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
         tokio::select! {
             watched = Watcher { app, space, args: &args, said: 0 }.run() => watched,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            () = app.caller.interrupted() => Ok(()),
         }
     })
     .await?;
@@ -213,17 +214,18 @@ impl Watcher<'_> {
         // The feed first: what changes while we list comes again, and nothing falls between.
         let mut events = self.space.events();
         if !self.args.new {
-            self.say_all("current")?;
+            self.say_all("current").await?;
         }
         while !self.is_done() {
             let Some(event) = events.next().await else { return Ok(()) };
             match event {
-                Event::Object { object_type, id, .. } => self.changed(&object_type, &id)?,
+                Event::Object { object_type, id, .. } => self.changed(&object_type, &id).await?,
                 Event::Lagged { missed } => {
                     self.app
                         .out
-                        .note(format!("{missed} changes were too fast for this reader; here is everything again"));
-                    self.say_all("current")?;
+                        .note(format!("{missed} changes were too fast for this reader; here is everything again"))
+                        .await;
+                    self.say_all("current").await?;
                 }
                 Event::Tree { .. }
                 | Event::Acl { .. }
@@ -250,44 +252,47 @@ impl Watcher<'_> {
         self.args.object_type.as_ref().is_none_or(|wanted| wanted == object_type)
     }
 
-    fn say_all(&mut self, event: &str) -> Result<(), CliError> {
+    async fn say_all(&mut self, event: &str) -> Result<(), CliError> {
         let objects = match &self.args.object_type {
             Some(object_type) => self.space.objects().list(object_type)?,
             None => self.space.objects().list_all()?,
         };
-        objects.iter().try_for_each(|object| self.say(event, object))
+        for object in &objects {
+            self.say(event, object).await?;
+        }
+        Ok(())
     }
 
-    fn changed(&mut self, object_type: &str, id: &str) -> Result<(), CliError> {
+    async fn changed(&mut self, object_type: &str, id: &str) -> Result<(), CliError> {
         if !self.wants(object_type) {
             return Ok(());
         }
         match self.space.objects().get(object_type, id)? {
-            Some(object) => self.say("changed", &object),
+            Some(object) => self.say("changed", &object).await,
             None => {
                 let shown = format!("{}/{}", text::plain(object_type), text::plain(id));
                 let text = format!("{} {shown}", self.app.out.paint().red("deleted"));
-                self.line(&text, &json!({ "event": "deleted", "type": object_type, "id": id }))
+                self.line(&text, &json!({ "event": "deleted", "type": object_type, "id": id })).await
             }
         }
     }
 
-    fn say(&mut self, event: &str, object: &Object) -> Result<(), CliError> {
+    async fn say(&mut self, event: &str, object: &Object) -> Result<(), CliError> {
         let paint = self.app.out.paint();
         let event_text = if event == "changed" { paint.green(event) } else { paint.dim(event) };
         let shown = format!("{}/{}", text::plain(&object.object_type), text::plain(&object.id));
         let text = format!("{event_text} {shown}  {}", one_line(object));
         let mut json = object_json(object);
         json["event"] = event.into();
-        self.line(&text, &json)
+        self.line(&text, &json).await
     }
 
-    fn line(&mut self, text: &str, json: &Value) -> Result<(), CliError> {
+    async fn line(&mut self, text: &str, json: &Value) -> Result<(), CliError> {
         if self.is_done() {
             return Ok(());
         }
         self.said += 1;
-        self.app.out.line(text, json)
+        self.app.out.line(text, json).await
     }
 }
 
@@ -313,10 +318,10 @@ mod tests {
         assert!(pair("=a").is_err());
     }
 
-    #[test]
-    fn later_fields_stand_over_earlier_ones() {
-        let fields = fields_of(&[r#"{"a":1,"b":2}"#.to_owned(), "b=3".to_owned()]).unwrap();
+    #[tokio::test]
+    async fn later_fields_stand_over_earlier_ones() {
+        let fields = fields_of(&Caller::Here, &[r#"{"a":1,"b":2}"#.to_owned(), "b=3".to_owned()]).await.unwrap();
         assert_eq!(Value::Object(fields), json!({ "a": 1, "b": 3 }));
-        assert!(fields_of(&["{".to_owned()]).is_err());
+        assert!(fields_of(&Caller::Here, &["{".to_owned()]).await.is_err());
     }
 }

@@ -1,7 +1,5 @@
 //! What a change of the ACL would do, in sentences; and asking before it is done.
 
-use std::io::{BufRead as _, IsTerminal as _};
-
 use client_sdk::{AclChange, AclPlan, Client, Effect, HistoryMode, Space, SpaceOptions};
 use serde_json::{Value, json};
 
@@ -9,7 +7,7 @@ use crate::app::App;
 use crate::args::{Confirm, Plan};
 use crate::commands::invites;
 use crate::error::CliError;
-use crate::output::{Answer, Form, say};
+use crate::output::{Answer, Form};
 use crate::text;
 use crate::who::Names;
 
@@ -42,26 +40,24 @@ impl Planned {
     }
 
     /// Shows it and asks, unless that was answered beforehand.
-    pub(crate) fn confirm(&self, app: &App, confirm: Confirm, what: &'static str) -> Result<(), CliError> {
-        ask(app, confirm, what, &self.sentences)
+    pub(crate) async fn confirm(&self, app: &App, confirm: Confirm, what: &'static str) -> Result<(), CliError> {
+        ask(app, confirm, what, &self.sentences).await
     }
 }
 
 /// Asks a person before something that cannot be taken back.
-pub(crate) fn ask(app: &App, confirm: Confirm, what: &'static str, plan: &[String]) -> Result<(), CliError> {
+pub(crate) async fn ask(app: &App, confirm: Confirm, what: &'static str, plan: &[String]) -> Result<(), CliError> {
     if confirm.yes {
         return Ok(());
     }
-    let somebody = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-    if !somebody || app.out.form() == Form::Json {
+    if !app.caller.is_somebody() || app.out.form() == Form::Json {
         return Err(CliError::NeedsYes(what));
     }
     for sentence in plan {
-        say(&format!("  {sentence}"));
+        app.out.say(&format!("  {sentence}")).await;
     }
-    say(&format!("{what} cannot be taken back. Go on? [y/N]"));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(CliError::file("the terminal"))?;
+    app.out.say(&format!("{what} cannot be taken back. Go on? [y/N]")).await;
+    let answer = app.caller.read_line().await.map_err(CliError::file("the terminal"))?;
     if is_yes(&answer) { Ok(()) } else { Err(CliError::SaidNo) }
 }
 

@@ -41,17 +41,17 @@ pub(crate) fn facts_json(receipt: &SignedReceipt) -> Value {
     })
 }
 
-fn read(file: &Path) -> Result<SignedReceipt, CliError> {
-    Ok(SignedReceipt::from_text(text::read_input(file)?.trim())?)
+async fn read(app: &App, file: &Path) -> Result<SignedReceipt, CliError> {
+    Ok(SignedReceipt::from_text(app.caller.read_input(file).await?.trim())?)
 }
 
-pub(crate) fn verify(
+pub(crate) async fn verify(
     app: &App,
     file: &Path,
     authority: Option<AuthorityId>,
     space: Option<SpaceId>,
 ) -> Result<Answer, CliError> {
-    let receipt = read(file)?;
+    let receipt = read(app, file).await?;
     let body = receipt.body();
     if let Some(expected) = authority.filter(|a| *a != body.authority) {
         return Err(CliError::OtherReceipt(format!("it is by {}, not by {expected}", body.authority)));
@@ -78,7 +78,7 @@ pub(crate) fn verify(
 pub(crate) async fn show(app: &App, file: Option<PathBuf>) -> Result<Answer, CliError> {
     match file {
         Some(file) => {
-            let receipt = read(&file)?;
+            let receipt = read(app, &file).await?;
             Ok(Answer::new(pairs(app.out.paint(), facts(&receipt)), with_text(&receipt)))
         }
         None => {

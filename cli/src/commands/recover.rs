@@ -28,8 +28,11 @@ async fn restore(app: &App, args: Recover, node: NodeAddress) -> Result<Client, 
     let dir = app.dir()?;
     let lock = if args.passphrase { NewLock::Passphrase } else { NewLock::KeyFile };
     let unlock = app.new_unlock(lock)?;
-    let words =
-        if std::io::stdin().is_terminal() { prompt("The 24 words: ")? } else { text::read_input(Path::new("-"))? };
+    let words = if std::io::stdin().is_terminal() {
+        prompt("The 24 words: ")?
+    } else {
+        app.caller.read_input(Path::new("-")).await?
+    };
     let words = Mnemonic::parse(words.trim())?;
     let mut config = ClientConfig::new(dir, unlock).node(node);
     if let Some(name) = args.name {

@@ -18,7 +18,7 @@ pub(crate) async fn list(app: &App) -> Result<Answer, CliError> {
         app.refresh(space).await?;
         let refused = space.refused()?;
         if refused.is_empty() {
-            app.out.note("nothing was refused");
+            app.out.note("nothing was refused").await;
             return Ok(Answer::new("", refused_json(space, &refused)));
         }
         let rows = refused.iter().map(|r| {
@@ -39,7 +39,7 @@ pub(crate) async fn export(app: &App, file: &Path) -> Result<Answer, CliError> {
         if file == Path::new("-") {
             return Ok(Answer::new(text, json));
         }
-        std::fs::write(file, format!("{text}\n")).map_err(CliError::file(file))?;
+        app.write_file(file, format!("{text}\n")).await?;
         let (n, shown) = (refused.len(), file.display().to_string());
         let json = json!({ "space": space.id().to_string(), "writes": n, "file": shown });
         Ok(Answer::new(format!("{} in {shown}", text::count(n, "write")), json))
@@ -184,7 +184,7 @@ pub(crate) async fn purge(app: &App, args: Purge) -> Result<Answer, CliError> {
             return Err(CliError::NotFound(format!("there is no {object_type} {id:?} here")));
         }
         let what = format!("{object_type}/{id}");
-        plan::ask(app, args.confirm, PURGING, &for_good(&what))?;
+        plan::ask(app, args.confirm, PURGING, &for_good(&what)).await?;
         let write = space.objects().purge(object_type, id).await?;
         let json = json!({
             "space": space.id().to_string(),
@@ -201,7 +201,7 @@ pub(crate) async fn purge(app: &App, args: Purge) -> Result<Answer, CliError> {
 pub(crate) async fn purge_tree(app: &App, typed: &str, confirm: Confirm, settle: Settle) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
         let tree = super::tree::find(app, space, typed)?.id();
-        plan::ask(app, confirm, PURGING, &for_good(typed))?;
+        plan::ask(app, confirm, PURGING, &for_good(typed)).await?;
         let write = space.purge_tree(tree).await?;
         let json = json!({ "space": space.id().to_string(), "tree": tree.to_string(), "purged": true });
         purged(app, space, write, typed, json, settle).await

@@ -201,7 +201,7 @@ pub(crate) async fn delete(app: &App, confirm: Confirm) -> Result<Answer, CliErr
         let shown = space.name()?.map_or_else(|| id.to_string(), |name| text::plain(&name));
         let mut planned = Planned::of(space, AclChange::DeleteSpace)?;
         planned.sentences.insert(0, format!("{shown} ({id})"));
-        planned.confirm(app, confirm, "Deleting a space")?;
+        planned.confirm(app, confirm, "Deleting a space").await?;
         let json = json!({ "space": id.to_string(), "deleted": true, "effects": planned.effects_json() });
         let _spinner = app.out.spinner("asking the node");
         space.change(planned.change).await?;
@@ -221,7 +221,7 @@ pub(crate) async fn forget(app: &App, typed: &str, confirm: Confirm) -> Result<A
             let writes = text::count(refused, "refused write");
             plan.push(format!("{writes} would be lost with it: headwater refused export FILE keeps them"));
         }
-        plan::ask(app, confirm, "Forgetting a space", &plan)?;
+        plan::ask(app, confirm, "Forgetting a space", &plan).await?;
         client.forget_space(id).await?;
         app.tell_devices(client).await;
         Ok(Answer::new(format!("{shown} is forgotten here"), json!({ "space": id.to_string(), "forgotten": true })))

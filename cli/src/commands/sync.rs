@@ -40,7 +40,7 @@ pub(crate) async fn await_synced(app: &App, args: AwaitSynced) -> Result<Answer,
             rows.push(("hidden", format!("{}: from before this member's keys", synced.hidden.len())));
         }
         if let Some(file) = args.receipt {
-            std::fs::write(&file, format!("{text}\n")).map_err(CliError::file(&file))?;
+            app.write_file(&file, format!("{text}\n")).await?;
             rows.push(("receipt", file.display().to_string()));
             json["file"] = file.display().to_string().into();
         }
@@ -56,7 +56,7 @@ pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> 
         if args.watch {
             tokio::select! {
                 watched = watch_all(app, &spaces) => watched?,
-                _ = tokio::signal::ctrl_c() => {}
+                () = app.caller.interrupted() => {}
             }
             return Ok(Answer::nothing());
         }
@@ -79,7 +79,7 @@ pub(crate) async fn status(app: &App, args: Status) -> Result<Answer, CliError> 
             json.push(one);
         }
         if spaces.is_empty() {
-            app.out.note("no spaces yet: headwater space create NAME, or headwater join TOKEN");
+            app.out.note("no spaces yet: headwater space create NAME, or headwater join TOKEN").await;
         }
         if client.is_revoked() {
             texts.insert(0, app.out.paint().red(REVOKED));
@@ -188,7 +188,7 @@ async fn watch_all(app: &App, spaces: &[Space]) -> Result<(), CliError> {
             status.pending,
             text::count(status.reasons.len(), "reason"),
         );
-        app.out.line(&text, &status_json(name, &status))?;
+        app.out.line(&text, &status_json(name, &status)).await?;
     }
     while let Some(ended) = watched.join_next().await {
         ended.map_err(|e| CliError::Internal(e.to_string()))??;
@@ -328,7 +328,7 @@ pub(crate) async fn sync(app: &App, args: Sync) -> Result<Answer, CliError> {
         let spaces = app.spaces(client)?;
         tokio::select! {
             watched = watch_all(app, &spaces) => watched?,
-            _ = tokio::signal::ctrl_c() => {}
+            () = app.caller.interrupted() => {}
         }
         Ok(Answer::nothing())
     })

@@ -45,7 +45,7 @@ pub(crate) async fn list(app: &App, which: Which, limit: usize) -> Result<Answer
             }
         }
         if rows.is_empty() && which == Which::Own {
-            app.out.note("there are no trees but those of objects; --all shows them");
+            app.out.note("there are no trees but those of objects; --all shows them").await;
         }
         let table = table(
             &["tree", "what", "changes", "heads", "pending"],

@@ -23,12 +23,12 @@ pub(crate) async fn demo(app: &App, args: Demo) -> Result<Answer, CliError> {
         .prefix("headwater-demo-")
         .tempdir()
         .map_err(CliError::file("a temporary directory"))?;
-    let records = world::records(args.records)?;
-    let timeline = Timeline::new(app.out);
+    let records = world::records(args.records).await?;
+    let timeline = Timeline::new(app.out.clone());
     let told = Box::pin(Story::new(timeline, dir.path(), &binary, records).tell()).await;
     if args.keep {
         let kept = dir.keep();
-        app.out.note(format!("kept: {}", kept.display()));
+        app.out.note(format!("kept: {}", kept.display())).await;
     }
     told
 }

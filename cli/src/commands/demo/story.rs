@@ -43,7 +43,9 @@ impl<'a> Story<'a> {
     /// Tells it, and ends with what was proven.
     pub(super) async fn tell(mut self) -> Result<Answer, CliError> {
         let mut node = NodeProcess::start(self.binary, &self.dir.join("node")).await?;
-        self.timeline.say(Actor::Node, format!("runs as process {} at {}", node.pid(), node.address().endpoint))?;
+        self.timeline
+            .say(Actor::Node, format!("runs as process {} at {}", node.pid(), node.address().endpoint))
+            .await?;
         let admin = self.account(Actor::Admin, "Ada", node.address()).await?;
         let member = self.account(Actor::Member, "Bo", node.address()).await?;
         let told = Box::pin(self.between(&admin, &member, &mut node)).await;
@@ -51,8 +53,8 @@ impl<'a> Story<'a> {
         member.close().await;
         node.kill().await?;
         let facts = told?;
-        self.check_node_files(&facts)?;
-        self.timeline.finish(&facts.json)?;
+        self.check_node_files(&facts).await?;
+        self.timeline.finish(&facts.json).await?;
         Ok(Answer::nothing())
     }
 
@@ -60,7 +62,7 @@ impl<'a> Story<'a> {
         let dir = self.dir.join(name);
         let config = ClientConfig::new(dir.clone(), Unlock::KeyFile(dir.join("device.key")));
         let (client, _) = Box::pin(Client::create(config.node(node.clone()).name(name))).await?;
-        self.timeline.say(actor, format!("is {name}, {}", client.account().short()))?;
+        self.timeline.say(actor, format!("is {name}, {}", client.account().short())).await?;
         Ok(client)
     }
 
@@ -77,13 +79,13 @@ impl<'a> Story<'a> {
         let spaces = waiting.await.map_err(|e| CliError::Internal(e.to_string()))??;
         let copy = spaces.into_iter().find(|s| s.id() == id);
         let copy = copy.ok_or_else(|| CliError::Internal("ready came without the space".to_owned()))?;
-        self.read_profile(&copy, member, &profile)?;
+        self.read_profile(&copy, member, &profile).await?;
         self.compare(&atlas, &copy).await
     }
 
     async fn prepare(&mut self, admin: &Client) -> Result<Space, CliError> {
         let atlas = admin.create_space(SPACE_NAME).await?;
-        self.timeline.say(Actor::Admin, format!("makes the space {:?}: {}", SPACE_NAME, atlas.id().short()))?;
+        self.timeline.say(Actor::Admin, format!("makes the space {:?}: {}", SPACE_NAME, atlas.id().short())).await?;
         let records = std::mem::take(&mut self.records.records);
         let count = records.len();
         {
@@ -91,13 +93,14 @@ impl<'a> Story<'a> {
             data::write_all(&atlas.objects(), records, &bar).await?;
         }
         let source = self.records.source;
-        self.timeline.say(Actor::Admin, format!("has written {} ({source})", text::count(count, "record")))?;
+        self.timeline.say(Actor::Admin, format!("has written {} ({source})", text::count(count, "record"))).await?;
         let synced = {
             let _spinner = self.timeline.out.spinner("pushing");
             atlas.await_synced_within(DEADLINE).await?
         };
         self.timeline
-            .say(Actor::Node, format!("has entry {} on its disk, and signs for it", synced.receipt.body().seq))?;
+            .say(Actor::Node, format!("has entry {} on its disk, and signs for it", synced.receipt.body().seq))
+            .await?;
         Ok(atlas)
     }
 
@@ -109,13 +112,13 @@ impl<'a> Story<'a> {
         self.timeline.say(
             Actor::Admin,
             format!("hands over an invite of {chars} characters; it names the member's profile, which nobody has written yet"),
-        )?;
+        ).await?;
         Ok(invite.token)
     }
 
     async fn request(&self, member: &Client, token: &str) -> Result<client_sdk::Joining, CliError> {
         let joining = member.join(token).await?;
-        self.timeline.say(Actor::Member, "has asked to join; the request is on the node's disk")?;
+        self.timeline.say(Actor::Member, "has asked to join; the request is on the node's disk").await?;
         Ok(joining)
     }
 
@@ -133,12 +136,14 @@ impl<'a> Story<'a> {
             }
         };
         let request = tokio::time::timeout(DEADLINE, arrives).await.map_err(|_| client_sdk::CallError::TimedOut)??;
-        self.timeline.say(Actor::Admin, format!("sees that {} asks", account.short()))?;
+        self.timeline.say(Actor::Admin, format!("sees that {} asks", account.short())).await?;
         let id = account.to_string();
         let profile = json!({ "name": "Bo", "note": SECRET_NOTE, "welcome": ["привет", "你好", "أهلا"] });
         let write = |w: &mut client_sdk::Preparation| w.put(PROFILE, &id, profile.clone());
         atlas.approve(request, None, write).await?;
-        self.timeline.say(Actor::Admin, "writes the member's profile, and accepts once it is on the node's disk")?;
+        self.timeline
+            .say(Actor::Admin, "writes the member's profile, and accepts once it is on the node's disk")
+            .await?;
         Ok(profile)
     }
 
@@ -155,15 +160,18 @@ impl<'a> Story<'a> {
         let seen = seen.map_err(|_| client_sdk::CallError::TimedOut)??;
         node.kill().await?;
         let here = seen.status()?.seq;
-        self.timeline.say(Actor::Node, format!("is killed (SIGKILL); the member had {here} of {end} entries"))?;
+        self.timeline.say(Actor::Node, format!("is killed (SIGKILL); the member had {here} of {end} entries")).await?;
         wait_for_state(atlas, SyncState::Offline).await?;
         let note = json!({ "text": "written while the node was dead" });
         atlas.objects().put("note", "offline", note).await?;
         let pending = atlas.status()?.pending;
         self.timeline
-            .say(Actor::Admin, format!("is offline and writes on: {} kept here", text::count(pending, "write")))?;
+            .say(Actor::Admin, format!("is offline and writes on: {} kept here", text::count(pending, "write")))
+            .await?;
         node.restart().await?;
-        self.timeline.say(Actor::Node, format!("is back as process {}, with the same data and address", node.pid()))?;
+        self.timeline
+            .say(Actor::Node, format!("is back as process {}, with the same data and address", node.pid()))
+            .await?;
         // A small download can be over before the signal arrives; then the story says no more than that.
         let when =
             if here < end { "in the middle of the member's first download" } else { "right after it took the join" };
@@ -171,14 +179,19 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    fn read_profile(&mut self, copy: &Space, member: &Client, expected: &serde_json::Value) -> Result<(), CliError> {
+    async fn read_profile(
+        &mut self,
+        copy: &Space,
+        member: &Client,
+        expected: &serde_json::Value,
+    ) -> Result<(), CliError> {
         let account = member.account().to_string();
         let found: Option<Object> = copy.objects().get(PROFILE, &account)?;
         let object = found.ok_or_else(|| CliError::Different("ready came before the profile".to_owned()))?;
         if json!(object.fields) != *expected {
             return Err(CliError::Different(format!("the profile reads {}", json!(object.fields))));
         }
-        self.timeline.say(Actor::Member, "is ready, and reads its own profile")?;
+        self.timeline.say(Actor::Member, "is ready, and reads its own profile").await?;
         self.timeline.proven("when the member was told that it is ready, it could read what it was promised");
         Ok(())
     }
@@ -196,7 +209,8 @@ impl<'a> Story<'a> {
             return Err(CliError::Different("a receipt does not speak of the disk".to_owned()));
         }
         self.timeline
-            .say(Actor::Anyone, "verifies both receipts offline, from their text: one log, one chain, one ACL")?;
+            .say(Actor::Anyone, "verifies both receipts offline, from their text: one log, one chain, one ACL")
+            .await?;
         self.timeline.proven(format!("both sides and the node agree on {} entries, by two signed receipts", a.seq));
         let everything = RecordArgs { object_type: None, type_field: None, id_field: None, prefix: None };
         let (left, right) = (data::exported(atlas, &everything)?, data::exported(copy, &everything)?);
@@ -206,10 +220,12 @@ impl<'a> Story<'a> {
             return Err(CliError::Different(difference));
         }
         let objects: usize = left.values().map(BTreeMap::len).sum();
-        self.timeline.say(
-            Actor::Anyone,
-            format!("compares both exports: {objects} objects, {} bytes, byte for byte equal", left_text.len()),
-        )?;
+        self.timeline
+            .say(
+                Actor::Anyone,
+                format!("compares both exports: {objects} objects, {} bytes, byte for byte equal", left_text.len()),
+            )
+            .await?;
         self.timeline.proven(format!("{objects} objects are the same on both sides, byte for byte"));
         let json = json!({
             "space": a.space.to_string(),
@@ -227,12 +243,13 @@ impl<'a> Story<'a> {
             space.await_synced_within(DEADLINE).await?
         };
         self.timeline
-            .say(actor, format!("is synced up to {}: the node has signed for it", synced.receipt.body().seq))?;
+            .say(actor, format!("is synced up to {}: the node has signed for it", synced.receipt.body().seq))
+            .await?;
         Ok(synced.receipt.to_text())
     }
 
     /// The node's files, searched for what only members may read.
-    fn check_node_files(&mut self, facts: &Facts) -> Result<(), CliError> {
+    async fn check_node_files(&mut self, facts: &Facts) -> Result<(), CliError> {
         let mut bytes = 0;
         for file in files_below(&self.dir.join("node"))? {
             let content = std::fs::read(&file).map_err(CliError::file(&file))?;
@@ -241,10 +258,15 @@ impl<'a> Story<'a> {
                 return Err(CliError::Different(format!("{} holds {found:?} in the clear", file.display())));
             }
         }
-        self.timeline.say(
-            Actor::Anyone,
-            format!("searches the node's {bytes} bytes on disk for {} plaintexts: none is there", facts.needles.len()),
-        )?;
+        self.timeline
+            .say(
+                Actor::Anyone,
+                format!(
+                    "searches the node's {bytes} bytes on disk for {} plaintexts: none is there",
+                    facts.needles.len()
+                ),
+            )
+            .await?;
         self.timeline
             .proven(format!("none of {} plaintexts is in the node's {bytes} bytes on disk", facts.needles.len()));
         Ok(())

@@ -54,11 +54,11 @@ impl Timeline {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn say(&self, actor: Actor, what: impl AsRef<str>) -> Result<(), CliError> {
+    pub(super) async fn say(&self, actor: Actor, what: impl AsRef<str>) -> Result<(), CliError> {
         let (ms, what) = (self.elapsed_ms(), what.as_ref());
         let paint = self.out.paint();
         let text = format!("{} {}  {what}", paint.dim(format!("{ms:>7} ms")), actor.painted(paint));
-        self.out.line(&text, &json!({ "event": "step", "ms": ms, "who": actor.name(), "what": what }))
+        self.out.line(&text, &json!({ "event": "step", "ms": ms, "who": actor.name(), "what": what })).await
     }
 
     /// Something that holds now, for the summary.
@@ -66,14 +66,17 @@ impl Timeline {
         self.proven.push(what.into());
     }
 
-    pub(super) fn finish(&self, facts: &Value) -> Result<(), CliError> {
+    pub(super) async fn finish(&self, facts: &Value) -> Result<(), CliError> {
         let paint = self.out.paint();
         let ms = self.elapsed_ms();
         if self.out.form() == Form::Json {
-            return self.out.line("", &json!({ "event": "proven", "ms": ms, "proven": self.proven, "facts": facts }));
+            return self
+                .out
+                .line("", &json!({ "event": "proven", "ms": ms, "proven": self.proven, "facts": facts }))
+                .await;
         }
         let title = paint.bold(format!("Proven in {ms} ms:"));
         let lines: String = self.proven.iter().map(|what| format!("\n  {} {what}", paint.green("✓"))).collect();
-        self.out.line(&format!("\n{title}{lines}"), &Value::Null)
+        self.out.line(&format!("\n{title}{lines}"), &Value::Null).await
     }
 }

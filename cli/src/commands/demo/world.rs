@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::args::RecordArgs;
+use crate::caller::Caller;
 use crate::error::CliError;
 use crate::records::{self, Record};
 
@@ -18,10 +19,10 @@ pub(super) struct Records {
 }
 
 /// At most `max` records.
-pub(super) fn records(max: Option<usize>) -> Result<Records, CliError> {
+pub(super) async fn records(max: Option<usize>) -> Result<Records, CliError> {
     let mut found = if Path::new(ISO_CODES).is_dir() {
         let how = RecordArgs { object_type: None, type_field: None, id_field: None, prefix: None };
-        let sources = records::read(&[PathBuf::from(ISO_CODES)], &how)?;
+        let sources = records::load(&Caller::Here, &[PathBuf::from(ISO_CODES)]).await?.read(&how)?;
         Records { source: "Debian's iso-codes", records: sources.records }
     } else {
         Records { source: "country names in their own scripts", records: COUNTRIES.iter().map(country).collect() }
