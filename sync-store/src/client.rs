@@ -121,6 +121,8 @@ pub enum VerdictKind {
     Quarantined,
     /// The node sent it without its content, and nothing in the log up to here says that the content was dropped.
     Missing,
+    /// This program's fault: it panicked over it.
+    Broken,
 }
 
 /// A settled change that cannot be shown.
@@ -358,6 +360,19 @@ impl ReadTx<'_> {
                 Ok((TreeId::from_hash(hash(row, 0)?), ChangeId::from_hash(hash(row, 1)?), verdict))
             },
         )
+    }
+
+    /// How many changes of a tree, up to a place in the log, cannot be read now and may be readable later: for want of a key, or of
+    /// their content.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn unread_changes(&self, space: SpaceId, tree: TreeId, until: Seq) -> Result<u64> {
+        const SQL: &str =
+            "SELECT count(*) FROM verdicts WHERE space_no = ?1 AND tree = ?2 AND seq <= ?3 AND kind IN (2, 5)";
+        let Some(space_no) = self.space_no(&space)? else { return Ok(0) };
+        let until = integer("log position", until.0)?;
+        Ok(self.db.one(SQL, (space_no, tree.as_bytes(), until), |row| number(row, 0))?.unwrap_or_default())
     }
 }
 
@@ -633,6 +648,7 @@ pub(crate) const fn verdict_code(kind: VerdictKind) -> i64 {
         VerdictKind::Misplaced => 3,
         VerdictKind::Quarantined => 4,
         VerdictKind::Missing => 5,
+        VerdictKind::Broken => 6,
     }
 }
 
@@ -643,6 +659,7 @@ pub(crate) fn verdict_of_code(row: &Row<'_>) -> rusqlite::Result<VerdictKind> {
         3 => Ok(VerdictKind::Misplaced),
         4 => Ok(VerdictKind::Quarantined),
         5 => Ok(VerdictKind::Missing),
+        6 => Ok(VerdictKind::Broken),
         other => Err(misfit(2, format!("{other} is no verdict"))),
     }
 }

@@ -51,7 +51,7 @@ pub use recovery::{
     AccusationId, AccusationKind, AccusationRow, AccusationState, LogRange, SalvageId, SalvageRow, SalvageState,
 };
 pub use rewind::Rewound;
-pub use rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow};
+pub use rows::{ChangeLink, ChangePlace, LogRow, SpaceCounts, SpaceRow};
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 pub use store::{CommitNo, Store, StoreKind, Watermarks, Written};
 pub use write::{Creation, Rebuilt, WriteTx};

@@ -15,14 +15,14 @@ use sync_core::log::{ChangeState, EntryKind, Position, TreeState, View};
 use sync_core::pb;
 use sync_core::reconcile::{Element, SetDigest, TreePrefix};
 use sync_core::record::{AclRecord, AclRoot, RawRecord, verify_as};
-use sync_core::tree::{Height, heads_hash};
+use sync_core::tree::{Height, OrderKey, heads_hash};
 
 use crate::cache::{AclCache, Head, Live, Staging};
 use crate::db::{
     Db, blob, hash, integer, log_key, log_key_after, log_key_asked, log_key_last, misfit, number, seq, seq_of_key,
 };
 use crate::error::StoreError;
-use crate::rows::{ChangeLink, LogRow, SpaceCounts, SpaceRow, entry_kind, kind_of_code, tree_named};
+use crate::rows::{ChangeLink, ChangePlace, LogRow, SpaceCounts, SpaceRow, entry_kind, kind_of_code, tree_named};
 use crate::trees::{TreeRow, read_tree, tree_columns};
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -356,6 +356,72 @@ impl<'c> ReadTx<'c> {
         let mut changes = self.db.all(SQL, [tree_no], read_entry)?;
         changes.sort_unstable_by_key(|c| (c.height, c.id));
         Ok(changes)
+    }
+
+    /// Where the accepted changes of a tree stand that the log has up to `until`, in the tree's total order, without their
+    /// records: what of a large tree fits memory.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn change_places(&self, space: SpaceId, tree: TreeId, until: Seq) -> Result<Vec<ChangePlace>> {
+        const SQL: &str = "SELECT key, height, id FROM log WHERE tree_no = ?1 AND kind = 4 AND key <= ?2";
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        let Some(tree_no) = self.tree_no(space_no, &tree)? else { return Ok(Vec::new()) };
+        let mut places = self.db.all(SQL, [tree_no, log_key_after(space_no, until)?], |row| {
+            let order = OrderKey { height: Height(number(row, 1)?), id: ChangeId::from_hash(hash(row, 2)?) };
+            Ok(ChangePlace { order, seq: seq_of_key(row.get(0)?) })
+        })?;
+        places.sort_unstable_by_key(|place| place.order);
+        Ok(places)
+    }
+
+    /// The accepted changes of a tree that stand in the log after `after` and up to `until`, in log order: at most
+    /// `changes_max`, and not more once `bytes_max` bytes of records are reached; at least one if there is one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn tree_changes_after(
+        &self,
+        space: SpaceId,
+        tree: TreeId,
+        range: (Seq, Seq),
+        changes_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<LogRow>> {
+        // Both give the same rows. The first reads the part of the log, the second the index of the tree.
+        const BY_LOG: &str = concat!(
+            "SELECT ",
+            entry_columns!(),
+            " FROM log NOT INDEXED WHERE key > ?1 AND key <= ?2 AND tree_no = ?3 AND kind = 4 ORDER BY key"
+        );
+        const BY_TREE: &str = concat!(
+            "SELECT ",
+            entry_columns!(),
+            " FROM log INDEXED BY log_by_tree WHERE key > ?1 AND key <= ?2 AND tree_no = ?3 AND kind = 4 ORDER BY key"
+        );
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        let sized = "SELECT tree_no, changes FROM trees WHERE space_no = ?1 AND id8 = ?2 AND id = ?3";
+        let key = (space_no, self.db.prefix(tree.prefix8()), tree.as_bytes());
+        let Some((tree_no, changes)) = self.db.one(sized, key, |row| Ok((row.get::<_, i64>(0)?, number(row, 1)?)))?
+        else {
+            return Ok(Vec::new());
+        };
+        let (after, until) = range;
+        let sql = if until.0.saturating_sub(after.0) <= changes { BY_LOG } else { BY_TREE };
+        let bounds = [log_key_after(space_no, after)?, log_key_after(space_no, until)?, tree_no];
+        let mut found: Vec<LogRow> = Vec::new();
+        let mut bytes = 0;
+        self.db.each(sql, bounds, |row| {
+            let entry = read_entry(row)?;
+            bytes += entry.record.wire_bytes();
+            let full = found.len() >= changes_max || bytes > bytes_max;
+            if full && !found.is_empty() {
+                return Ok(ControlFlow::Break(()));
+            }
+            found.push(entry);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
     }
 
     /// The accepted changes of a tree in log order, without their records: what of a large tree fits memory.

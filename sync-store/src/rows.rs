@@ -5,7 +5,7 @@ use sync_core::ids::{AclId, ChangeId, EntryId, HistoryId, Seq, SpaceId, TreeId};
 use sync_core::log::{EntryKind, Position};
 use sync_core::pb;
 use sync_core::record::{Kind, PayloadClaim, RawRecord};
-use sync_core::tree::Height;
+use sync_core::tree::{Height, OrderKey};
 
 /// A space with a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,13 @@ pub struct ChangeLink {
     pub seq: Seq,
     pub id: ChangeId,
     pub parents: Vec<ChangeId>,
+}
+
+/// Where an accepted change stands: in the total order of its tree, and in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangePlace {
+    pub order: OrderKey,
+    pub seq: Seq,
 }
 
 impl LogRow {

@@ -139,7 +139,7 @@ CREATE INDEX objects_by_type ON objects (space_no, type_tag, tree8);
 
 CREATE TABLE projections (space_no INTEGER PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 
--- kind: 1 void, 2 hidden, 3 misplaced, 4 quarantined, 5 missing.
+-- kind: 1 void, 2 hidden, 3 misplaced, 4 quarantined, 5 missing, 6 broken.
 CREATE TABLE verdicts (
     space_no  INTEGER NOT NULL,
     tree      BLOB NOT NULL,

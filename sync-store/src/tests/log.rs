@@ -348,3 +348,67 @@ async fn trees_are_found_by_their_first_eight_bytes() {
         assert_eq!(none, []);
     }
 }
+
+/// What follows one tree reads it in its own order and in the log's, whole or by pages, and gets the same.
+#[tokio::test]
+async fn a_tree_is_followed_by_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let space = found(&store, 1).await;
+    let acl_now = acl(&store, space);
+    let first = begin(&acl_now, 1);
+    let tree = tree_of(&first);
+    let root_change: ChangeId = first.id().into();
+    append(&store, space, first).await;
+    append(&store, space, begin(&acl_now, 2)).await;
+    // Two branches, so that the order of the tree is not that of the log, with another tree in between.
+    let mut branches = [root_change, root_change];
+    for n in 3..20 {
+        let next = extend(&acl_now, tree, &[branches[usize::from(n % 3 == 0)]], n);
+        branches[usize::from(n % 3 == 0)] = next.id().into();
+        append(&store, space, next).await;
+        append(&store, space, begin(&acl_now, n + 40)).await;
+    }
+    store
+        .read(|tx| {
+            let end = tx.space(space)?.unwrap().position.seq;
+            let all = tx.tree_changes(space, tree)?;
+            let places = tx.change_places(space, tree, end)?;
+            let expected: Vec<_> = all.iter().map(|row| (row.height.unwrap(), row.id, row.position.seq)).collect();
+            let found: Vec<_> = places.iter().map(|p| (p.order.height, p.order.id.into(), p.seq)).collect();
+            assert_eq!(found, expected);
+            let mut by_log = all;
+            by_log.sort_by_key(|row| row.position.seq);
+            assert_ne!(
+                by_log.iter().map(|r| r.position.seq).collect::<Vec<_>>(),
+                expected.iter().map(|e| e.2).collect::<Vec<_>>()
+            );
+            for (max, bytes) in [(1, usize::MAX), (4, usize::MAX), (1000, usize::MAX), (1000, 1)] {
+                let (mut at, mut read) = (Seq::ZERO, Vec::new());
+                loop {
+                    let page = tx.tree_changes_after(space, tree, (at, end), max, bytes)?;
+                    let Some(last) = page.last() else { break };
+                    assert!(page.len() <= max && (bytes > 1 || page.len() == 1));
+                    at = last.position.seq;
+                    read.extend(page);
+                }
+                assert_eq!(read, by_log, "{max} at a time");
+            }
+            // A short end of the log is read from the log itself, and the middle ends where it is told to.
+            let half = Seq(end.0 / 2);
+            let (before, after) = (by_log.iter().filter(|r| r.position.seq <= half).cloned(), Seq(end.0 - 3));
+            assert_eq!(
+                tx.tree_changes_after(space, tree, (Seq::ZERO, half), 1000, usize::MAX)?,
+                before.collect::<Vec<_>>()
+            );
+            assert_eq!(
+                tx.change_places(space, tree, half)?.len(),
+                by_log.iter().filter(|r| r.position.seq <= half).count()
+            );
+            let late: Vec<_> = by_log.iter().filter(|r| r.position.seq > after).cloned().collect();
+            assert!(!late.is_empty());
+            assert_eq!(tx.tree_changes_after(space, tree, (after, end), 1000, usize::MAX)?, late);
+            Ok::<_, StoreError>(())
+        })
+        .unwrap();
+}
