@@ -309,7 +309,7 @@ pub(super) fn derive_again(
             tx.delete_verdict(space, *tree, change.id().into())?;
             let content = open(shared, ring, &state.root, change.body(), change.raw().payload.as_ref());
             let place = (row.position.seq, row.height.unwrap_or_default());
-            projection.fold(tx, shared, space, &change, place, content)?;
+            projection.fold(tx, shared, ring, &change, place, (space, content))?;
         }
     }
     let to = tx.projected_to(space)?;

@@ -325,12 +325,13 @@ impl SpaceInner {
     async fn follow_node(&self, common: Seq) -> Result<(), CallError> {
         let (space, shared) = (self.id, self.shared.clone());
         let job = move |tx: &mut WriteTx<'_>| follow(tx, &shared, space, common);
-        let followed = self.shared.store.write(job).await.map_err(read_error).map_err(local)?.value;
+        let written = self.shared.store.write(job).await.map_err(read_error).map_err(local)?;
+        let (followed, commit) = (written.value, written.commit);
         self.announced.store(followed.to.0, Ordering::Release);
         self.publish_ring(followed.ring);
         self.note_trouble(|t| (t.forked, t.faulted) = (None, None));
         self.refresh_all();
-        self.tell_objects(followed.objects);
+        self.tell_objects(followed.objects, commit);
         self.emit(Event::LogRewound { space, to: followed.to });
         Ok(())
     }
