@@ -69,8 +69,8 @@ pub use home::{MemoryVault, Unlock};
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
-pub use space::recovery::{Accusation, Compared, LostEntry};
 pub use reduce::{FailedChange, FailedWhy, Order, ReduceError, ReducedChange, Reducer};
+pub use space::recovery::{Accusation, Compared, LostEntry};
 pub use space::{
     BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, MemberInfo, NewTree, ParentRef, Place, Reduced, Reduction,
     RefusedContent, RefusedWrite, ReplayWhy, Space, ToldStep, Tree, TreeCounters, TreeSnapshot, TreeStep, TreeWatch,

@@ -13,7 +13,8 @@ use sync_core::record::{AclRecord, RawRecord, TreeHeads, Verified, VerifiedRecor
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
 use sync_store::{
-    AccusationId, AccusationKind, CommitNo, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx,
+    AccusationId, AccusationKind, CommitNo, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState,
+    WriteTx,
 };
 
 use super::ahead;
