@@ -307,7 +307,7 @@ impl Command {
             | Self::Decline(_)
             | Self::AwaitSynced(_)
             | Self::Status(_)
-            | Self::Why
+            | Self::Why(_)
             | Self::Sync(_)
             | Self::Events(_)
             | Self::Refused(_)
