@@ -180,6 +180,11 @@ pub(crate) enum Command {
     /// Forgets refused writes, so that await-synced can succeed
     #[command(after_help = "Example:\n  headwater dismiss 17")]
     Dismiss(WhichWrite),
+    /// What the node lost and cannot take again
+    ///
+    /// Each stands in the way of await-synced until it is dismissed.
+    #[command(after_help = "Examples:\n  headwater lost\n  headwater lost --dismiss 3")]
+    Lost(Lost),
     /// Receipts: what a node signed, judged offline
     #[command(subcommand)]
     Receipt(Receipt),
@@ -470,9 +475,19 @@ pub(crate) struct Sync {
     pub(crate) once: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Lost {
+    /// Forgets one, by its number
+    #[arg(long, value_name = "NUMBER", conflicts_with = "dismiss_all")]
+    pub(crate) dismiss: Option<u64>,
+    /// Forgets all that are listed
+    #[arg(long)]
+    pub(crate) dismiss_all: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Receipt {
-    /// Judges a receipt offline; exit code 5 when it proves nothing
+    /// Judges a receipt or evidence offline; exit code 5 when it proves nothing
     #[command(after_help = "Example:\n  headwater receipt verify synced.receipt --authority auth_…")]
     Verify {
         /// A file, or - for stdin
@@ -483,6 +498,27 @@ pub(crate) enum Receipt {
         /// Fails unless it is for this space
         #[arg(long = "of-space", value_name = "SPACE_ID")]
         of_space: Option<client_sdk::SpaceId>,
+    },
+    /// Prints what the node was ever accused of in the space, and what became of it
+    #[command(after_help = "Example:\n  headwater receipt accusations --json")]
+    Accusations,
+    /// Prints the evidence for an accusation, for others to verify
+    #[command(after_help = "Example:\n  headwater receipt evidence > rollback.evidence")]
+    Evidence {
+        /// Its number [default: the latest that has some]
+        number: Option<u64>,
+    },
+    /// Compares a receipt that another member holds with the log here
+    #[command(after_help = "Example:\n  headwater receipt compare bobs.receipt")]
+    Compare {
+        /// A file, or - for stdin
+        file: PathBuf,
+    },
+    /// Settles an accusation that somebody has seen; it is kept
+    #[command(after_help = "Example:\n  headwater receipt dismiss 1")]
+    Dismiss {
+        /// Its number
+        number: u64,
     },
     /// Prints a receipt: of a file, or a new one from the node
     #[command(after_help = "Example:\n  headwater receipt show synced.receipt")]

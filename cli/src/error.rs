@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use client_sdk::local::{ConnectError, Place, ServeError};
 use client_sdk::{
-    AclError, CallError, CanonicalError, DeviceError, JoinError, MnemonicError, NotSynced, OpenError, ReadError,
-    ReceiptError, RecoverError, StoreOpenError, TokenError, WriteError,
+    AclError, CallError, CanonicalError, DeviceError, EvidenceError, JoinError, MnemonicError, NotSynced, OpenError,
+    ProvesNothing, ReadError, ReceiptError, RecoverError, StoreOpenError, TokenError, WriteError,
 };
 use serde_json::{Value, json};
 
@@ -39,6 +39,10 @@ pub(crate) enum CliError {
     Token(#[from] TokenError),
     #[error("the receipt proves nothing")]
     Receipt(#[from] ReceiptError),
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error("the signatures are genuine, and prove nothing: {0}")]
+    ProvesNothing(#[from] ProvesNothing),
     #[error("the receipt is genuine, but {0}")]
     OtherReceipt(String),
     #[error("the words are not those of an account")]
@@ -103,6 +107,8 @@ impl CliError {
             Self::NotSynced(error) => error.code.name(),
             Self::Token(_) => "BAD_TOKEN",
             Self::Receipt(_) => "BAD_RECEIPT",
+            Self::Evidence(_) => "BAD_EVIDENCE",
+            Self::ProvesNothing(_) => "PROVES_NOTHING",
             Self::OtherReceipt(_) => "OTHER_RECEIPT",
             Self::Words(_) => "BAD_WORDS",
             Self::Canonical(_) => "INEXACT_NUMBER",
@@ -139,7 +145,12 @@ impl CliError {
             Self::Device(error) => exit::of_device(error),
             Self::Recover(error) => exit::of_recover(error),
             Self::NotSynced(error) => exit::of_not_synced(error),
-            Self::Token(_) | Self::Receipt(_) | Self::OtherReceipt(_) | Self::Words(_) => Exit::Damaged,
+            Self::Token(_)
+            | Self::Receipt(_)
+            | Self::Evidence(_)
+            | Self::ProvesNothing(_)
+            | Self::OtherReceipt(_)
+            | Self::Words(_) => Exit::Damaged,
             Self::Canonical(_) | Self::Usage(_) | Self::NeedsYes(_) => Exit::Usage,
             Self::Records(error) => error.exit(),
             Self::Git(error) => error.exit(),

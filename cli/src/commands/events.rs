@@ -111,6 +111,18 @@ fn told(event: &Event, names: &Names) -> Option<(String, Value)> {
             let json = json!({ "event": "write_refused", "write": write.0, "code": code });
             (format!("write {write} was refused: {code}; headwater refused shows it"), json)
         }
+        Event::NodeAccused { accusation, kind, .. } => {
+            let json = json!({ "event": "node_accused", "accusation": accusation.0, "kind": kind.name() });
+            (format!("the node is accused ({}): headwater receipt accusations", kind.name()), json)
+        }
+        Event::LogRewound { to, .. } => {
+            let text = format!("the node lost entries; the log here follows it from entry {to}");
+            (text, json!({ "event": "log_rewound", "to": to.0 }))
+        }
+        Event::LostByNode { entries, .. } => {
+            let text = format!("{entries} entries that the node lost cannot come back: headwater lost");
+            (text, json!({ "event": "lost_by_node", "entries": entries }))
+        }
         Event::Lagged { missed } => {
             let text = format!("{missed} events were too fast for this reader: headwater members, headwater requests");
             (text, json!({ "event": "lagged", "missed": missed }))

@@ -6,6 +6,7 @@ mod data;
 mod demo;
 mod devices;
 mod events;
+mod evidence;
 mod gitlog;
 mod invites;
 mod joins;
@@ -91,6 +92,11 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<Answer, CliError>
             receipt::verify(app, &file, authority, of_space).await
         }
         Command::Receipt(Receipt::Show { file }) => receipt::show(app, file).await,
+        Command::Receipt(Receipt::Accusations) => evidence::accusations(app).await,
+        Command::Receipt(Receipt::Evidence { number }) => evidence::export(app, number).await,
+        Command::Receipt(Receipt::Compare { file }) => evidence::compare(app, &file).await,
+        Command::Receipt(Receipt::Dismiss { number }) => evidence::dismiss(app, number).await,
+        Command::Lost(args) => evidence::lost(app, args).await,
         Command::Tree(Tree::List { all, limit }) => tree::list(app, tree::Which::of(all), limit).await,
         Command::Tree(Tree::Heads { tree }) => tree::heads(app, &tree).await,
         Command::Tree(Tree::Log { tree, limit }) => tree::log(app, &tree, limit).await,

@@ -237,6 +237,9 @@ impl Watcher<'_> {
                 | Event::KeysRotated { .. }
                 | Event::SpaceDeleted { .. }
                 | Event::WriteRefused { .. }
+                | Event::NodeAccused { .. }
+                | Event::LogRewound { .. }
+                | Event::LostByNode { .. }
                 | Event::Revealed { .. }
                 | Event::ListAgain { .. } => {}
             }

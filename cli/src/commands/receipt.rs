@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use client_sdk::{AuthorityId, Client, SignedReceipt, Space, SpaceId};
+use client_sdk::{AuthorityId, Client, Evidence, SignedReceipt, Space, SpaceId};
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::commands::evidence;
 use crate::error::CliError;
 use crate::output::{Answer, pairs};
 use crate::text;
@@ -51,7 +52,11 @@ pub(crate) async fn verify(
     authority: Option<AuthorityId>,
     space: Option<SpaceId>,
 ) -> Result<Answer, CliError> {
-    let receipt = read(app, file).await?;
+    let read = app.caller.read_input(file).await?;
+    if Evidence::is_text(&read) {
+        return evidence::verify(app, &read, authority);
+    }
+    let receipt = SignedReceipt::from_text(read.trim())?;
     let body = receipt.body();
     if let Some(expected) = authority.filter(|a| *a != body.authority) {
         return Err(CliError::OtherReceipt(format!("it is by {}, not by {expected}", body.authority)));
