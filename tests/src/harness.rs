@@ -89,6 +89,56 @@ impl NodeProcess {
         Self { data, child: Some(child), stdout: Some(stdout), address, flags }
     }
 
+    /// A node with a copy of this one's data, keys included, on a port of its own: one authority that can tell two stories.
+    /// This one should be stopped while the copy is made.
+    ///
+    /// # Panics
+    /// If the copy cannot be made.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        copy_into(self.dir(), dir.path());
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let twin = Self::launch(&[], Data::Own(dir), &flags);
+        assert_eq!(twin.address.authority, self.address.authority, "a twin has the same keys");
+        twin
+    }
+
+    /// A copy of the stopped node's store, as it is now.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn copy_store(&self) -> TempDir {
+        assert!(self.child.is_none(), "the copy of a running node's file is none");
+        let copy = tempfile::tempdir().expect("a temporary directory");
+        copy_into(&self.dir().join("store"), copy.path());
+        copy
+    }
+
+    /// Puts an older copy in the place of the stopped node's store, and says so to nobody.
+    ///
+    /// # Panics
+    /// If it cannot be done.
+    pub fn put_back(&self, copy: &TempDir) {
+        assert!(self.child.is_none(), "a running node keeps its store");
+        let store = self.dir().join("store");
+        std::fs::remove_dir_all(&store).expect("the store can be removed");
+        std::fs::create_dir(&store).expect("and made again");
+        copy_into(copy.path(), &store);
+    }
+
+    /// Has the node's program do something with its data besides serving; what it said.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("sync-node"));
+        let output = command.arg("--data").arg(self.dir()).args(arguments).output().expect("the program runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("it prints text")
+    }
+
     /// Where it listens, and who it is.
     #[must_use]
     pub fn address(&self) -> &NodeAddress {
@@ -179,6 +229,12 @@ fn command(program: &[&str], binary: PathBuf) -> Command {
     }
 }
 
+fn copy_into(from: &Path, to: &Path) {
+    let everything = from.join(".");
+    let status = Command::new("cp").arg("-a").arg(everything).arg(to).status().expect("cp runs");
+    assert!(status.success(), "{} is copied to {}", from.display(), to.display());
+}
+
 fn launch(
     program: &[&str],
     dir: &Path,
@@ -238,6 +294,15 @@ impl TestClient {
         let Self { dir, client } = self;
         client.close().await;
         dir
+    }
+
+    /// Opens the account in a directory, at another node of the same authority.
+    ///
+    /// # Panics
+    /// If it cannot be opened.
+    pub async fn open_at(dir: TempDir, node: &NodeAddress) -> Self {
+        let client = Client::open(config(dir.path()).node(node.clone())).await.expect("a client can be opened again");
+        Self { dir, client }
     }
 
     /// Opens the account in a directory, whatever process had it before.

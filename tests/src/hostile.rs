@@ -270,6 +270,30 @@ impl Hostile {
     }
 }
 
+impl Hostile {
+    /// The first `count` entries after `cursor`, in full.
+    pub async fn entries(&mut self, space: SpaceId, cursor: Seq, count: usize) -> Vec<RawRecord> {
+        self.tail(space, cursor).await.records(count).await
+    }
+
+    /// Pushes what somebody else has signed: a root goes with the change after it.
+    ///
+    /// # Panics
+    /// If the node does not take it.
+    pub async fn relay(&mut self, space: SpaceId, records: Vec<RawRecord>) {
+        let (mut root, mut items) = (None, Vec::new());
+        for record in records {
+            if record.kind == Kind::TreeRoot {
+                root = Some(record.into());
+            } else {
+                items.push(v1::PushItem { tag: 0, root: root.take(), record: Some(record.into()) });
+            }
+        }
+        let said = self.push(space, items).await.expect(HONEST_NODE);
+        assert!(said.iter().all(|said| *said == Said::Accepted), "{said:?}");
+    }
+}
+
 /// A subscription, as long as it lives.
 #[derive(Debug)]
 pub struct Tail {
@@ -278,6 +302,21 @@ pub struct Tail {
 }
 
 impl Tail {
+    async fn records(&mut self, count: usize) -> Vec<RawRecord> {
+        use v1::head_updates_response::Message;
+        let mut records = Vec::new();
+        while records.len() < count {
+            let frame = self.frames.message().await.expect(HONEST_NODE).expect("a tail goes on");
+            let Some(Message::Update(update)) = frame.message else { continue };
+            for entry in update.entries {
+                let Some(v1::log_entry::Entry::Record(record)) = entry.entry else { panic!("pushed by somebody else") };
+                records.push(RawRecord::try_from(record).expect(HONEST_NODE));
+            }
+        }
+        records.truncate(count);
+        records
+    }
+
     /// Takes what comes until the node refuses to go on: the entries, and why.
     ///
     /// # Panics

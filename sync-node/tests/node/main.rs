@@ -13,6 +13,7 @@ mod headsync;
 mod process;
 mod proof;
 mod push;
+mod repush;
 mod session;
 mod spaces;
 mod tail;
