@@ -284,7 +284,13 @@ impl Command {
             | Self::Completions { .. }
             | Self::ExitCodes => false,
             Self::Recover(Recover { node: None, .. })
-            | Self::Receipt(Receipt::Show { file: None })
+            | Self::Receipt(
+                Receipt::Show { file: None }
+                | Receipt::Accusations
+                | Receipt::Evidence { .. }
+                | Receipt::Compare { .. }
+                | Receipt::Dismiss { .. },
+            )
             | Self::Invite(_)
             | Self::Whoami
             | Self::Account(_)
@@ -316,6 +322,7 @@ impl Command {
             | Self::Sync(_)
             | Self::Events(_)
             | Self::Refused(_)
+            | Self::Lost(_)
             | Self::Dismiss(_)
             | Self::Tree(_)
             | Self::Import(_)

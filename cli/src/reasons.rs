@@ -168,6 +168,9 @@ mod tests {
             Code::Rewound => {
                 reason(code, space, "the node's log ends at 20 and agrees with ours up to 20; ours ends at 31")
             }
+            Code::RolledBack => reason(code, space, "the node was at 31, durably, and now says 20"),
+            Code::LostByNode => reason(code, space, "2 entries cannot stand in the log again"),
+            Code::Recovering => reason(code, space, "the node was restored and takes nothing new before 14:13"),
             Code::Forked => reason(code, space, "at seq 31 the node signed another log than it sent"),
             Code::Different => reason(code, space, "3 tree(s) differ"),
             Code::StoreFailed => reason(code, "local store", "the disk said EIO"),

@@ -61,7 +61,7 @@ pub(crate) async fn accusations(app: &App) -> Result<Answer, CliError> {
             "accusations": accusations.iter().map(accusation_json).collect::<Vec<_>>(),
         });
         if accusations.is_empty() {
-            app.out.note("the node was never accused of anything here");
+            app.out.note("the node was never accused of anything here").await;
             return Ok(Answer::new("", json));
         }
         let rows = accusations.iter().map(|a| {
@@ -163,7 +163,7 @@ fn list(app: &App, space: &Space, lost: &[LostEntry]) -> Answer {
         "lost": lost.iter().map(lost_json).collect::<Vec<_>>(),
     });
     if lost.is_empty() {
-        app.out.note("the node lost nothing for good");
+        app.out.note("the node lost nothing for good").await;
         return Answer::new("", json);
     }
     let rows = lost.iter().map(|e| vec![e.id.to_string(), e.what(), format!("{}: {}", e.code, e.message)]);
