@@ -10,4 +10,5 @@ pub mod process;
 pub mod relay;
 pub mod rules;
 pub mod script;
+pub mod spoil;
 pub mod wire;

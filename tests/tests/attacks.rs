@@ -1,7 +1,7 @@
 //! Attacks that were thought of, each against an honest node and, where a node could let it through, against honest clients of a
 //! node that lies.
 
-use client_sdk::{Code, NotSyncedCode, ObjectType, ReasonCode, Role, Space, SyncState, TreeId, Who, WriteRule};
+use client_sdk::{Code, NotSyncedCode, ObjectType, Reason, ReasonCode, Role, Space, SyncState, TreeId, Who, WriteRule};
 use serde_json::json;
 use sync_core::acl::AclReject;
 use sync_core::ids::{ChangeId, Seq};
@@ -90,8 +90,9 @@ async fn accused(space: &Space, entries: usize) -> Outcome {
     until(space, || Ok((space.status()?.quarantined == entries).then_some(()))).await?;
     let status = space.status()?;
     assert_eq!(status.state, SyncState::Attention);
-    let named = space.explain()?.into_iter().filter(|r| r.code == ReasonCode::Quarantined).count();
-    assert_eq!(named, entries, "{:?}", space.explain()?);
+    let reasons = space.explain()?;
+    let named = Reason::find(&reasons, ReasonCode::Quarantined).map(|r| r.count);
+    assert_eq!(named, Some(entries as u64), "{reasons:?}");
     let failed = space.await_synced().await.expect_err("the node is at fault");
     assert_eq!(failed.code, NotSyncedCode::NodeFault, "{failed:?}");
     assert_eq!(failed.residue.iter().filter(|r| r.code == ReasonCode::Quarantined).count(), entries, "{failed:?}");

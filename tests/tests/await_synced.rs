@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use client_sdk::{NotSynced, NotSyncedCode, ReasonCode, Role, Space, SyncState};
+use client_sdk::{NotSynced, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
 use sync_tests::relay::{Fate, Relay, entries};
@@ -21,7 +21,7 @@ fn no<T: std::fmt::Debug>(result: Result<T, NotSynced>) -> Outcome<NotSynced> {
 }
 
 fn named(no: &NotSynced, code: ReasonCode) -> Outcome<String> {
-    let found = no.residue.iter().find(|reason| reason.code == code);
+    let found = Reason::find(&no.residue, code);
     Ok(found.ok_or_else(|| format!("{code:?} is not among {:?}", no.residue))?.detail.clone())
 }
 

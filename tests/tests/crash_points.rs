@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use client_sdk::{InviteOptions, ReasonCode, Role, Space, WriteState};
+use client_sdk::{InviteOptions, Reason, ReasonCode, Role, Space, WriteState};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, agree, join, until};
 use sync_tests::machine::{self, Tampering};
@@ -149,7 +149,7 @@ async fn s27_node_killed_at_every_point_of_a_push() -> Outcome {
             batch.extend(joined.objects().put("item", &id, json!({ "n": i })).await?);
         }
         node = reborn(node, doom).await?;
-        let offline = || Ok(joined.explain()?.iter().any(|r| r.code == ReasonCode::NoNode).then_some(()));
+        let offline = || Ok(Reason::find(&joined.explain()?, ReasonCode::NoNode).is_some().then_some(()));
         until(&joined, offline).await?;
         let said: Vec<_> = batch.iter().map(|write| joined.write_state(*write)).collect::<Result<_, _>>()?;
         // The admin asks first: what it finds came from the node's disk.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use client_sdk::{Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, ReasonCode, Role, Space, SpaceId};
+use client_sdk::{
+    Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, Reason, ReasonCode, Role, Space, SpaceId,
+};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, config, object, seen, until};
 use tempfile::TempDir;
@@ -137,7 +139,7 @@ async fn knows(client: &Client, expected: &[&TestClient]) -> Outcome {
 /// Waits until the client says that the node refuses this very device.
 async fn is_refused(client: &Client, space: &Space) -> Outcome {
     until(space, || {
-        let refused = space.explain()?.iter().any(|r| r.code == ReasonCode::SessionRefused);
+        let refused = Reason::find(&space.explain()?, ReasonCode::SessionRefused).is_some();
         Ok((refused && client.is_revoked()).then_some(()))
     })
     .await

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use client_sdk::{
-    AclError, Client, NotSyncedCode, ReasonCode, Role, Space, SyncState, WriteError, WriteId, WriteState,
+    AclError, Client, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, WriteError, WriteId, WriteState,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -52,7 +52,7 @@ fn ids(space: &Space) -> Outcome<BTreeSet<String>> {
 }
 
 fn has(space: &Space, code: ReasonCode) -> Outcome<Option<String>> {
-    Ok(space.explain()?.into_iter().find(|r| r.code == code).map(|r| r.detail))
+    Ok(Reason::find(&space.explain()?, code).map(|r| r.detail.clone()))
 }
 
 // ---- full -------------------------------------------------------------------------------------------------------------

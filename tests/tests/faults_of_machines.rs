@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use client_sdk::{ReasonCode, Role, Space, SyncState, WriteId, WriteState};
+use client_sdk::{Reason, ReasonCode, Role, Space, SyncState, WriteId, WriteState};
 use serde_json::json;
 use sync_core::limits::HEARTBEAT_INTERVAL;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, until};
@@ -208,7 +208,7 @@ async fn pulled(number: u8, pull: fn(&Cable) -> Outcome) -> Outcome {
     eprintln!("cable {number}: noticed after {took:?}");
     assert!(took < HEARTBEAT_INTERVAL * 3 + Duration::from_secs(2), "{took:?}");
     assert!(took > HEARTBEAT_INTERVAL, "that was no silence: {took:?}");
-    assert!(space.explain()?.iter().any(|r| r.code == ReasonCode::NoNode));
+    assert!(Reason::find(&space.explain()?, ReasonCode::NoNode).is_some());
     assert!(matches!(space.write_state(write)?, Some(WriteState::Pending { .. })));
     cable.mend()?;
     admin.reconnect();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client_sdk::{
-    InviteOptions, JoinError, NotSynced, NotSyncedCode, ReadError, ReasonCode, Role, Space, SyncState, WriteId,
+    InviteOptions, JoinError, NotSynced, NotSyncedCode, ReadError, Reason, ReasonCode, Role, Space, SyncState, WriteId,
     WriteState,
 };
 use serde_json::json;
@@ -75,7 +75,7 @@ impl Cabled {
         let noticed = began.elapsed();
         let status = self.space.status()?;
         assert_eq!(status.fresh_ms, None);
-        assert!(status.reasons.iter().any(|r| r.code == ReasonCode::NoNode), "{:?}", status.reasons);
+        assert!(Reason::find(&status.reasons, ReasonCode::NoNode).is_some(), "{:?}", status.reasons);
         Ok(Silence { noticed, own })
     }
 }
@@ -127,9 +127,8 @@ async fn s28_back_on_line_without_anybody_asking() -> Outcome {
     let away = cabled(&node, &space, "Away").await?;
     away.wire.set(Flow::Swallow, Flow::Swallow);
     away.wire.cut();
-    let reason = |code| move |r: &client_sdk::Reason| (r.code == code).then_some(r.attempts);
     let attempts = until(&away.space, || {
-        let tried = away.space.explain()?.iter().find_map(reason(ReasonCode::NoNode));
+        let tried = Reason::find(&away.space.explain()?, ReasonCode::NoNode).map(|r| r.attempts);
         Ok(tried.filter(|attempts| *attempts >= 2))
     });
     let writes = async {

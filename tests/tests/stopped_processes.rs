@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use client_sdk::{NotSyncedCode, ReasonCode, Role, Space, SyncState, WriteState};
+use client_sdk::{NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, WriteState};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sync_core::limits::{DRAIN_TIMEOUT, HEARTBEAT_INTERVAL};
@@ -102,7 +102,7 @@ async fn a_stopped_node_is_no_node() -> Outcome {
     assert_eq!(status.fresh_ms, None);
     let no = joined.await_synced_within(A_MOMENT).await.expect_err("there is no node");
     assert_eq!(no.code, NotSyncedCode::NoNode);
-    assert!(no.residue.iter().any(|r| r.code == ReasonCode::NoNode), "{no:?}");
+    assert!(Reason::find(&no.residue, ReasonCode::NoNode).is_some(), "{no:?}");
 
     node.signal(Signal::SIGCONT);
     admin.reconnect();

@@ -200,24 +200,13 @@ type Said = tokio::sync::mpsc::Sender<(Option<String>, SpaceStatus)>;
 
 /// Sends the status whenever something else than the clock moved in it.
 async fn follow(space: &Space, say: &Said) -> Result<(), CliError> {
-    let mut since = 0;
-    let mut last = Value::Null;
-    loop {
-        let status = space.status()?;
-        let mut shape = json!(status);
-        shape["fresh_ms"] = Value::Null;
-        shape["confirmed"] = Value::Null;
-        if let Some(reasons) = shape["reasons"].as_array_mut() {
-            reasons.iter_mut().for_each(|r| r["next_retry_ms"] = Value::Null);
+    let mut statuses = space.status_stream();
+    while let Some(status) = statuses.next().await? {
+        if say.send((space.name()?, status)).await.is_err() {
+            return Ok(());
         }
-        if shape != last {
-            last = shape;
-            if say.send((space.name()?, status)).await.is_err() {
-                return Ok(());
-            }
-        }
-        space.status_changed(&mut since).await;
     }
+    Ok(())
 }
 
 pub(crate) async fn why(app: &App, args: Why) -> Result<Answer, CliError> {

@@ -1,0 +1,272 @@
+//! The engine of a space: what failed is tried again for as long as it takes, what is bad holds up nothing else, and what
+//! somebody waits for comes first.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use client_sdk::{
+    Client, InviteOptions, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId,
+};
+use serde_json::json;
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+use sync_tests::relay::{Calls, Fate, Relay, entries};
+use sync_tests::spoil::{mend, spoil};
+
+/// What must not succeed is given this long.
+const A_MOMENT: Duration = Duration::from_millis(700);
+
+async fn put_items(space: &Space, count: usize) -> Outcome {
+    let fields = |n: usize| json!({ "n": n }).as_object().cloned().unwrap_or_default();
+    let new = |n: usize| NewObject { object_type: "item".to_owned(), id: n.to_string(), fields: fields(n) };
+    space.objects().put_many((0..count).map(new).collect()).await?;
+    space.await_synced().await?;
+    Ok(())
+}
+
+fn tree_of(space: &Space, id: usize) -> Outcome<TreeId> {
+    Ok(space.objects().tree_id("item", &id.to_string())?)
+}
+
+/// S17: the node is not available, again and again, for one tree: attempts and next retry are visible, and success clears them.
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 3).await?;
+    let tree = tree_of(&space, 1)?;
+    let lost = spoil(&mut node, space.id(), &[tree]).await;
+    node.restart();
+    admin.reconnect();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = refused.clone();
+    relay.calls(move |name| match name {
+        "Fetch" => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Calls::Refuse
+        }
+        _ => Calls::Forward,
+    });
+    let joined = join(&space, &member, Role::Writer).await?;
+    let failing = || {
+        let reasons = joined.explain()?;
+        let missing = Reason::find(&reasons, ReasonCode::ContentMissing);
+        let fetching = missing.and_then(|r| Reason::find(&r.causes, ReasonCode::Fetching));
+        Ok(fetching.filter(|r| r.attempts >= 2 && r.next_retry_ms.is_some()).cloned())
+    };
+    let fetching = until(&joined, failing).await?;
+    assert!(fetching.since_ms.is_some(), "{fetching:?}");
+    let status = joined.status()?;
+    assert_eq!((status.missing, status.wanted, status.failing, status.state), (1, 1, 1, SyncState::Attention));
+    assert_eq!(joined.objects().list("item")?.len(), 2, "its neighbours are here");
+
+    // It passes at the node: as long as nobody answered that it is not there, it may come.
+    let no = joined.await_synced_within(A_MOMENT).await.expect_err("one is missing");
+    assert_eq!(no.code, NotSyncedCode::DeadlineExceeded, "{no:?}");
+    assert!(Reason::find(&no.residue, ReasonCode::ContentMissing).is_some(), "{no:?}");
+    mend(&mut node, space.id(), lost).await;
+    node.restart();
+    relay.heal();
+    admin.reconnect();
+    member.reconnect();
+    joined.await_synced_within(PATIENCE).await?;
+    assert_eq!(object(&joined, "item", "1")?.fields["n"], 1);
+    let status = joined.status()?;
+    assert_eq!((status.missing, status.wanted, status.failing), (0, 0, 0));
+    assert_eq!(joined.explain()?, []);
+    assert!(refused.load(Ordering::SeqCst) >= 2);
+    Ok(())
+}
+
+/// S18: one poison tree among 500: the others are ready, and the await fails early, naming it and why.
+#[tokio::test(flavor = "multi_thread")]
+async fn s18_one_poison_tree_among_500() -> Outcome {
+    let mut node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 500).await?;
+    let tree = tree_of(&space, 77)?;
+    let lost = spoil(&mut node, space.id(), &[tree]).await;
+    node.restart();
+    admin.reconnect();
+    let joined = join(&space, &member, Role::Reader).await?;
+    let begun = std::time::Instant::now();
+    let no = joined.await_synced_within(PATIENCE).await.expect_err("one is poison");
+    assert!(begun.elapsed() < PATIENCE / 2, "it failed early");
+    assert_eq!(no.code, NotSyncedCode::NodeFault, "{no:?}");
+    assert_eq!(no.residue.len(), 1, "{no:?}");
+    assert_eq!(no.residue[0].code, ReasonCode::ContentMissing);
+    assert!(no.residue[0].scope.contains(&tree.short()), "it is named: {no:?}");
+    assert_eq!(joined.objects().list("item")?.len(), 499);
+    let why = joined.explain_tree(tree)?;
+    assert!(Reason::find(&why, ReasonCode::ContentMissing).is_some(), "{why:?}");
+    assert!(Reason::find(&why, ReasonCode::Fetching).is_some_and(|r| r.attempts > 0), "{why:?}");
+    assert_eq!(joined.explain_tree(tree_of(&space, 78)?)?, [], "another tree is well");
+
+    // The operator has a copy: it comes by itself.
+    mend(&mut node, space.id(), lost).await;
+    node.restart();
+    admin.reconnect();
+    member.reconnect();
+    until(&joined, || Ok((joined.status()?.missing == 0).then_some(()))).await?;
+    joined.await_synced_within(PATIENCE).await?;
+    assert_eq!(object(&joined, "item", "77")?.fields["n"], 77);
+    Ok(())
+}
+
+/// S19: the stream is cut at 60 %: it goes on where it stopped, and nothing comes twice but what was on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn s19_a_stream_that_is_cut_goes_on_where_it_stopped() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Arc::new(Relay::start(node.address()).await);
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    // Several messages' worth.
+    let text = "x".repeat(20_000);
+    for n in 0..100 {
+        space.objects().put("item", &n.to_string(), json!({ "n": n, "text": text })).await?;
+    }
+    let total = usize::try_from(space.await_synced().await?.receipt.body().seq.0)?;
+    let (came, cut_at) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let invite = space.invite(InviteOptions { role: Role::Reader, ..InviteOptions::open() }).await?;
+    let (counted, noted) = (came.clone(), cut_at.clone());
+    let cutter = Arc::downgrade(&relay);
+    relay.frames(move |frame| {
+        let came = counted.fetch_add(entries(frame), Ordering::SeqCst) + entries(frame);
+        if came >= total * 6 / 10 && noted.swap(came.max(1), Ordering::SeqCst) == 0 {
+            // From another task: the rules are held here.
+            let cutter = cutter.clone();
+            tokio::spawn(async move { cutter.upgrade().inspect(|relay| relay.cut()) });
+        }
+        Fate::Pass
+    });
+    let joining = member.join(&invite.token).await?;
+    let joined = joining.ready(PATIENCE).await?.remove(0);
+    joined.await_synced_within(PATIENCE).await?;
+    assert!(cut_at.load(Ordering::SeqCst) > 0, "it was cut");
+    assert_eq!(joined.objects().list("item")?.len(), 100, "no gap");
+    let came = came.load(Ordering::SeqCst);
+    assert!(came < total * 16 / 10, "{came} entries came of {total}: it began anew");
+    Ok(())
+}
+
+/// S47: stopped with three pending pushes and two failing trees, started again without a node: the status shows the same five.
+#[tokio::test(flavor = "multi_thread")]
+async fn s47_what_waits_and_what_fails_survives_a_restart() -> Outcome {
+    let mut node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 6).await?;
+    let trees = [tree_of(&space, 2)?, tree_of(&space, 4)?];
+    let _lost = spoil(&mut node, space.id(), &trees).await;
+    node.restart();
+    admin.reconnect();
+    let joined = join(&space, &member, Role::Writer).await?;
+    until(&joined, || Ok((joined.status()?.failing == 2).then_some(()))).await?;
+    node.kill();
+    until(&joined, || Ok((joined.status()?.fresh_ms.is_none()).then_some(()))).await?;
+    for n in 10..13 {
+        joined.objects().put("item", &n.to_string(), json!({ "n": n })).await?;
+    }
+    let five = |space: &Space| -> Outcome<_> {
+        let status = space.status()?;
+        let reasons = space.explain()?;
+        let pending = Reason::find(&reasons, ReasonCode::Pending).ok_or("three are pending")?;
+        let missing = Reason::find(&reasons, ReasonCode::ContentMissing).ok_or("two are missing")?;
+        let fetching = Reason::find(&missing.causes, ReasonCode::Fetching).ok_or("two are fetched")?;
+        assert!(fetching.attempts > 0, "{fetching:?}");
+        let scopes = |reason: &Reason| reason.examples.iter().map(|e| e.scope.clone()).collect::<Vec<_>>();
+        assert_eq!((status.pending, status.missing, status.failing), (3, 2, 2));
+        Ok((scopes(pending), scopes(missing), scopes(fetching), fetching.since_ms))
+    };
+    let before = five(&joined)?;
+    assert_eq!((before.0.len(), before.1.len(), before.2.len()), (3, 2, 2));
+    let id = joined.id();
+    drop(joined);
+    let member = member.reopen().await;
+    let again = five(&member.space(id)?)?;
+    assert_eq!(before, again);
+    Ok(())
+}
+
+async fn join_of(client: &Client) -> Outcome<Vec<JoinInfo>> {
+    Ok(client.joins()?)
+}
+
+/// What a joiner is meant to see is read before the rest of the log is here, over a restart, too; it is never called synced,
+/// and becomes ordinary when the tail passes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_seen_first_is_read_ahead_of_the_tail() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 300).await?;
+    space.objects().put("profile", &member.own(), json!({ "name": "v1" })).await?;
+    space.objects().put("profile", &member.own(), json!({ "name": "v2" })).await?;
+    space.await_synced().await?;
+    let tree = space.objects().tree_id("profile", &member.own())?;
+    let options = InviteOptions { role: Role::Writer, must_see: vec![tree], ..InviteOptions::open() };
+    let invite = space.invite(options).await?;
+    relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
+    let joining = member.join(&invite.token).await?;
+    let early = joining.readable(PATIENCE).await?.remove(0);
+    assert_eq!(object(&early, "profile", &member.own())?.fields["name"], "v2");
+    assert_eq!(early.objects().list("profile")?.len(), 1);
+    let status = early.tree_status(tree)?;
+    assert!(status.ahead && !status.logged && status.heads.is_empty(), "{status:?}");
+    let no = early.await_synced_within(A_MOMENT).await.expect_err("the log is not here");
+    assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
+    assert!(joining.ready(A_MOMENT).await.is_err(), "not ready for writing");
+    assert_eq!(join_of(&member).await?.len(), 1, "the join goes on");
+
+    // What was read ahead is durable.
+    let id = early.id();
+    drop((early, joining));
+    let member = member.reopen().await;
+    let early = member.space(id)?;
+    assert_eq!(object(&early, "profile", &member.own())?.fields["name"], "v2");
+    relay.heal();
+    early.await_synced_within(PATIENCE).await?;
+    let status = early.tree_status(tree)?;
+    assert!(!status.ahead && status.logged, "{status:?}");
+    assert_eq!(object(&early, "profile", &member.own())?.fields["name"], "v2");
+    assert_eq!(early.objects().list("item")?.len(), 300);
+    early.objects().put("item", "mine", json!({ "n": 1 })).await?;
+    early.await_synced_within(PATIENCE).await?;
+    assert_eq!(early.explain()?, []);
+    Ok(())
+}
+
+/// What a reader waits for is fetched first, wherever the tail is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_waited_for_comes_before_the_tail() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    joined.await_synced().await?;
+    relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
+    put_items(&space, 50).await?;
+    // The node's word that there is more comes with its heartbeats; here with an await that does not succeed.
+    let no = joined.await_synced_within(A_MOMENT).await.expect_err("the tail is held");
+    assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
+    let found = joined.await_object("item", "33", PATIENCE).await?;
+    assert_eq!(found.fields["n"], 33);
+    assert_eq!(joined.objects().list("item")?.len(), 1, "only that one");
+    let no = joined.await_synced_within(A_MOMENT).await.expect_err("the tail is held");
+    assert_eq!(no.code, NotSyncedCode::DeadlineExceeded, "{no:?}");
+    relay.heal();
+    joined.await_synced_within(PATIENCE).await?;
+    assert_eq!(joined.objects().list("item")?.len(), 50);
+    Ok(())
+}
