@@ -462,12 +462,15 @@ impl SpaceInner {
     /// stays, and the node still stands behind it.
     async fn is_fresh(&self, asked: Moment, how: &Await) -> Result<(), NotSynced> {
         let age = |since: Moment| self.shared.host.now().0.saturating_sub(since.0);
+        let is_old = |age: Duration| age > how.fresh_within;
         let mut asked = asked;
-        while age(asked) > how.fresh_within && self.shared.fresh_age().is_none_or(|age| age > how.fresh_within) {
-            asked = self.certified().await?.asked;
-            if how.fresh_within.is_zero() {
-                break;
+        while is_old(age(asked)) && self.shared.fresh_age().is_none_or(is_old) {
+            let again = self.certified().await?.asked;
+            if is_old(age(again)) {
+                // The way there and back takes longer than that.
+                tokio::time::sleep(limits::RETRY_FIRST).await;
             }
+            asked = again;
         }
         Ok(())
     }
@@ -850,7 +853,7 @@ impl SpaceInner {
         object_type: &str,
         id: &str,
     ) -> Result<bool, NotSynced> {
-        if self.announced() >= self.node_seq() {
+        if self.node_seq().0.saturating_sub(self.announced().0) < limits::AHEAD_BEHIND_MIN {
             return Ok(false);
         }
         match objects.tree_id(object_type, id) {

@@ -107,6 +107,8 @@ pub const WAITS_MAX: usize = 1000;
 pub const SYNC_WINDOW_MAX: usize = 256;
 /// Entries of a tree that are read ahead of the tail; a larger tree waits for it.
 pub const AHEAD_ENTRIES_MAX: usize = 4096;
+/// Entries that the log here must lack before a tree is fetched ahead of the tail by itself: fewer come as fast.
+pub const AHEAD_BEHIND_MIN: u64 = 256;
 /// Trees that are fetched from one peer at a time.
 pub const FETCHES_MAX: u32 = 10;
 

@@ -256,7 +256,7 @@ async fn an_object_that_is_waited_for_comes_before_the_tail() -> Outcome {
     let joined = join(&space, &member, Role::Writer).await?;
     joined.await_synced().await?;
     relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
-    put_items(&space, 50).await?;
+    put_items(&space, 200).await?;
     // The node's word that there is more comes with its heartbeats; here with an await that does not succeed.
     let no = joined.await_synced_within(A_MOMENT).await.expect_err("the tail is held");
     assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
@@ -267,6 +267,6 @@ async fn an_object_that_is_waited_for_comes_before_the_tail() -> Outcome {
     assert_eq!(no.code, NotSyncedCode::DeadlineExceeded, "{no:?}");
     relay.heal();
     joined.await_synced_within(PATIENCE).await?;
-    assert_eq!(joined.objects().list("item")?.len(), 50);
+    assert_eq!(joined.objects().list("item")?.len(), 200);
     Ok(())
 }

@@ -154,10 +154,8 @@ async fn a_write_that_is_logged_and_not_certified_says_so() -> Outcome {
             update.durable_seq = 0;
         }
     });
-    relay.frames(|frame| match frame {
-        Message::Durable(_) | Message::Heartbeat(_) => Fate::Drop,
-        _ => Fate::Pass,
-    });
+    let of_the_disk = |frame: &_| matches!(frame, Message::Durable(_) | Message::Heartbeat(_));
+    relay.frames(move |frame| if of_the_disk(frame) { Fate::Drop } else { Fate::Pass });
     relay.calls(|name| if name == "Certify" { Calls::Refuse } else { Calls::Forward });
     let write = space.objects().put("item", "milk", json!({ "n": 1 })).await?.ok_or("a write")?;
     let received = space.await_write(write, &Await::default().level(Level::Received)).await?;
@@ -413,7 +411,7 @@ async fn an_await_without_progress_stalls_before_its_deadline() -> Outcome {
     assert_eq!(no.code, NotSyncedCode::Stalled, "{no:?}");
     assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
     relay.heal();
-    joined.await_synced_with(&how).await?;
+    joined.await_synced().await?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 mod backup;
 mod client;
+mod engine;
 mod log;
 mod memory;
 mod open;
