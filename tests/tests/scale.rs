@@ -1,0 +1,148 @@
+//! Much of everything: one long tree, many trees, readers while it streams. Memory is bounded; how long it takes is printed, and
+//! judged by the benchmarks.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use client_sdk::{ChangeCursor, NewObject, NewTree, Place, Role, Space, TreeId, TreeStep, TreeWrite, WriteRule};
+use serde_json::json;
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join};
+
+const CHANGE_BYTES: usize = 2 << 10;
+const CHUNK: usize = 1_000;
+
+/// `HEADWATER_LONG_TREE=100000` makes it as long as S79 says.
+fn long_tree_changes() -> usize {
+    std::env::var("HEADWATER_LONG_TREE").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000)
+}
+
+/// Resident memory of this process, bytes.
+fn resident() -> Outcome<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: usize = statm.split_whitespace().nth(1).ok_or("statm has seven numbers")?.parse()?;
+    Ok(pages * 4096)
+}
+
+/// S79: one long tree is told page by page, from the beginning and from the middle, and its reader holds no content.
+#[tokio::test(flavor = "multi_thread")]
+async fn s79_a_long_tree_is_told_in_bounded_memory() -> Outcome {
+    let count = long_tree_changes();
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Long").await?;
+    let joined = join(&space, &member, Role::Reader).await?;
+    let started = Instant::now();
+    let tree = write_long(&space, count).await?;
+    space.await_synced_within(PATIENCE).await?;
+    joined.await_synced_within(PATIENCE * 10).await?;
+    eprintln!("written and synced: {count} changes in {:?}", started.elapsed());
+
+    let followed = joined.tree(tree)?.ok_or("synced")?;
+    let before = resident()?;
+    let started = Instant::now();
+    let (mut feed, mut told, mut middle, mut most) = (followed.feed(), 0, ChangeCursor::START, 0);
+    while let Some(step) = feed.next_now()? {
+        match step.step {
+            TreeStep::Replay(_) => assert_eq!(told, 0, "from the beginning, once"),
+            TreeStep::Change { change, place, .. } => {
+                assert_eq!(place, Place::Append, "in the order of the tree");
+                let (_, payload) = change.content.ok_or("a member reads it")?;
+                assert!(payload.starts_with(format!("{told}:").as_bytes()), "{told}");
+                told += 1;
+            }
+            other => return Err(format!("{other:?}").into()),
+        }
+        if told == count / 2 {
+            middle = step.cursor;
+        }
+        if told % 1_000 == 0 {
+            most = most.max(resident()?.saturating_sub(before));
+        }
+    }
+    eprintln!("told in {:?}; {} KiB more memory at most", started.elapsed(), most >> 10);
+    assert_eq!(told, count);
+    assert!(most < 32 << 20, "{} KiB for {} KiB of content", most >> 10, (count * CHANGE_BYTES) >> 10);
+
+    // From the middle of the replay, in a feed of its own; and then what comes.
+    let mut resumed = followed.changes_from(middle.to_string().parse()?);
+    let mut rest = 0;
+    while resumed.next_now()?.is_some() {
+        rest += 1;
+    }
+    assert_eq!(rest, count - count / 2);
+    let last = vec![TreeWrite { parents: None, payload: "last".into() }];
+    space.append(tree, "line".to_owned(), last).await?;
+    let step = tokio::time::timeout(PATIENCE, resumed.next()).await??.ok_or("the client is open")?.step;
+    assert!(matches!(step, TreeStep::Change { place: Place::Append, .. }), "{step:?}");
+    Ok(())
+}
+
+async fn write_long(space: &Space, count: usize) -> Outcome<TreeId> {
+    let line = |n: usize| {
+        let mut payload = format!("{n}:").into_bytes();
+        payload.resize(CHANGE_BYTES, b'.');
+        TreeWrite { parents: None, payload: payload.into() }
+    };
+    let new = NewTree { data_type: "line".to_owned(), write_rule: WriteRule::WRITERS };
+    let made = space.create_tree(new, vec![line(0)]).await?;
+    let mut at = 1;
+    while at < count {
+        let until = (at + CHUNK).min(count);
+        let written = space.append(made.tree, "line".to_owned(), (at..until).map(line).collect()).await?;
+        // No more than a chunk waits here at a time.
+        space.await_durable_within(*written.writes.last().ok_or("a chunk has writes")?, PATIENCE).await?;
+        at = until;
+    }
+    Ok(made.tree)
+}
+
+/// S09: whoever reads while much streams in sees no object go back, none half-written, and hears how fresh it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
+    const OBJECTS: usize = 200;
+    const ROUNDS: u64 = 10;
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Stream").await?;
+    let joined = join(&space, &member, Role::Reader).await?;
+    let writer = tokio::spawn(async move {
+        for round in 1..=ROUNDS {
+            let row = |n: usize| NewObject {
+                object_type: "row".to_owned(),
+                id: n.to_string(),
+                fields: json!({ "a": round, "b": round, "c": round }).as_object().cloned().unwrap_or_default(),
+            };
+            for chunk in (0..OBJECTS).collect::<Vec<_>>().chunks(20) {
+                space.objects().put_many(chunk.iter().copied().map(row).collect()).await?;
+            }
+        }
+        space.await_synced_within(PATIENCE).await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+    });
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    let mut reads = 0;
+    let started = Instant::now();
+    while seen.len() < OBJECTS || seen.values().any(|round| *round < ROUNDS) {
+        assert!(started.elapsed() < PATIENCE * 2, "after {reads} reads: {seen:?}");
+        let listed = joined.objects().list("row")?;
+        assert!(listed.len() >= seen.len(), "an object went away");
+        for object in listed {
+            // By two ways, the second later: neither shows less than was seen.
+            let again = joined.objects().get("row", &object.id)?.ok_or("it was listed")?;
+            for shown in [&object, &again] {
+                let round = shown.fields["a"].as_u64().ok_or("a number")?;
+                assert!(shown.fields["b"] == round && shown.fields["c"] == round, "torn: {shown:?}");
+                let before = seen.insert(shown.id.clone(), round).unwrap_or_default();
+                assert!(round >= before, "{} went from {before} back to {round}", shown.id);
+            }
+        }
+        assert!(joined.fresh_within().is_some(), "the node is there, and was heard");
+        reads += 1;
+        tokio::task::yield_now().await;
+    }
+    writer.await??;
+    eprintln!("{reads} lists");
+    Ok(())
+}
