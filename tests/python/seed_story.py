@@ -23,7 +23,7 @@ ROUNDED = 9007199254740993
 
 def synced(stub, pb, space):
     """Awaits until the node and this side are proven equal; returns the receipt."""
-    steps = list(stub.AwaitSynced(pb.AwaitSyncedRequest(space=space, timeout_ms=PATIENCE_MS), timeout=PATIENCE))
+    steps = list(stub.AwaitSynced(pb.AwaitSyncedRequest(space=space, patience=pb.Patience(timeout_ms=PATIENCE_MS)), timeout=PATIENCE))
     last = steps[-1]
     assert last.WhichOneof("step") == "synced", last
     assert all(step.WhichOneof("step") == "progress" for step in steps[:-1]), "progress, then exactly one answer"
@@ -98,13 +98,14 @@ def story(pb, admin, member):
 
     # An object that nobody has written yet is waited for, and comes.
     waiting = member.AwaitObject(
-        pb.AwaitObjectRequest(space=space, type="note", id="hi", timeout_ms=PATIENCE_MS), timeout=PATIENCE
+        pb.AwaitObjectRequest(space=space, type="note", id="hi", patience=pb.Patience(timeout_ms=PATIENCE_MS)),
+        timeout=PATIENCE,
     )
     write = put(admin, pb, space, "note", "hi", text="Hello").write
     durable = list(admin.AwaitDurable(pb.AwaitDurableRequest(space=space, write=write), timeout=PATIENCE))[-1]
-    assert durable.WhichOneof("step") == "durable", durable
+    assert durable.settled.receipt.durable, durable
     assert fields(list(waiting)[-1].object) == {"text": "Hello"}
-    never = pb.AwaitObjectRequest(space=space, type="note", id="never", timeout_ms=200)
+    never = pb.AwaitObjectRequest(space=space, type="note", id="never", patience=pb.Patience(timeout_ms=200))
     failed = list(member.AwaitObject(never, timeout=PATIENCE))[-1].failed
     assert failed.code == "DEADLINE_EXCEEDED" and failed.residue, failed
 

@@ -71,7 +71,8 @@ async fn what_the_sdk_does_is_done_over_the_socket() -> Outcome {
     assert_eq!((inexact.code(), detail(&inexact).code.as_str()), (Code::InvalidArgument, "INEXACT_NUMBER"));
 
     // Progress, then exactly one answer, with a receipt that anybody can judge.
-    let await_synced = pb::AwaitSyncedRequest { space: space.space.clone(), timeout_ms: Some(60_000) };
+    let await_synced =
+        pb::AwaitSyncedRequest { space: space.space.clone(), patience: patience(60_000), ..Default::default() };
     let mut steps = rpc.await_synced(await_synced).await?.into_inner();
     let mut last = None;
     while let Some(step) = steps.message().await? {
@@ -96,7 +97,7 @@ async fn what_the_sdk_does_is_done_over_the_socket() -> Outcome {
         changes: vec![change("one"), change("two"), change("three")],
     };
     let tree = rpc.create_tree(create).await?.into_inner();
-    let wait = pb::AwaitDurableRequest { space: space.space.clone(), write: tree.writes[2], timeout_ms: None };
+    let wait = pb::AwaitDurableRequest { space: space.space.clone(), write: tree.writes[2], ..Default::default() };
     let mut steps = rpc.await_durable(wait).await?.into_inner();
     while steps.message().await?.is_some() {}
     let (mut read, mut after_seq) = (Vec::new(), 0);
@@ -126,6 +127,10 @@ async fn what_the_sdk_does_is_done_over_the_socket() -> Outcome {
     );
     assert!(local::connect(ada.dir.path()).await?.is_none());
     Ok(())
+}
+
+fn patience(timeout_ms: u64) -> Option<pb::Patience> {
+    Some(pb::Patience { timeout_ms: Some(timeout_ms), stall_ms: None })
 }
 
 fn get(space: &str, object_type: &str, id: &str) -> pb::GetObjectRequest {
@@ -177,7 +182,7 @@ async fn a_connection_has_so_many_awaits_and_no_more() -> Outcome {
         space: space.clone(),
         r#type: "note".to_owned(),
         id: "never".to_owned(),
-        timeout_ms: Some(0),
+        patience: patience(0),
     };
     let mut waiting = Vec::new();
     for _ in 0..MAX {

@@ -13,6 +13,8 @@ use sync_proto::client_v1 as pb;
 use crate::acl::{AclChange, InviteOptions};
 use crate::objects::{NewObject, Update};
 use crate::space::{ParentRef, TreeWrite};
+use crate::status::ReasonCode;
+use crate::synced::{Await, Level};
 
 /// Why a request is none.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,8 @@ pub(super) enum BadRequest {
     Unknown { field: &'static str, value: i32 },
     #[error("{field} has {actual} elements; the limit is {max}")]
     TooMany { field: &'static str, actual: usize, max: usize },
+    #[error("code is none of the reasons in docs/errors.md")]
+    ReasonCode,
     #[error("cursor is neither \"start\" nor \"now\" nor one that this feed gave")]
     Cursor,
     #[error("page_token is not one that this list gave")]
@@ -45,6 +49,7 @@ impl BadRequest {
             | Self::NotAnObject { field }
             | Self::Unknown { field, .. }
             | Self::TooMany { field, .. } => field,
+            Self::ReasonCode => "code",
             Self::Cursor => "cursor",
             Self::PageToken => "page_token",
         }
@@ -69,7 +74,7 @@ pub(super) fn space(text: &str) -> Result<SpaceId> {
     id("space", text)
 }
 
-fn ids<T: FromStr<Err = IdError>>(field: &'static str, texts: &[String]) -> Result<Vec<T>> {
+pub(super) fn ids<T: FromStr<Err = IdError>>(field: &'static str, texts: &[String]) -> Result<Vec<T>> {
     at_most(field, texts, limits::IDS_PER_REQUEST_MAX)?;
     texts.iter().map(|text| id(field, text)).collect()
 }
@@ -113,13 +118,36 @@ pub(super) fn update(ops: Vec<pb::Op>) -> Result<Update> {
     Ok(update)
 }
 
-/// How long a call waits: as said, as usual where nothing is said, and without end for 0.
-pub(super) fn timeout(millis: Option<u64>, usual: Duration) -> Duration {
-    match millis {
-        None => usual,
-        Some(0) => Duration::MAX,
-        Some(millis) => Duration::from_millis(millis),
+/// How long a call waits; without end for 0.
+pub(super) fn timeout(millis: u64) -> Duration {
+    if millis == 0 { Duration::MAX } else { Duration::from_millis(millis) }
+}
+
+/// How an await waits: as said, and as usual where nothing is said.
+pub(super) fn patience(patience: Option<pb::Patience>) -> Await {
+    let patience = patience.unwrap_or_default();
+    let how = match patience.timeout_ms {
+        None => Await::default(),
+        Some(0) => Await::default().without_deadline(),
+        Some(millis) => Await::default().deadline(Duration::from_millis(millis)),
+    };
+    match patience.stall_ms {
+        Some(millis) => how.stall(Duration::from_millis(millis)),
+        None => how,
     }
+}
+
+pub(super) fn level(value: i32) -> Result<Level> {
+    let level = pb::Level::try_from(value).map_err(|_| BadRequest::Unknown { field: "level", value })?;
+    Ok(match level {
+        pb::Level::Unspecified | pb::Level::Durable => Level::Durable,
+        pb::Level::Received => Level::Received,
+    })
+}
+
+pub(super) fn reason_code(name: &str) -> Result<ReasonCode> {
+    let found = ReasonCode::ALL.iter().find(|code| code.name() == name);
+    found.copied().ok_or(BadRequest::ReasonCode)
 }
 
 /// A role, or `None` where the one is meant that is usual.

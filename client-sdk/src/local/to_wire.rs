@@ -1,5 +1,7 @@
 //! What the SDK says to answers. We do not lie: nothing here fails.
 
+use std::collections::BTreeSet;
+
 use sync_core::acl::{InviteStatus, RequestStatus};
 use sync_core::code::Code;
 use sync_core::ids::{ChangeId, TreeId};
@@ -15,8 +17,11 @@ use crate::events::{Event, LoggedEvent};
 use crate::join::{JoinInfo, JoinStage};
 use crate::objects::Object;
 use crate::space::{LoggedChange, MemberInfo, RefusedContent, RefusedWrite, TreeSnapshot, TreeWritten};
-use crate::status::{Reason, SpaceStatus, SyncState};
-use crate::synced::Synced;
+use crate::status::{
+    Confirmed, Example, PeerClass, PeerStatus, Reason, ReasonCode, SpaceStatus, SyncState, ToldHeads, TreeStatus,
+};
+use crate::synced::{Level, Progress, Settled, Synced};
+use crate::waits::{WaitFor, WaitInfo};
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
@@ -320,25 +325,129 @@ impl From<&Reason> for pb::Reason {
             attempts: reason.attempts,
             next_retry_ms: reason.next_retry_ms,
             suggestion: reason.suggestion.to_owned(),
-            because: Vec::new(),
+            count: reason.count,
+            since_ms: reason.since_ms,
+            examples: reason.examples.iter().map(Into::into).collect(),
+            causes: reason.causes.iter().map(Into::into).collect(),
         }
     }
 }
 
-/// A status, and the role that its log says this account has.
-pub(super) fn status(status: &SpaceStatus, own: Option<Role>) -> pb::SpaceStatus {
-    let state = match status.state {
+impl From<&Example> for pb::ReasonItem {
+    fn from(item: &Example) -> Self {
+        Self {
+            scope: item.scope.clone(),
+            detail: item.detail.clone(),
+            attempts: item.attempts,
+            next_retry_ms: item.next_retry_ms,
+        }
+    }
+}
+
+fn sync_state(state: SyncState) -> i32 {
+    match state {
         SyncState::Offline => pb::SyncState::Offline,
         SyncState::CatchingUp => pb::SyncState::CatchingUp,
         SyncState::Pushing => pb::SyncState::Pushing,
         SyncState::UpToDate => pb::SyncState::UpToDate,
         SyncState::Attention => pb::SyncState::Attention,
-    };
+    }
+    .into()
+}
+
+fn confirmed(confirmed: Option<Confirmed>) -> Option<pb::Confirmed> {
+    confirmed.map(|c| pb::Confirmed { seq: c.seq, at_ms: c.at_ms })
+}
+
+impl From<TreeStatus> for pb::TreeStatus {
+    fn from(status: TreeStatus) -> Self {
+        let told = |t: ToldHeads| pb::ToldHeads { peer: t.peer, heads: t.heads, seq: t.seq, told_ms: t.told_ms };
+        Self {
+            tree: status.tree,
+            state: sync_state(status.state),
+            logged: status.logged,
+            purged: status.purged,
+            ahead: status.ahead,
+            heads: status.heads,
+            told: status.told.into_iter().map(told).collect(),
+            pending: wide(status.pending),
+            quarantined: wide(status.quarantined),
+            missing: wide(status.missing),
+            void: wide(status.void),
+            hidden: wide(status.hidden),
+            misplaced: wide(status.misplaced),
+            reasons: status.reasons.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<PeerStatus> for pb::Peer {
+    fn from(peer: PeerStatus) -> Self {
+        let class = match peer.kind {
+            PeerClass::Node => pb::PeerClass::Node,
+            PeerClass::Client => pb::PeerClass::Client,
+        };
+        Self {
+            peer: peer.peer,
+            class: class.into(),
+            connected: peer.connected,
+            fresh_ms: peer.fresh_ms,
+            seq: peer.seq,
+            durable_seq: peer.durable_seq,
+            missing: peer.missing,
+            pending: peer.pending,
+            trees_apart: peer.trees_apart,
+            receipt_seq: peer.receipt_seq,
+            confirmed: confirmed(peer.confirmed),
+            budget: peer.budget.map(|b| pb::PeerBudget { requests: b.requests, hold_ms: b.hold_ms }),
+        }
+    }
+}
+
+impl From<Progress> for pb::Progress {
+    fn from(progress: Progress) -> Self {
+        let missing = |(code, count): (ReasonCode, u64)| pb::Missing { code: code.name().to_owned(), count };
+        Self {
+            target: progress.target,
+            here: progress.here,
+            missing: progress.missing.into_iter().map(missing).collect(),
+        }
+    }
+}
+
+impl From<&Settled> for pb::Settled {
+    fn from(settled: &Settled) -> Self {
+        Self { seq: settled.seq.0, receipt: settled.receipt.as_ref().map(receipt) }
+    }
+}
+
+fn level(level: Level) -> i32 {
+    match level {
+        Level::Received => pb::Level::Received,
+        Level::Durable => pb::Level::Durable,
+    }
+    .into()
+}
+
+impl From<WaitInfo> for pb::KeptAwait {
+    fn from(wait: WaitInfo) -> Self {
+        use pb::kept_await::What;
+        let what = match wait.what {
+            WaitFor::Synced => What::Synced(pb::EverythingSynced {}),
+            WaitFor::Write { write, level: wanted } => What::Write(pb::OneWrite { write, level: level(wanted) }),
+            WaitFor::Object { object_type, id } => What::Object(pb::ObjectRef { r#type: object_type, id }),
+        };
+        Self { wait: wait.id.0, space: wait.space.to_string(), made_ms: wait.made_ms, what: Some(what) }
+    }
+}
+
+/// A status, and the role that its log says this account has.
+pub(super) fn status(status: &SpaceStatus, own: Option<Role>) -> pb::SpaceStatus {
     pb::SpaceStatus {
         space: status.space.clone(),
         role: role(own),
         deleted: status.deleted,
-        state: state.into(),
+        state: sync_state(status.state),
         seq: status.seq,
         durable_seq: status.durable_seq,
         node_seq: status.node_seq,
@@ -352,8 +461,11 @@ pub(super) fn status(status: &SpaceStatus, own: Option<Role>) -> pb::SpaceStatus
         hidden: wide(status.hidden),
         misplaced: wide(status.misplaced),
         fresh_ms: status.fresh_ms,
-        confirmed: status.confirmed.map(|c| pb::Confirmed { seq: c.seq, at_ms: c.at_ms }),
+        confirmed: confirmed(status.confirmed),
         reasons: status.reasons.iter().map(Into::into).collect(),
+        projection_lag: status.projection_lag,
+        wanted: status.wanted,
+        failing: status.failing,
     }
 }
 
@@ -381,8 +493,13 @@ impl From<&Synced> for pb::Synced {
             void: synced.void.iter().map(one).collect(),
             hidden: synced.hidden.iter().map(one).collect(),
             equal_now: synced.equal_now,
+            heads: synced.heads.iter().map(tree_heads).collect(),
         }
     }
+}
+
+fn tree_heads((tree, heads): (&TreeId, &BTreeSet<ChangeId>)) -> pb::TreeHeads {
+    pb::TreeHeads { tree: tree.to_string(), heads: heads.iter().map(ToString::to_string).collect() }
 }
 
 fn refusal(row: RefusalRow) -> pb::write::Refusal {

@@ -1,21 +1,24 @@
 //! Awaits: progress as it is made, then one answer. And the receipts that prove it.
 
 use std::future::Future;
+use std::time::Duration;
 
+use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
 use sync_proto::client_v1 as pb;
 use sync_store::WriteId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
 
-use super::{objects, spaces};
+use super::{members, objects, spaces};
 use crate::client::Client;
 use crate::error::NotSynced;
 use crate::local::failure::LocalError;
 use crate::local::from_wire;
 use crate::local::to_wire;
 use crate::space::Space;
-use crate::synced::DEADLINE;
+use crate::synced::AwaitEvent;
+use crate::waits::{WaitFor, WaitId, Waited};
 
 /// What an await has come to.
 enum Step<T> {
@@ -24,8 +27,8 @@ enum Step<T> {
     Failed(pb::Failed),
 }
 
-/// Follows an await: what is missing, whenever that changes, then how it ended. The caller's going away ends it, and nothing
-/// that is under way for the space.
+/// Follows an await that tells of no progress of its own: what is missing in the space, whenever that changes, then how it
+/// ended. The caller's going away ends it, and nothing that is under way for the space.
 fn follow<T: Send + 'static>(
     space: Space,
     room: Option<OwnedSemaphorePermit>,
@@ -36,11 +39,10 @@ fn follow<T: Send + 'static>(
         let mut awaited = Box::pin(awaited);
         let (mut since, mut told) = (0, None);
         loop {
-            let residue = residue(&space)?;
-            let shape = Some(without_clocks(residue.clone()));
-            if shape != told {
-                told = shape;
-                yield Step::Progress(pb::Progress { residue });
+            let progress = Some(progress(&space)?);
+            if progress != told {
+                told = progress.clone();
+                yield Step::Progress(progress.unwrap_or_default());
             }
             let ended = tokio::select! {
                 biased;
@@ -62,13 +64,10 @@ fn follow<T: Send + 'static>(
     }
 }
 
-fn residue(space: &Space) -> Result<Vec<pb::Reason>, LocalError> {
-    Ok(space.explain()?.iter().map(Into::into).collect())
-}
-
-fn without_clocks(mut residue: Vec<pb::Reason>) -> Vec<pb::Reason> {
-    residue.iter_mut().for_each(|reason| reason.next_retry_ms = None);
-    residue
+fn progress(space: &Space) -> Result<pb::Progress, LocalError> {
+    let missing = space.explain()?;
+    let missing = missing.iter().map(|r| pb::Missing { code: r.code.name().to_owned(), count: r.count });
+    Ok(pb::Progress { target: None, here: space.inner.announced().0, missing: missing.collect() })
 }
 
 pub(super) fn synced(
@@ -78,17 +77,27 @@ pub(super) fn synced(
 ) -> Result<impl Stream<Item = Result<pb::AwaitSyncedResponse, LocalError>> + Send + 'static, LocalError> {
     use pb::await_synced_response::Step as Wire;
     let space = spaces::of(&client, &request.space)?;
-    let deadline = from_wire::timeout(request.timeout_ms, DEADLINE);
-    let asked = space.clone();
-    let steps = follow(space, room, async move { asked.await_synced_within(deadline).await });
-    Ok(map(client, steps, |step| {
-        let step = match step {
-            Step::Progress(progress) => Wire::Progress(progress),
-            Step::Done(synced) => Wire::Synced((&synced).into()),
-            Step::Failed(failed) => Wire::Failed(failed),
-        };
-        Ok(pb::AwaitSyncedResponse { step: Some(step) })
-    }))
+    let mut how = from_wire::patience(request.patience).level(from_wire::level(request.level)?);
+    if let Some(millis) = request.fresh_within_ms {
+        how = how.fresh_within(Duration::from_millis(millis));
+    }
+    from_wire::at_most("trees", &request.trees, limits::IDS_PER_REQUEST_MAX)?;
+    for named in request.trees {
+        let tree = members::tree(&space, from_wire::required("trees.tree", named.tree)?)?;
+        how = how.tree(tree, from_wire::ids("trees.heads", &named.heads)?);
+    }
+    let mut events = space.follow_synced(how);
+    Ok(async_stream::stream! {
+        let (_room, _open) = (room, client);
+        while let Some(event) = events.next().await {
+            let step = match event {
+                AwaitEvent::Progress(progress) => Wire::Progress(progress.into()),
+                AwaitEvent::Synced(synced) => Wire::Synced((&*synced).into()),
+                AwaitEvent::Failed(failed) => Wire::Failed((&failed).into()),
+            };
+            yield Ok(pb::AwaitSyncedResponse { step: Some(step) });
+        }
+    })
 }
 
 pub(super) fn durable(
@@ -98,16 +107,16 @@ pub(super) fn durable(
 ) -> Result<impl Stream<Item = Result<pb::AwaitDurableResponse, LocalError>> + Send + 'static, LocalError> {
     use pb::await_durable_response::Step as Wire;
     let space = spaces::of(&client, &request.space)?;
-    let deadline = from_wire::timeout(request.timeout_ms, DEADLINE);
+    let how = from_wire::patience(request.patience).level(from_wire::level(request.level)?);
     let (asked, write) = (space.clone(), WriteId(request.write));
     if space.write_state(write)?.is_none() {
         return Err(LocalError::NoWrite(request.write));
     }
-    let steps = follow(space, room, async move { asked.await_durable_within(write, deadline).await });
+    let steps = follow(space, room, async move { asked.await_write(write, &how).await });
     Ok(map(client, steps, |step| {
         let step = match step {
             Step::Progress(progress) => Wire::Progress(progress),
-            Step::Done(receipt) => Wire::Durable(to_wire::receipt(&receipt)),
+            Step::Done(settled) => Wire::Settled((&settled).into()),
             Step::Failed(failed) => Wire::Failed(failed),
         };
         Ok(pb::AwaitDurableResponse { step: Some(step) })
@@ -121,9 +130,9 @@ pub(super) fn object(
 ) -> Result<impl Stream<Item = Result<pb::AwaitObjectResponse, LocalError>> + Send + 'static, LocalError> {
     use pb::await_object_response::Step as Wire;
     let space = spaces::of(&client, &request.space)?;
-    let deadline = from_wire::timeout(request.timeout_ms, DEADLINE);
+    let how = from_wire::patience(request.patience);
     let (asked, object_type, id) = (space.clone(), request.r#type, request.id);
-    let steps = follow(space, room, async move { asked.await_object(&object_type, &id, deadline).await });
+    let steps = follow(space, room, async move { asked.await_object_with(&object_type, &id, &how).await });
     Ok(map(client, steps, |step| {
         let step = match step {
             Step::Progress(progress) => Wire::Progress(progress),
@@ -145,6 +154,54 @@ fn map<T: Send + 'static, M: Send + 'static>(
         message(step?)
     })
 }
+
+// ---- awaits that survive a restart ----------------------------------------------------------------------------------
+
+pub(super) async fn keep(client: Client, request: pb::KeepAwaitRequest) -> Result<pb::KeepAwaitResponse, LocalError> {
+    use pb::keep_await_request::What;
+    let space = spaces::of(&client, &request.space)?;
+    let what = match from_wire::required("what", request.what)? {
+        What::Synced(pb::EverythingSynced {}) => WaitFor::Synced,
+        What::Write(one) => WaitFor::Write { write: one.write, level: from_wire::level(one.level)? },
+        What::Object(object) => WaitFor::Object { object_type: object.r#type, id: object.id },
+    };
+    Ok(pb::KeepAwaitResponse { wait: space.await_later(what).await?.0 })
+}
+
+pub(super) async fn kept(client: Client, _: pb::ListAwaitsRequest) -> Result<pb::ListAwaitsResponse, LocalError> {
+    Ok(pb::ListAwaitsResponse { awaits: client.waits()?.into_iter().map(Into::into).collect() })
+}
+
+pub(super) async fn give_up(
+    client: Client,
+    request: pb::DropAwaitRequest,
+) -> Result<pb::DropAwaitResponse, LocalError> {
+    client.drop_wait(WaitId(request.wait)).await?;
+    Ok(pb::DropAwaitResponse {})
+}
+
+pub(super) fn resume(
+    client: Client,
+    request: pb::ResumeAwaitRequest,
+    room: Option<OwnedSemaphorePermit>,
+) -> Result<impl Stream<Item = Result<pb::ResumeAwaitResponse, LocalError>> + Send + 'static, LocalError> {
+    use pb::resume_await_response::Step as Wire;
+    let wait = client.resume_wait(WaitId(request.wait))?;
+    let (space, how) = (client.space(wait.info().space)?, from_wire::patience(request.patience));
+    let steps = follow(space, room, async move { wait.done(&how).await });
+    Ok(map(client, steps, |step| {
+        let step = match step {
+            Step::Progress(progress) => Wire::Progress(progress),
+            Step::Done(Waited::Synced(synced)) => Wire::Synced((&*synced).into()),
+            Step::Done(Waited::Write(settled)) => Wire::Settled((&*settled).into()),
+            Step::Done(Waited::Object(object)) => Wire::Object(objects::whole(*object)?),
+            Step::Failed(failed) => Wire::Failed(failed),
+        };
+        Ok(pb::ResumeAwaitResponse { step: Some(step) })
+    }))
+}
+
+// ---- receipts -------------------------------------------------------------------------------------------------------
 
 pub(super) async fn receipt(client: Client, request: pb::GetReceiptRequest) -> Result<pb::Receipt, LocalError> {
     let receipt = spaces::of(&client, &request.space)?.receipt()?;

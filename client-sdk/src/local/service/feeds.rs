@@ -8,13 +8,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 
-use super::spaces;
+use super::pages::page_token;
+use super::{members, spaces};
 use crate::account::ClientEvent;
 use crate::client::Client;
 use crate::error::ReadError;
 use crate::events::{EventCursor, Events, LoggedEvents};
 use crate::local::failure::LocalError;
-use crate::local::from_wire::BadRequest;
+use crate::local::from_wire::{BadRequest, PageRequest, reason_code, required};
 use crate::local::to_wire;
 use crate::space::Space;
 use crate::status::SpaceStatus;
@@ -184,34 +185,50 @@ pub(super) fn watch_status(
 ) -> Result<impl Stream<Item = Result<pb::SpaceStatus, LocalError>> + Send + 'static, LocalError> {
     let space = spaces::of(&client, &request.space)?;
     Ok(async_stream::try_stream! {
-        let (mut since, mut last) = (0, None);
-        loop {
-            let status = message(&client, &space)?;
-            let shape = Some(without_clocks(status.clone()));
-            if shape != last {
-                last = shape;
-                yield status;
-            }
-            space.status_changed(&mut since).await;
-            if space.inner.closed.is_cancelled() {
-                return;
-            }
+        let mut statuses = space.status_stream();
+        while let Some(status) = statuses.next().await? {
+            yield to_wire::status(&status, space.acl()?.role(&client.account()));
         }
     })
 }
 
-/// What is told anew when it differs: everything that does not move by itself.
-fn without_clocks(mut status: pb::SpaceStatus) -> pb::SpaceStatus {
-    status.fresh_ms = None;
-    status.confirmed = None;
-    status.reasons.iter_mut().for_each(|reason| reason.next_retry_ms = None);
-    status
+pub(super) async fn tree_status(
+    client: Client,
+    request: pb::GetTreeStatusRequest,
+) -> Result<pb::TreeStatus, LocalError> {
+    let space = spaces::of(&client, &request.space)?;
+    let tree = members::tree(&space, required("tree", request.tree)?)?;
+    Ok(space.tree_status(tree)?.into())
+}
+
+pub(super) async fn peers(client: Client, request: pb::ListPeersRequest) -> Result<pb::ListPeersResponse, LocalError> {
+    let peers = spaces::of(&client, &request.space)?.peers()?;
+    Ok(pb::ListPeersResponse { peers: peers.into_iter().map(Into::into).collect() })
 }
 
 pub(super) async fn explain(
     client: Client,
     request: pb::ExplainSyncRequest,
 ) -> Result<pb::ExplainSyncResponse, LocalError> {
-    let reasons = spaces::of(&client, &request.space)?.explain()?;
+    let space = spaces::of(&client, &request.space)?;
+    let reasons = match request.tree {
+        None => space.explain()?,
+        Some(named) => space.tree_status(members::tree(&space, named)?)?.reasons,
+    };
     Ok(pb::ExplainSyncResponse { reasons: reasons.iter().map(Into::into).collect() })
+}
+
+pub(super) async fn reason_items(
+    client: Client,
+    request: pb::ListReasonItemsRequest,
+) -> Result<pb::ListReasonItemsResponse, LocalError> {
+    let space = spaces::of(&client, &request.space)?;
+    let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+    let skip = wanted.after.as_deref().map_or(Ok(0), str::parse).map_err(|_| BadRequest::PageToken)?;
+    // One more than is wanted: whether there are more.
+    let mut items = space.reason_items(reason_code(&request.code)?, skip, wanted.size + 1)?;
+    let more = items.len() > wanted.size;
+    items.truncate(wanted.size);
+    let next_page_token = if more { page_token(&(skip + items.len()).to_string()) } else { String::new() };
+    Ok(pb::ListReasonItemsResponse { items: items.iter().map(Into::into).collect(), next_page_token })
 }

@@ -38,7 +38,7 @@ pub(super) fn join(
     if let pb::join_request::What::Space(text) = &what {
         from_wire::space(text)?;
     }
-    let timeout = from_wire::timeout(Some(request.timeout_ms), Duration::MAX);
+    let timeout = from_wire::timeout(request.timeout_ms);
     Ok(async_stream::try_stream! {
         let _room = room;
         let mut changes = client.events();

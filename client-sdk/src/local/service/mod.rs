@@ -157,8 +157,14 @@ rpcs! {
         list_tree_changes(ListTreeChangesRequest) -> ListTreeChangesResponse = trees::changes;
 
         get_status(GetStatusRequest) -> SpaceStatus = feeds::status;
+        get_tree_status(GetTreeStatusRequest) -> TreeStatus = feeds::tree_status;
+        list_peers(ListPeersRequest) -> ListPeersResponse = feeds::peers;
         explain_sync(ExplainSyncRequest) -> ExplainSyncResponse = feeds::explain;
+        list_reason_items(ListReasonItemsRequest) -> ListReasonItemsResponse = feeds::reason_items;
 
+        keep_await(KeepAwaitRequest) -> KeepAwaitResponse = awaiting::keep;
+        list_awaits(ListAwaitsRequest) -> ListAwaitsResponse = awaiting::kept;
+        drop_await(DropAwaitRequest) -> DropAwaitResponse = awaiting::give_up;
         get_receipt(GetReceiptRequest) -> Receipt = awaiting::receipt;
         verify_receipt(VerifyReceiptRequest) -> Receipt = awaiting::verify;
 
@@ -178,5 +184,6 @@ rpcs! {
         await_synced(AwaitSyncedRequest) -> AwaitSyncedResponse as AwaitSyncedStream = awaiting::synced;
         await_durable(AwaitDurableRequest) -> AwaitDurableResponse as AwaitDurableStream = awaiting::durable;
         await_object(AwaitObjectRequest) -> AwaitObjectResponse as AwaitObjectStream = awaiting::object;
+        resume_await(ResumeAwaitRequest) -> ResumeAwaitResponse as ResumeAwaitStream = awaiting::resume;
     }
 }

@@ -34,8 +34,13 @@ pub(super) fn page<T, M: Message>(
             break;
         }
     }
-    let next = if rest.peek().is_some() { BASE64URL_NOPAD.encode(last.as_bytes()) } else { String::new() };
+    let next = if rest.peek().is_some() { page_token(&last) } else { String::new() };
     Page { items, next }
+}
+
+/// What leads to the page after the item of a key.
+pub(super) fn page_token(key: &str) -> String {
+    BASE64URL_NOPAD.encode(key.as_bytes())
 }
 
 /// A key by which later things stand behind earlier ones.

@@ -6,6 +6,7 @@ use sync_core::limits;
 use sync_proto::client_v1 as pb;
 use tokio_stream::Stream;
 
+use super::pages::page_token;
 use super::{members, spaces};
 use crate::client::Client;
 use crate::local::failure::LocalError;
@@ -50,7 +51,7 @@ pub(super) async fn list(client: Client, request: pb::ListTreesRequest) -> Resul
     let more = trees.len() > wanted.size;
     trees.truncate(wanted.size);
     let last = trees.last().filter(|_| more).map(ToString::to_string);
-    let next_page_token = last.map(|text| data_encoding::BASE64URL_NOPAD.encode(text.as_bytes())).unwrap_or_default();
+    let next_page_token = last.as_deref().map(page_token).unwrap_or_default();
     Ok(pb::ListTreesResponse { trees: trees.iter().map(ToString::to_string).collect(), next_page_token })
 }
 
