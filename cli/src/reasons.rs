@@ -173,6 +173,7 @@ mod tests {
             Code::Recovering => reason(code, space, "the node was restored and takes nothing new before 14:13"),
             Code::Forked => reason(code, space, "at seq 31 the node signed another log than it sent"),
             Code::Different => reason(code, space, "3 tree(s) differ"),
+            Code::StoreFull => reason(code, space, "entries of the node do not fit on the disk"),
             Code::StoreFailed => reason(code, "local store", "the disk said EIO"),
             Code::TimedOut => reason(code, space, "the time was too short"),
         }

@@ -236,6 +236,7 @@ impl Client {
         client.open_spaces()?;
         client.resume_joins()?;
         client.shared.spawn(account::run(client.shared.clone()));
+        client.shared.spawn_until_closed(tell_of_failure(client.shared.clone()));
         Ok(client)
     }
 
@@ -605,6 +606,15 @@ impl Shared {
     pub(crate) fn is_registered(&self, space: SpaceId) -> bool {
         let state = self.store.read(|tx| tx.node_state(space));
         state.is_ok_and(|s| s.registration == Registration::Registered)
+    }
+}
+
+/// A store that failed keeps nothing any more: whoever waits is told, and every status says so.
+async fn tell_of_failure(shared: Arc<Shared>) {
+    let failed = shared.store.failed().await.to_string();
+    let spaces: Vec<_> = shared.lock_spaces().values().cloned().collect();
+    for space in spaces {
+        space.note_trouble(|t| t.store_failed = Some(failed.clone()));
     }
 }
 

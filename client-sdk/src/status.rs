@@ -252,6 +252,7 @@ reason_codes! {
     Recovering "RECOVERING" "the node was restored from a backup and takes nothing new for a while; it is tried again by itself",
     Forked "FORKED" "the node told two different stories: keep the receipts and tell the other members",
     Different "DIFFERENT" "what both sides derived from the same log differs: it is fetched and rebuilt",
+    StoreFull "STORE_FULL" "make room on this machine's disk; what is missing comes by itself",
     StoreFailed "STORE_FAILED" "look at the disk and start again; nothing acknowledged is lost",
     TimedOut "TIMED_OUT" "try again with more time",
 }
@@ -275,6 +276,7 @@ impl ReasonCode {
             | Self::RolledBack
             | Self::LostByNode
             | Self::Forked
+            | Self::StoreFull
             | Self::StoreFailed => SyncState::Attention,
             Self::NoNode | Self::SessionRefused => SyncState::Offline,
             Self::Behind | Self::Different | Self::Missing | Self::Fetching | Self::NotFresh | Self::TimedOut => {
@@ -373,6 +375,10 @@ impl Reason {
 /// What stops a space as a whole; in memory, found again on every start from the same causes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpaceTrouble {
+    /// The local store failed: nothing is kept any more.
+    pub(crate) store_failed: Option<String>,
+    /// What came from the node did not fit on the disk here.
+    pub(crate) store_full: Option<String>,
     /// The node's log broke the rules, or a local invariant does not hold.
     pub(crate) faulted: Option<String>,
     pub(crate) rewound: Option<String>,
@@ -390,6 +396,8 @@ impl SpaceTrouble {
     /// What is the matter, most important first.
     pub(crate) fn reasons(&self, space: SpaceId) -> Vec<Reason> {
         let texts = [
+            (ReasonCode::StoreFailed, &self.store_failed),
+            (ReasonCode::StoreFull, &self.store_full),
             (ReasonCode::Faulted, &self.faulted),
             (ReasonCode::Forked, &self.forked),
             (ReasonCode::Rewound, &self.rewound),

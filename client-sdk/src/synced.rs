@@ -720,6 +720,10 @@ impl SpaceInner {
     /// What no waiting changes.
     fn stopped(&self) -> Option<NotSynced> {
         let trouble = self.trouble();
+        if let Some(text) = trouble.store_failed {
+            let residue = vec![Reason::new(ReasonCode::StoreFailed, self.id.short(), text)];
+            return Some(NotSynced { code: NotSyncedCode::StoreFailed, residue });
+        }
         let fault = trouble.faulted.or(trouble.forked).or_else(|| self.proven_fork());
         if fault.is_some() {
             let residue = self.reasons().unwrap_or_default();

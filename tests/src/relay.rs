@@ -48,6 +48,16 @@ pub enum Calls {
     HangAfter,
 }
 
+/// The protocol versions that the two sides say to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Versions {
+    AsTheyAre,
+    /// The client says that it speaks from one to another.
+    OfClient(u32, u32),
+    /// The node says so.
+    OfNode(u32, u32),
+}
+
 type FrameRule = Box<dyn FnMut(&Frame) -> Fate + Send>;
 type Edit = Box<dyn FnMut(&mut Frame) + Send>;
 type CallRule = Box<dyn FnMut(&'static str, &[u8]) -> Calls + Send>;
@@ -56,6 +66,7 @@ struct Rules {
     edit: Edit,
     frames: FrameRule,
     calls: CallRule,
+    versions: Versions,
     /// How often each fate other than passing was met.
     met: BTreeMap<&'static str, u64>,
 }
@@ -120,6 +131,7 @@ impl Relay {
             edit: Box::new(|_| {}),
             frames: Box::new(|_| Fate::Pass),
             calls: Box::new(|_, _| Calls::Forward),
+            versions: Versions::AsTheyAre,
             met: BTreeMap::new(),
         };
         let (healed, cut) = (watch::channel(0).0, watch::channel(0).0);
@@ -161,6 +173,11 @@ impl Relay {
         self.calls_of(move |_, space| if *space == *refused.as_bytes() { Calls::Refuse } else { Calls::Forward });
     }
 
+    /// From now on, one side seems to be of another version.
+    pub fn versions(&self, versions: Versions) {
+        self.faults.rules().versions = versions;
+    }
+
     /// Ends every stream that is open, as a network does.
     pub fn cut(&self) {
         self.faults.cut.send_modify(|n| *n += 1);
@@ -172,6 +189,7 @@ impl Relay {
         rules.edit = Box::new(|_| {});
         rules.frames = Box::new(|_| Fate::Pass);
         rules.calls = Box::new(|_, _| Calls::Forward);
+        rules.versions = Versions::AsTheyAre;
         self.faults.healed.send_modify(|n| *n += 1);
     }
 
@@ -373,11 +391,19 @@ struct Gone;
 
 #[tonic::async_trait]
 impl Sync for Forward {
-    async fn open_session(&self, request: Request<v1::Hello>) -> Result<Response<v1::Challenge>, Status> {
-        self.unary(("OpenSession", Bytes::new()), request, |mut node, request| async move {
+    async fn open_session(&self, mut request: Request<v1::Hello>) -> Result<Response<v1::Challenge>, Status> {
+        let versions = self.faults.rules().versions;
+        if let Versions::OfClient(min, max) = versions {
+            request.get_mut().versions = Some(v1::VersionRange { min, max });
+        }
+        let challenge = self.unary(("OpenSession", Bytes::new()), request, |mut node, request| async move {
             node.open_session(request).await
-        })
-        .await
+        });
+        let mut challenge = challenge.await?;
+        if let Versions::OfNode(min, max) = versions {
+            challenge.get_mut().versions = Some(v1::VersionRange { min, max });
+        }
+        Ok(challenge)
     }
 
     async fn prove_session(&self, request: Request<v1::Proof>) -> Result<Response<v1::SessionToken>, Status> {

@@ -143,10 +143,14 @@ async fn a_full_disk_under_a_client_refuses_writes_and_nothing_else() -> Outcome
     space.await_durable(*others.last().ok_or("there were writes")?).await?;
     let no = joined.await_synced_within(A_MOMENT).await.expect_err("there is no room for it here");
     assert!(no.residue.iter().any(|r| r.code == ReasonCode::Behind), "{no:?}");
+    // Not the same as a healthy catching up: it needs a person.
+    assert!(has(&joined, ReasonCode::StoreFull)?.is_some(), "{:?}", joined.explain()?);
+    assert_eq!(joined.status()?.state, SyncState::Attention);
     assert_eq!(object(&joined, "item", "before")?.fields["n"], 1);
 
     disk.make_room()?;
     agree(&[&space, &joined]).await?;
+    assert_eq!(joined.explain()?, []);
     assert_eq!(ids(&space)?.len(), kept + 41);
     let after = put(&joined, "after", 2).await?;
     joined.await_durable(after).await?;
@@ -301,6 +305,8 @@ async fn a_client_whose_flush_fails_says_so_and_takes_nothing_more() -> Outcome 
     let synced = process.ask("synced 30000").await?;
     assert_eq!(synced["error"], "STORE_FAILED", "{synced}");
     assert_eq!(synced["reasons"], json!(["STORE_FAILED"]), "{synced}");
+    let status = process.ask("status").await?;
+    assert_eq!(status["ok"]["reasons"][0]["code"], "STORE_FAILED", "{status}");
     let refused = process.ask("put late 1").await?;
     assert_eq!(refused["error"], "STORE_FAILED", "{refused}");
     drop((failing, process));

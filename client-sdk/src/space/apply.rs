@@ -147,7 +147,7 @@ impl SpaceInner {
         }
         self.announce_applied(applied, written.commit);
         self.announced.fetch_max(end.0, Ordering::Release);
-        self.note_trouble(|t| t.faulted = None);
+        self.note_trouble(|t| (t.faulted, t.store_full) = (None, None));
         Ok((end, acl_moved))
     }
 

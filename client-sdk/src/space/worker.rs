@@ -17,7 +17,7 @@ use super::recovery::{Tail, accuse};
 use super::{SpaceInner, headsync, project};
 use crate::client::Shared;
 use crate::connect::Conn;
-use crate::error::{CallError, ReadError};
+use crate::error::{CallError, ReadError, WriteError};
 
 /// One thing from the node about one space.
 #[derive(Debug)]
@@ -130,6 +130,9 @@ impl SpaceInner {
         tracing::warn!(space = %self.id.short(), error = %error, "entries could not be applied");
         match error {
             ApplyError::Fault(text) => self.note_trouble(|t| t.faulted = Some(text.clone())),
+            ApplyError::Write(WriteError::StoreFull) => {
+                self.note_trouble(|t| t.store_full = Some("entries of the node do not fit on the disk".to_owned()));
+            }
             // Entries that do not continue the log are asked for again; a store that failed says so itself.
             ApplyError::Gap { .. } | ApplyError::Read(_) | ApplyError::Write(_) => self.touch(),
             // A new session gets full records.
