@@ -7,13 +7,15 @@ use prost::Message as _;
 
 const SYNC: &str = "headwater/sync/v1/sync.proto";
 const CLIENT: &str = "headwater/client/v1/client.proto";
+const PEER: &str = "headwater/peer/v1/peer.proto";
 const INCLUDE: &str = "proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={INCLUDE}");
     // One set each: the node's reflection shows what the node serves.
     compile(SYNC, "sync_descriptors.bin")?;
-    compile(CLIENT, "client_descriptors.bin")
+    compile(CLIENT, "client_descriptors.bin")?;
+    compile(PEER, "peer_descriptors.bin")
 }
 
 fn compile(proto: &str, kept: &str) -> Result<(), Box<dyn Error>> {

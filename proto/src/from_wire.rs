@@ -6,7 +6,7 @@ use sync_core::log::Position;
 use sync_core::record::{Body, RawRecord, Verified, VerifyError, verify_as};
 use sync_core::{limits, pb};
 
-use crate::v1;
+use crate::{peer_v1, v1};
 
 /// Why a message is not one of this protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +127,18 @@ impl v1::FetchRequest {
     /// [`WireError::TooMany`].
     pub fn check(&self) -> Result<(), WireError> {
         at_most("trees", &self.trees, limits::IDS_PER_REQUEST_MAX)
+    }
+}
+
+impl TryFrom<&peer_v1::PeerElement> for sync_core::reconcile::Element {
+    type Error = WireError;
+    fn try_from(element: &peer_v1::PeerElement) -> Result<Self, WireError> {
+        use peer_v1::peer_element::State;
+        Ok(match required("state", element.state.as_ref())? {
+            State::AclHead(head) => Self::AclHead(id(head)?),
+            State::HeadsHash(hash) => Self::Tree { tree: id(&element.tree)?, heads_hash: array("heads_hash", hash)? },
+            State::PurgedBy(by) => Self::Purged { tree: id(&element.tree)?, by: id(by)? },
+        })
     }
 }
 

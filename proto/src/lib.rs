@@ -41,6 +41,20 @@ pub mod client_v1 {
     tonic::include_proto!("headwater.client.v1");
 }
 
+/// Generated from `peer.proto`: what two clients say to each other.
+pub mod peer_v1 {
+    #![allow(
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::large_enum_variant,
+        clippy::wildcard_enum_match_arm,
+        clippy::default_trait_access,
+        rust_2018_idioms,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("headwater.peer.v1");
+}
+
 /// For gRPC reflection: the node's service and every message of it, as an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sync_descriptors.bin"));
 

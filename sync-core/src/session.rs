@@ -78,6 +78,63 @@ pub fn verify_proof(
     verify_bytes(device.as_bytes(), CLIENT_PROOF, &parts, signature)
 }
 
+/// One side's half of a meeting of two clients: it holds the device key, and means this space, this device opposite, and these
+/// two nonces. The side that asks and the side that serves sign different things.
+#[must_use]
+pub fn sign_meeting(device: &SigningKey, side: MeetingSide, meeting: &Meeting) -> [u8; 64] {
+    sign_bytes(device, side.context(), &meeting.parts())
+}
+
+/// Checks [`sign_meeting`] by the device of that side.
+///
+/// # Errors
+/// [`VerifyError::BadSignature`].
+pub fn verify_meeting(side: MeetingSide, meeting: &Meeting, signature: &[u8]) -> Result<(), VerifyError> {
+    let device = match side {
+        MeetingSide::Asks => meeting.asks,
+        MeetingSide::Serves => meeting.serves,
+    };
+    verify_bytes(device.as_bytes(), side.context(), &meeting.parts(), signature)
+}
+
+/// Which side of a meeting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeetingSide {
+    Asks,
+    Serves,
+}
+
+impl MeetingSide {
+    const fn context(self) -> &'static str {
+        match self {
+            Self::Asks => "headwater/meeting/asks/v1",
+            Self::Serves => "headwater/meeting/serves/v1",
+        }
+    }
+}
+
+/// Two clients that meet over one space. In `nonces`, the client is the side that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meeting {
+    pub space: SpaceId,
+    pub nonces: Nonces,
+    pub asks: DeviceId,
+    pub serves: DeviceId,
+}
+
+impl Meeting {
+    fn parts(&self) -> [&[u8]; 5] {
+        let Self { space, nonces, asks, serves } = self;
+        [space.as_bytes(), &nonces.client, &nonces.server, asks.as_bytes(), serves.as_bytes()]
+    }
+
+    /// What the symbols of their comparison are keyed with.
+    #[must_use]
+    pub fn symbol_seed(&self) -> [u8; 32] {
+        blake3::derive_key("headwater/meeting/symbols/v1", &self.nonces.joined())
+    }
+}
+
 // ---- the client's side of a connection ------------------------------------------------------------------------------
 
 /// A moment on a clock that runs through suspend, counted from any fixed beginning.
