@@ -46,6 +46,12 @@ pub const HEADSYNC_BLOCK_CELLS_MAX: usize = 8192;
 pub const HEADSYNC_CELLS_MAX: usize = 1 << 18;
 /// Cells that a sketch has before somebody needs more, the end of a block: enough for about 3,000 differing elements.
 pub const HEADSYNC_SKETCH_CELLS: usize = 4144;
+/// Ids of one message between two clients.
+pub const PEER_IDS_MAX: usize = 8192;
+/// Entries that a client follows another one's receipt for before it takes them.
+pub const PEER_PULL_MAX: usize = 1 << 18;
+/// Elements that a client takes from another one's list.
+pub const PEER_ELEMENTS_MAX: usize = 1 << 22;
 /// Memory of all sketches that a node keeps, bytes.
 pub const HEADSYNC_SKETCH_BYTES_MAX: usize = 64 << 20;
 /// Signed receipt without tree heads, bytes.
@@ -95,6 +101,8 @@ pub const LOCAL_PAGE_MAX: usize = 1000;
 /// Items of one page where the caller does not say how many.
 pub const LOCAL_PAGE_DEFAULT: usize = 100;
 
+/// How long a client serves another one that asks nothing.
+pub const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long a node keeps a sketch up to date that nobody asks for.
 pub const HEADSYNC_IDLE_MAX: Duration = Duration::from_secs(600);
 /// Things that a reason names, of those that it stands for.

@@ -230,7 +230,7 @@ impl Peer {
                 break;
             }
         }
-        Ok(difference(&self.space.own_elements().await?, &theirs))
+        Ok(difference(&self.space.own_elements().await?.1, &theirs))
     }
 
     /// How the trees of a difference stand on both sides.
@@ -324,7 +324,10 @@ impl Peer {
             }
         }
         if at != receipt.position() {
-            return Err(PeerError::BadAnswer(format!("its log does not lead from ours to the home's receipt at {}", at.seq)));
+            return Err(PeerError::BadAnswer(format!(
+                "its log does not lead from ours to the home's receipt at {}",
+                at.seq
+            )));
         }
         Ok(kept)
     }
@@ -357,8 +360,8 @@ impl Peer {
 }
 
 async fn ask(frames: &mut Frames, message: Ask) -> Result<Answer, PeerError> {
-    let sent = frames.send(&PeerRequest { message: Some(message) });
-    tokio::time::timeout(limits::UNARY_TIMEOUT, sent).await.map_err(|_| PeerError::TimedOut)??;
+    let request = PeerRequest { message: Some(message) };
+    tokio::time::timeout(limits::UNARY_TIMEOUT, frames.send(&request)).await.map_err(|_| PeerError::TimedOut)??;
     let answer: Option<PeerResponse> = frames.receive(limits::UNARY_TIMEOUT).await?;
     match answer.ok_or(PeerError::Ended)?.message {
         Some(Answer::Refused(refused)) => {

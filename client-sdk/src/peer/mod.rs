@@ -51,7 +51,9 @@ pub enum PeerError {
     Refused { reason: &'static str, message: String },
     #[error("the other client answered what no honest client answers: {0}")]
     BadAnswer(String),
-    #[error("the other client's log goes on after {here}, and it has no receipt of the home for that: sync with the node")]
+    #[error(
+        "the other client's log goes on after {here}, and it has no receipt of the home for that: sync with the node"
+    )]
     Unproven { here: sync_core::ids::Seq },
     #[error("entries of the home could not be taken: {0}")]
     NotTaken(String),

@@ -57,8 +57,8 @@ async fn serve_on(space: &Arc<SpaceInner>, frames: &mut Frames) -> Result<(), Pe
 }
 
 async fn send(frames: &mut Frames, answer: Answer) -> Result<(), PeerError> {
-    let sent = frames.send(&PeerResponse { message: Some(answer) });
-    tokio::time::timeout(limits::UNARY_TIMEOUT, sent).await.map_err(|_| PeerError::TimedOut)?
+    let response = PeerResponse { message: Some(answer) };
+    tokio::time::timeout(limits::UNARY_TIMEOUT, frames.send(&response)).await.map_err(|_| PeerError::TimedOut)?
 }
 
 /// One client that is served.

@@ -112,12 +112,7 @@ impl SpaceInner {
             Coded::Moved { ours, node } => Ok(Compared::Apart { ours, node }),
             Coded::List => {
                 let theirs = with.read_pages(seq.0 + 1).await?;
-                let all = |tx: &ReadTx<'_>, space| {
-                    let mut elements = Vec::new();
-                    tx.each_element(space, |element| elements.push(element))?;
-                    Ok(elements)
-                };
-                Ok(match self.read_whole(all).await? {
+                Ok(match self.own_elements().await? {
                     (now, ours) if now == seq => Compared::Different(difference(&ours, &theirs)),
                     // Our log moved meanwhile: what was compared is no longer.
                     (now, _) => Compared::Apart { ours: now, node: seq },
@@ -165,14 +160,7 @@ impl SpaceInner {
 
     /// Which trees here the decoded symbols are. What our log touched since the digests were compared is no difference.
     fn name_trees(&self, compared: Seq, ours: &OwnSketch, decoded: &Decoded) -> Result<Coded, ReadError> {
-        let (candidates, end) = self.shared.store.read(|tx| {
-            let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
-            let mut candidates = vec![Element::AclHead(row.acl_head)];
-            for prefix in decoded.prefixes() {
-                candidates.extend(tx.elements_with(self.id, prefix)?);
-            }
-            Ok::<_, ReadError>((candidates, row.position.seq))
-        })?;
+        let (candidates, end) = self.elements_named(decoded)?;
         if end != ours.seq {
             return Ok(Coded::Moved { ours: end, node: compared });
         }
@@ -187,8 +175,30 @@ impl SpaceInner {
         })
     }
 
+    /// Our elements that may be what was decoded, and the end of our log.
+    pub(crate) fn elements_named(&self, decoded: &Decoded) -> Result<(Vec<Element>, Seq), ReadError> {
+        self.shared.store.read(|tx| {
+            let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
+            let mut candidates = vec![Element::AclHead(row.acl_head)];
+            for prefix in decoded.prefixes() {
+                candidates.extend(tx.elements_with(self.id, prefix)?);
+            }
+            Ok((candidates, row.position.seq))
+        })
+    }
+
+    /// Everything that is compared, and the end of our log.
+    pub(crate) async fn own_elements(&self) -> Result<(Seq, Vec<Element>), CallError> {
+        let all = |tx: &ReadTx<'_>, space| {
+            let mut elements = Vec::new();
+            tx.each_element(space, |element| elements.push(element))?;
+            Ok(elements)
+        };
+        self.read_whole(all).await
+    }
+
     /// The coded form of everything that is compared, as of the end of our log.
-    async fn own_sketch(&self, key: SymbolKey, cells: usize) -> Result<OwnSketch, CallError> {
+    pub(crate) async fn own_sketch(&self, key: SymbolKey, cells: usize) -> Result<OwnSketch, CallError> {
         let mut sketch = Sketch::empty(key, cells.min(limits::HEADSYNC_CELLS_MAX));
         let read = move |tx: &ReadTx<'_>, space| {
             tx.each_element(space, |element| sketch.insert(&element))?;
@@ -289,9 +299,9 @@ enum Coded {
 }
 
 /// Our sketch, as of entry `seq`.
-struct OwnSketch {
+pub(crate) struct OwnSketch {
     seq: Seq,
-    sketch: Sketch,
+    pub(crate) sketch: Sketch,
 }
 
 /// What some entries touched.

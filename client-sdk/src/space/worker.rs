@@ -9,7 +9,7 @@ use sync_core::session::Input;
 use sync_proto::status::Failure;
 use sync_proto::v1;
 use sync_store::{Registration, WriteTx};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{AclMoved, ApplyError, Arrived};
@@ -31,6 +31,12 @@ pub(crate) enum Inbound {
         /// Of the touched trees, after the last entry.
         heads: Vec<TreeHeads>,
         durable: Seq,
+    },
+    /// From another client: entries that the home signed for, which its disk holds.
+    Relayed {
+        entries: Vec<v1::LogEntry>,
+        durable: Seq,
+        done: oneshot::Sender<Result<(), String>>,
     },
     Durable(Seq),
     Heartbeat(RawRecord),
@@ -70,6 +76,14 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 if space.entries_arrived(entries, heads, durable).await == AclMoved::Yes {
                     space.drive_intents();
                 }
+            }
+            Some(Inbound::Relayed { entries, durable, done }) => {
+                let taken = space.relayed(entries, durable).await;
+                if matches!(taken, Ok(AclMoved::Yes)) {
+                    space.drive_intents();
+                }
+                // Who asked may have gone.
+                let _ = done.send(taken.map(|_| ()));
             }
             Some(Inbound::Durable(seq)) => {
                 space.tail_continues(generation(online.as_ref()));
@@ -122,6 +136,22 @@ impl SpaceInner {
                 self.note_apply_failure(&error);
                 self.shared.link(Input::SubscriptionFailed { space: self.id });
                 AclMoved::No
+            }
+        }
+    }
+
+    /// What the home signed for is taken from whoever has it.
+    async fn relayed(&self, entries: Vec<v1::LogEntry>, durable: Seq) -> Result<AclMoved, String> {
+        let last = entries.last().map_or(Seq::ZERO, |e| Seq(e.seq));
+        self.saw_node_seq(durable);
+        match self.apply(Arrived { entries, heads: Vec::new(), last, durable }).await {
+            Ok((cursor, acl_moved)) => {
+                self.shared.link(Input::Applied { space: self.id, cursor });
+                Ok(acl_moved)
+            }
+            Err(error) => {
+                self.note_apply_failure(&error);
+                Err(error.to_string())
             }
         }
     }
