@@ -51,8 +51,8 @@ mod link;
 pub mod local;
 pub mod object;
 mod objects;
-mod reduce;
 mod peer;
+mod reduce;
 mod space;
 mod status;
 mod synced;
@@ -70,9 +70,9 @@ pub use home::{MemoryVault, Unlock};
 pub use join::{JoinInfo, JoinStage, Joining};
 pub use object::{CanonicalError, canonical_json};
 pub use objects::{NewObject, Object, ObjectChange, ObjectWatch, Objects, Update};
+pub use peer::{Comparison, Peer, PeerError, PeerIdentity, Pulled, TreeComparison, TreeStands};
 pub use reduce::{FailedChange, FailedWhy, Order, ReduceError, ReducedChange, Reducer};
 pub use space::recovery::{Accusation, Compared, LostEntry};
-pub use peer::{Comparison, Peer, PeerError, PeerIdentity, Pulled, TreeComparison, TreeStands};
 pub use space::{
     BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, MemberInfo, NewTree, ParentRef, Place, Reduced, Reduction,
     RefusedContent, RefusedWrite, ReplayWhy, Space, ToldStep, Tree, TreeCounters, TreeSnapshot, TreeStep, TreeWatch,

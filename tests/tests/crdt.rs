@@ -46,7 +46,8 @@ async fn automerge_documents_converge_after_offline_writes() -> Outcome {
     let space = admin.create_space("Notes").await?;
     let joined = join(&space, &member, Role::Writer).await?;
     let empty = automerge::Automerge::new();
-    let tree = space.create_tree(of(notes::DATA_TYPE), one(notes::edit(&empty, |d| d.put(ROOT, "made", true))?)).await?;
+    let tree =
+        space.create_tree(of(notes::DATA_TYPE), one(notes::edit(&empty, |d| d.put(ROOT, "made", true))?)).await?;
     synced(&[&space, &joined]).await?;
     let mut reduced = Vec::new();
     for space in [&space, &joined] {

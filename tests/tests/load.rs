@@ -23,7 +23,10 @@ async fn s37_five_hundred_clients_reconnect_at_once() -> Outcome {
     let began = Instant::now();
     let mut clients = Vec::new();
     while clients.len() < CLIENTS {
-        let next = (0..AT_ONCE.min(CLIENTS - clients.len())).map(|_| TestClient::create("Member", node.address()));
+        let next = (0..AT_ONCE.min(CLIENTS - clients.len())).map(|_| {
+            let address = node.address().clone();
+            async move { TestClient::create("Member", &address).await }
+        });
         clients.extend(next.collect::<JoinSet<_>>().join_all().await);
     }
     eprintln!("{CLIENTS} clients after {:?}", began.elapsed());

@@ -138,7 +138,7 @@ pub(crate) async fn lost(app: &App, args: Lost) -> Result<Answer, CliError> {
     app.with_space(async |_: &Client, space: &Space| {
         let lost = space.lost(0, LOST_PAGE)?;
         if args.dismiss.is_none() && !args.dismiss_all {
-            return Ok(list(app, space, &lost));
+            return Ok(list(app, space, &lost).await);
         }
         let mut dismissed = Vec::new();
         for entry in lost.iter().filter(|e| args.dismiss_all || args.dismiss == Some(e.id.0)) {
@@ -157,7 +157,7 @@ pub(crate) async fn lost(app: &App, args: Lost) -> Result<Answer, CliError> {
     .await
 }
 
-fn list(app: &App, space: &Space, lost: &[LostEntry]) -> Answer {
+async fn list(app: &App, space: &Space, lost: &[LostEntry]) -> Answer {
     let json = json!({
         "space": space.id().to_string(),
         "lost": lost.iter().map(lost_json).collect::<Vec<_>>(),
