@@ -277,6 +277,14 @@ impl Disk {
         self.lock().room = Room::Enough;
     }
 
+    /// Nothing of what was decided for later goes wrong any more, and there is room.
+    pub fn mend(&self) {
+        let mut state = self.lock();
+        state.next.clear();
+        state.flush_fails = false;
+        state.room = Room::Enough;
+    }
+
     /// The next flush fails, and with it the store.
     pub fn fail_next_flush(&self) {
         self.lock().flush_fails = true;

@@ -90,6 +90,11 @@ async fn a_full_disk_refuses_until_there_is_room() {
     disk.make_room();
     put(&store, "after").await.unwrap();
     assert_eq!(keys(&store), ["after", "before"]);
+    disk.fill();
+    disk.next_commit(Fate::FailsBefore);
+    disk.fail_next_flush();
+    disk.mend();
+    put(&store, "mended").await.unwrap();
 }
 
 #[tokio::test]
