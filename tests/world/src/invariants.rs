@@ -1,0 +1,448 @@
+//! What must hold, whatever happens. Each is a function, and a violation carries its name.
+//!
+//! They look at the world from outside: at the files on the simulated disks, read by a store of their own; at what clients were
+//! told ([`crate::told`]); at what two replicas show of one log. What they compare was computed on two ways, or by two parties.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use client_sdk::{
+    AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, TreeId,
+};
+use sync_core::acl::AclState;
+use sync_core::log::{EntryKind, Position};
+use sync_core::record::{AclRecord, AclRoot, TreeChange, verify_as};
+use sync_store::memory::{Disk, Image};
+use sync_store::{ReadTx, Store, StoreError, StoreKind};
+
+use crate::story::Who;
+use crate::told::{Field, Stage, Told, Written};
+use crate::violation::Violation;
+use crate::world::World;
+
+type Held = Result<(), Violation>;
+
+/// What stands in every plaintext of a story, and in nothing else.
+pub(crate) const NEEDLE: &str = "zqxneedle";
+
+/// A store of our own over what is on a disk.
+pub(crate) fn ledger(image: Image, kind: StoreKind) -> Result<Store, Violation> {
+    let disk = Disk::holding("ledger", image);
+    Store::open_on(&disk, kind).map_err(|e| Violation::new("every_image_opens", "a store that opens", e))
+}
+
+fn read<T>(store: &Store, f: impl FnOnce(&ReadTx<'_>) -> Result<T, StoreError>) -> Result<T, Violation> {
+    store.read(f).map_err(|e| Violation::new("every_store_is_readable", "rows that can be read", e))
+}
+
+fn unless(holds: bool, violation: impl FnOnce() -> Violation) -> Held {
+    if holds { Ok(()) } else { Err(violation()) }
+}
+
+// ---- of any store ---------------------------------------------------------------------------------------------------
+
+/// The heads of every tree are its accepted changes that no accepted change has as its parent.
+pub(crate) fn heads_are_the_changes_without_children(machine: &str, store: &Store) -> Held {
+    read(store, |tx| {
+        let mut found = Vec::new();
+        for space in tx.spaces()? {
+            for element in tx.elements(space.space, None, usize::MAX)? {
+                let Some(tree) = element.key() else { continue };
+                let Some(state) = tx.tree(space.space, tree)? else { continue };
+                if state.purged.is_none() {
+                    let links = tx.change_links(space.space, tree)?;
+                    let parents: BTreeSet<ChangeId> = links.iter().flat_map(|l| l.parents.clone()).collect();
+                    let heads: BTreeSet<ChangeId> =
+                        links.iter().map(|l| l.id).filter(|id| !parents.contains(id)).collect();
+                    found.push((tree, heads, state.heads));
+                }
+            }
+        }
+        Ok(found)
+    })?
+    .into_iter()
+    .try_for_each(|(tree, expected, seen)| {
+        unless(expected == seen, || {
+            let expected = format!("{machine}, {tree}: {expected:?}");
+            Violation::new("heads_are_the_changes_without_children", expected, seen)
+        })
+    })
+}
+
+// ---- of the node's log ----------------------------------------------------------------------------------------------
+
+/// Reads the node's log as it grows, with an ACL of its own.
+#[derive(Default)]
+pub(crate) struct Auditor {
+    spaces: BTreeMap<SpaceId, Audited>,
+}
+
+struct Audited {
+    position: Position,
+    acl: Option<AclState>,
+}
+
+impl Auditor {
+    /// What a power cut took is read again from the beginning.
+    pub(crate) fn begin_anew(&mut self) {
+        self.spaces.clear();
+    }
+
+    /// The chain is that of the entries, and every entry was written by somebody who was allowed to at its place.
+    pub(crate) fn no_entry_by_a_non_writer(&mut self, store: &Store) -> Held {
+        for space in read(store, |tx| tx.spaces())? {
+            let id = space.space;
+            let audited =
+                self.spaces.entry(id).or_insert_with(|| Audited { position: Position::start(&id), acl: None });
+            let after = audited.position.seq;
+            for row in read(store, |tx| tx.entries(id, after, usize::MAX, usize::MAX))? {
+                audited.take(id, row)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Audited {
+    fn take(&mut self, space: SpaceId, row: sync_store::LogRow) -> Held {
+        const NAME: &str = "no_entry_by_a_non_writer";
+        let expected = self.position.after(&row.id);
+        unless(row.position == expected, || Violation::new(NAME, format!("{space} at {expected:?}"), row.position))?;
+        self.position = expected;
+        let at = row.position.seq;
+        let unreadable = |e| Violation::new(NAME, format!("entry {at} of {space} that verifies"), e);
+        match row.kind {
+            EntryKind::Acl => {
+                let next = match self.acl.take() {
+                    None => AclState::found(space, &verify_as::<AclRoot>(row.record).map_err(unreadable)?),
+                    Some(acl) => {
+                        let record = verify_as::<AclRecord>(row.record).map_err(unreadable)?;
+                        let folded = acl.fold_in(&record, at);
+                        folded.map_err(|e| Violation::new(NAME, format!("an allowed entry {at} of {space}"), e))?
+                    }
+                };
+                self.acl = Some(next);
+            }
+            EntryKind::Change => {
+                let author = verify_as::<TreeChange>(row.record).map_err(unreadable)?.body().author;
+                let role = self.acl.as_ref().and_then(|acl| acl.role(&author));
+                unless(role >= Some(Role::Writer), || {
+                    Violation::new(NAME, format!("entry {at} of {space} by a writer"), (author, role))
+                })?;
+            }
+            EntryKind::Root | EntryKind::Tombstone => {}
+        }
+        Ok(())
+    }
+}
+
+/// Every receipt that a client accepted is true of the node's disk, as a power cut would leave it.
+pub(crate) fn every_acknowledged_change_survives_a_crash(told: &Told, node: &Store) -> Held {
+    let certified = told.lock().certified.clone();
+    let found = read(node, |tx| {
+        certified
+            .iter()
+            .map(|c| Ok((*c, tx.position_at(c.space, c.seq)?.map(|p| p.chain))))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    found.into_iter().try_for_each(|(certified, chain)| {
+        unless(chain == Some(certified.chain), || {
+            Violation::new(
+                "every_acknowledged_change_survives_a_crash",
+                format!("on the node's disk: {certified:?}"),
+                chain,
+            )
+        })
+    })
+}
+
+/// What a client holds of an ACL is on the node's disk, as a power cut would leave it, and so for good.
+pub(crate) fn acl_records_are_never_undone(machine: &str, client: &Store, node: &Store) -> Held {
+    let held = read(client, |tx| {
+        let mut held = Vec::new();
+        for space in tx.spaces()? {
+            let registered = tx.node_state(space.space)?.registration == client_sdk::Registration::Registered;
+            let last = tx.acl(space.space)?.and_then(|acl| acl.records.values().max().copied());
+            if let Some(seq) = last.filter(|_| registered)
+                && let Some(position) = tx.position_at(space.space, seq)?
+            {
+                held.push((space.space, position));
+            }
+        }
+        Ok(held)
+    })?;
+    held.into_iter().try_for_each(|(space, position)| {
+        let on_disk = read(node, |tx| tx.position_at(space, position.seq))?;
+        unless(on_disk == Some(position), || {
+            let expected = format!("{machine} holds {position:?} of {space}, and so does the node's disk");
+            Violation::new("acl_records_are_never_undone", expected, on_disk)
+        })
+    })
+}
+
+/// Nothing that a story wrote in plaintext stands on the node's disk.
+pub(crate) fn the_node_never_holds_plaintext_or_keys(image: &Image, secrets: &[String]) -> Held {
+    let needles = secrets.iter().map(String::as_str).chain([NEEDLE]);
+    needles.map(|needle| (needle, contains(image.bytes(), needle.as_bytes()))).try_for_each(|(needle, is_there)| {
+        unless(!is_there, || Violation::new("the_node_never_holds_plaintext_or_keys", "nothing to read", needle))
+    })
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    let Some(first) = needle.first() else { return false };
+    let mut from = 0;
+    while let Some(at) = haystack[from..].iter().position(|b| b == first) {
+        if haystack[from + at..].starts_with(needle) {
+            return true;
+        }
+        from += at + 1;
+    }
+    false
+}
+
+// ---- of one client --------------------------------------------------------------------------------------------------
+
+/// Every write that returned is known, and has gone forward or stands where it stood.
+pub(crate) fn writes_only_go_forward(told: &Told, who: Who, client: &Client) -> Held {
+    let mut everything = told.lock();
+    let lost_power = everything.node_lost_power;
+    for write in everything.writes.iter_mut().filter(|w| w.by == who) {
+        let Ok(space) = client.space(write.space) else { continue };
+        let state = space.write_state(write.id);
+        let state = state.map_err(|e| Violation::new("writes_only_go_forward", "a readable state", e))?;
+        let Some(state) = state else {
+            let expected = format!("write {} of {who} (step {}) is kept", write.id, write.number);
+            return Err(Violation::new("every_acknowledged_change_survives_a_crash", expected, state));
+        };
+        let now = Stage::of(&state);
+        let forward = match (write.state, now) {
+            (Stage::Pending, _) | (Stage::Refused, Stage::Refused | Stage::Dismissed) => true,
+            (Stage::Logged(_), Stage::Pending | Stage::Refused) => lost_power,
+            (Stage::Logged(a), Stage::Logged(b) | Stage::Durable(b)) => a == b || lost_power,
+            (Stage::Durable(a), Stage::Durable(b)) => a == b,
+            (Stage::Dismissed, Stage::Dismissed) => true,
+            (Stage::Logged(_) | Stage::Durable(_) | Stage::Refused | Stage::Dismissed, _) => false,
+        };
+        unless(forward, || {
+            let expected = format!("write {} of {who} after {:?}", write.id, write.state);
+            Violation::new("writes_only_go_forward", expected, now)
+        })?;
+        write.state = now;
+    }
+    Ok(())
+}
+
+/// A status never says less than it knows: what is not synced has a reason, and "up to date" has none.
+pub(crate) fn status_is_not_silent(who: Who, space: &Space) -> Held {
+    const NAME: &str = "status_is_not_silent";
+    let Ok(status) = space.status() else { return Ok(()) };
+    let open = status.pending + status.refused + status.quarantined + status.missing;
+    unless(open == 0 || !status.reasons.is_empty(), || Violation::new(NAME, format!("{who}: reasons"), &status))?;
+    let behind = status.node_seq > status.seq;
+    unless(!behind || !status.reasons.is_empty(), || Violation::new(NAME, format!("{who}: why behind"), &status))?;
+    let up_to_date = status.state == SyncState::UpToDate;
+    unless(!up_to_date || (open == 0 && !behind), || {
+        Violation::new(NAME, format!("{who}: something else than up to date"), &status)
+    })
+}
+
+/// Where nobody lies, nobody is accused.
+pub(crate) fn no_honest_party_is_accused(who: Who, space: &Space) -> Held {
+    let Ok(reasons) = space.explain() else { return Ok(()) };
+    let accuses = |code| {
+        matches!(
+            code,
+            ReasonCode::Forked
+                | ReasonCode::Rewound
+                | ReasonCode::Faulted
+                | ReasonCode::Quarantined
+                | ReasonCode::ContentMissing
+                | ReasonCode::WrongNode
+                | ReasonCode::Different
+        )
+    };
+    match reasons.iter().find(|r| accuses(r.code)) {
+        None => Ok(()),
+        Some(reason) => Err(Violation::new("no_honest_party_is_accused", format!("{who}: no accusation"), reason)),
+    }
+}
+
+/// Whoever asks for a tree has the one live instance, and it shows what the object shows.
+pub(crate) fn one_live_instance_per_tree(who: Who, space: &Space, objects: &[Object]) -> Held {
+    const NAME: &str = "one_live_instance_per_tree";
+    for object in objects {
+        let by_name = space.objects().tree(&object.object_type, &object.id);
+        let (Ok(Some(by_name)), Ok(Some(by_id))) = (by_name, space.tree(object.tree)) else {
+            return Err(Violation::new(NAME, format!("{who}: the tree of a listed object"), object));
+        };
+        unless(by_name.is_same_instance(&by_id), || Violation::new(NAME, format!("{who}: one instance"), object))?;
+        let shown = by_id.snapshot().ok().and_then(|s| s.object.clone());
+        unless(shown.as_ref() == Some(object), || Violation::new(NAME, format!("{who}: {object:?}"), &shown))?;
+    }
+    Ok(())
+}
+
+/// A joiner that was told "ready" reads its own profile.
+pub(crate) fn ready_means_readable(who: Who, space: &Space, profile: &Field) -> Held {
+    let object = space.objects().get(profile.object_type, &profile.object);
+    let shown = object.ok().flatten().and_then(|o| o.fields.get(&profile.name).cloned());
+    unless(shown.as_ref().and_then(|v| v.as_str()) == Some(profile.value.as_str()), || {
+        Violation::new("ready_means_readable", format!("{who}: {profile:?}"), &shown)
+    })
+}
+
+// ---- of an await ----------------------------------------------------------------------------------------------------
+
+/// `await_synced` said yes: then everything that was pending is on the node's disk, the log here is the log there, and
+/// everything readable up to that place is shown.
+pub(crate) fn synced_means_equal(world: &World, told: &Told, claim: &Claim<'_>) -> Held {
+    claim.receipt_is_true(world)?;
+    claim.own_writes_are_there()?;
+    claim.everything_is_shown(told)
+}
+
+/// What an await said, and what there was when it was asked.
+pub(crate) struct Claim<'a> {
+    pub(crate) who: Who,
+    pub(crate) client: &'a Client,
+    pub(crate) space: &'a Space,
+    pub(crate) receipt: &'a SignedReceipt,
+    /// Own writes that had returned at the call.
+    pub(crate) before: Vec<Written>,
+    pub(crate) node: &'a str,
+}
+
+const SYNCED: &str = "synced_means_equal";
+
+impl Claim<'_> {
+    /// The node's disk, and our own log, say at that place what the receipt says.
+    pub(crate) fn receipt_is_true(&self, world: &World) -> Held {
+        let body = self.receipt.body();
+        let id = self.space.id();
+        let Some(image) = world.disk(self.node).safe_image() else {
+            return Err(Violation::new(SYNCED, "a node with something on its disk", self.node));
+        };
+        let node = ledger(image, StoreKind::Node)?;
+        let there = read(&node, |tx| tx.position_at(id, body.seq))?.map(|p| p.chain);
+        unless(there == Some(body.chain), || {
+            Violation::new(SYNCED, format!("{}: on the node's disk at {}: {}", self.who, body.seq, body.chain), there)
+        })?;
+        let Ok(store) = world.store(self.who.name()) else { return Ok(()) };
+        let here = read(&store, |tx| tx.position_at(id, body.seq))?.map(|p| p.chain);
+        unless(here == Some(body.chain), || {
+            Violation::new(SYNCED, format!("{}: here at {}: {}", self.who, body.seq, body.chain), here)
+        })
+    }
+
+    fn own_writes_are_there(&self) -> Held {
+        let seq = self.receipt.body().seq;
+        for write in &self.before {
+            let state = self.space.write_state(write.id).ok().flatten().map(|s| Stage::of(&s));
+            let settled = match state {
+                Some(Stage::Logged(at) | Stage::Durable(at)) => at <= seq,
+                Some(Stage::Dismissed) => true,
+                // Refused in the meantime, or still on its way: then the answer is no.
+                Some(Stage::Pending | Stage::Refused) | None => false,
+            };
+            unless(settled, || {
+                let expected = format!("{}: write {} of step {} on the node's disk", self.who, write.id, write.number);
+                Violation::new(SYNCED, expected, state)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn everything_is_shown(&self, told: &Told) -> Held {
+        let id = self.space.id();
+        let Some(from) = reads_from(self.space, &self.client.account()) else { return Ok(()) };
+        let seq = self.receipt.body().seq;
+        let writes: Vec<Written> = told.lock().writes.iter().filter(|w| w.space == id).cloned().collect();
+        for write in writes {
+            let Some(field) = &write.field else { continue };
+            let Stage::Durable(at) = write.state else { continue };
+            if at > seq || at < from || told.is_erased(id, field) {
+                continue;
+            }
+            let shown = self.space.objects().get(field.object_type, &field.object).ok().flatten();
+            let value = shown.as_ref().and_then(|o| o.fields.get(&field.name)).and_then(|v| v.as_str());
+            unless(value == Some(field.value.as_str()), || {
+                let expected = format!("{} shows {field:?}, entry {at} of {seq}", self.who);
+                Violation::new(SYNCED, expected, &shown)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// From which entry on a member reads; `None` if it is none.
+pub(crate) fn reads_from(space: &Space, account: &AccountId) -> Option<Seq> {
+    let acl = space.acl().ok()?;
+    let member = acl.members.get(account)?;
+    Some(acl.epochs.get(&member.reads_from).map_or(Seq::ZERO, |epoch| epoch.since))
+}
+
+// ---- at the end -----------------------------------------------------------------------------------------------------
+
+/// Replicas of one log show the same: the chain, the ACL, the heads, and, who reads from the same epoch on, the objects.
+pub(crate) fn replicas_converge(replicas: &[Replica]) -> Held {
+    for replica in replicas {
+        let Some(first) = replicas.iter().find(|r| r.space == replica.space) else { continue };
+        unless(replica.chain == first.chain, || differ("chain", first, replica, &first.chain, &replica.chain))?;
+        unless(replica.acl == first.acl, || differ("ACL", first, replica, &first.acl, &replica.acl))?;
+        unless(replica.heads == first.heads, || differ("heads", first, replica, &first.heads, &replica.heads))?;
+        let reader = replicas.iter().find(|r| r.space == replica.space && r.reads_from == replica.reads_from);
+        let Some(reader) = reader else { continue };
+        unless(replica.objects == reader.objects, || {
+            differ("objects", reader, replica, &reader.objects, &replica.objects)
+        })?;
+    }
+    Ok(())
+}
+
+fn differ(
+    what: &str,
+    a: &Replica,
+    b: &Replica,
+    expected: &impl std::fmt::Debug,
+    seen: &impl std::fmt::Debug,
+) -> Violation {
+    Violation::new(
+        "replicas_converge",
+        format!("{what} of {} at {} as at {}: {expected:?}", a.space, b.who, a.who),
+        seen,
+    )
+}
+
+/// What a member holds of a space.
+pub(crate) struct Replica {
+    pub(crate) who: String,
+    pub(crate) space: SpaceId,
+    chain: Option<Chain>,
+    acl: Arc<AclState>,
+    heads: Vec<(TreeId, BTreeSet<ChangeId>)>,
+    reads_from: Option<Seq>,
+    objects: Vec<Object>,
+}
+
+impl Replica {
+    pub(crate) fn of(who: &str, client: &Client, store: &Store, space: &Space) -> Result<Self, Violation> {
+        let id = space.id();
+        let unreadable = |e| Violation::new("replicas_converge", format!("{who} reads {id}"), e);
+        let (chain, heads) = read(store, |tx| {
+            let mut heads = Vec::new();
+            for tree in tx.elements(id, None, usize::MAX)?.iter().filter_map(sync_core::reconcile::Element::key) {
+                heads.push((tree, tx.tree(id, tree)?.map(|t| t.heads).unwrap_or_default()));
+            }
+            Ok((tx.space(id)?.map(|s| s.position.chain), heads))
+        })?;
+        Ok(Self {
+            who: who.to_owned(),
+            space: id,
+            chain,
+            acl: space.acl().map_err(unreadable)?,
+            heads,
+            reads_from: reads_from(space, &client.account()),
+            objects: space.objects().list_all().map_err(unreadable)?,
+        })
+    }
+}

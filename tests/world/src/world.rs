@@ -1,0 +1,620 @@
+//! The world: machines with disks, what runs on them, and what goes wrong.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use client_sdk::{Client, ClientConfig, MemoryVault, NodeAddress, ObjectType};
+use ed25519_dalek::SigningKey;
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+use sync_core::ids::AuthorityId;
+use sync_node::{Node, NodeConfig, NodeKeys, RunningNode};
+use sync_store::memory::{AtCommit, Disk, Fate};
+use sync_store::{Store, StoreKind};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::machine::{Ground, Process, dice};
+use crate::net::{Gone, Latency, Net};
+use crate::trace::Trace;
+
+/// What clients are called, in this order.
+pub const CLIENT_NAMES: [&str; 8] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"];
+
+/// How bad the weather is: what goes wrong by itself, from the seed, while a story is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Faults {
+    /// Messages take this long.
+    pub latency: Latency,
+    /// How long a commit may wait for its flush.
+    pub flush_after_max: Duration,
+    /// How long a caller may wait for the answer to a commit.
+    pub answer_after_max: Duration,
+    /// One commit of so many is written back by the system before its flush; 0 for none.
+    pub written_back_one_in: u32,
+    /// Wall clocks are wrong by so much at most.
+    pub skew_max: Duration,
+}
+
+impl Faults {
+    /// Nothing goes wrong by itself.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            latency: Latency::CALM,
+            flush_after_max: Duration::from_millis(2),
+            answer_after_max: Duration::ZERO,
+            written_back_one_in: 0,
+            skew_max: Duration::ZERO,
+        }
+    }
+
+    /// A bad line, a slow disk, wrong clocks.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self {
+            latency: Latency { min: Duration::from_millis(1), max: Duration::from_millis(150) },
+            flush_after_max: Duration::from_millis(200),
+            answer_after_max: Duration::from_millis(20),
+            written_back_one_in: 4,
+            skew_max: Duration::from_secs(36 * 3600),
+        }
+    }
+}
+
+/// A world before it begins.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    seed: u64,
+    clients: usize,
+    nodes: usize,
+    faults: Faults,
+    types: Vec<ObjectType>,
+}
+
+impl Plan {
+    /// With so many clients, see [`CLIENT_NAMES`]. Each has an account of its own, and uses the first node.
+    #[must_use]
+    pub fn clients(mut self, clients: usize) -> Self {
+        self.clients = clients.min(CLIENT_NAMES.len());
+        self
+    }
+
+    /// With so many nodes, called `node-0` and so on.
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// With this weather.
+    #[must_use]
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// With a kind of object that every client declares.
+    #[must_use]
+    pub fn object_type(mut self, object_type: ObjectType) -> Self {
+        self.types.push(object_type);
+        self
+    }
+
+    /// Builds the world and tells the story in it, in virtual time, on this thread. Returns what the story returns.
+    ///
+    /// # Panics
+    /// If the story panics, after the seed and what happened were printed; if the world cannot be built.
+    pub fn run<F, T>(self, story: impl FnOnce(World) -> F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime of one thread needs nothing of the system");
+        runtime.block_on(async {
+            let world = World::build(self).await;
+            let confess = Confess(world.clone());
+            let told = story(world).await;
+            std::mem::forget(confess);
+            told
+        })
+    }
+}
+
+/// Prints what happened when a story panics.
+struct Confess(World);
+
+impl Drop for Confess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in the world of seed {}:\n{}", self.0.seed(), self.0.trace());
+        }
+    }
+}
+
+/// A world that goes on. A cheap handle.
+#[derive(Clone)]
+pub struct World {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ground: Ground,
+    faults: Faults,
+    types: Vec<ObjectType>,
+    calm: AtomicBool,
+    state: Mutex<State>,
+    trace: Trace,
+}
+
+#[derive(Default)]
+struct State {
+    machines: BTreeMap<String, Machine>,
+}
+
+/// A machine: what stays of it when its process ends, and the process.
+struct Machine {
+    disk: Disk,
+    skew_ms: i64,
+    lives: u64,
+    kind: Kind,
+    process: Option<Running>,
+}
+
+enum Kind {
+    Node { keys: NodeKeys, address: NodeAddress },
+    Client { vault: MemoryVault, node: String, is_made: bool },
+}
+
+/// A process.
+struct Running {
+    store: Store,
+    alive: Arc<AtomicBool>,
+    what: What,
+    /// Work of the application on this machine: ends with the process.
+    tasks: Vec<tokio::task::AbortHandle>,
+}
+
+enum What {
+    Node(RunningNode),
+    Client(Client),
+}
+
+/// There is no process on the machine.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0} is not running")]
+pub struct Down(pub String);
+
+/// A process did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the store did not open")]
+    Store(#[from] sync_store::OpenError),
+    #[error("the client did not open")]
+    Client(#[from] client_sdk::OpenError),
+    #[error("the node did not start")]
+    Node(#[from] sync_node::StartError),
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("seed", &self.seed()).finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// A world of this seed: the same seed, plan and story give the same world, to the last message.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Plan {
+        Plan { seed, clients: 2, nodes: 1, faults: Faults::none(), types: Vec::new() }
+    }
+
+    async fn build(plan: Plan) -> Self {
+        let net = Net::new(dice(plan.seed, "net"));
+        net.set_latency(plan.faults.latency);
+        let ground = Ground { seed: plan.seed, began: Instant::now(), net };
+        let inner = Inner {
+            ground,
+            faults: plan.faults,
+            types: plan.types,
+            calm: AtomicBool::new(false),
+            state: Mutex::default(),
+            trace: Trace::new(),
+        };
+        let world = Self { inner: Arc::new(inner) };
+        for n in 0..plan.nodes {
+            world.add_node(&format!("node-{n}"));
+        }
+        for name in &CLIENT_NAMES[..plan.clients] {
+            world.add_client(name, "node-0");
+        }
+        for name in world.machines() {
+            world.start(&name).await.unwrap_or_else(|e| panic!("{name} starts in a new world: {e}"));
+        }
+        world
+    }
+
+    /// The seed.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.inner.ground.seed
+    }
+
+    /// Virtual time since the world began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.inner.ground.began.elapsed()
+    }
+
+    /// Writes a line of what happened.
+    pub fn note(&self, line: impl fmt::Display) {
+        self.inner.trace.note(self.elapsed(), &line);
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn trace(&self) -> String {
+        self.inner.trace.text()
+    }
+
+    /// A hash of what happened: equal for two runs of one seed.
+    #[must_use]
+    pub fn trace_hash(&self) -> [u8; 32] {
+        self.inner.trace.hash()
+    }
+
+    // ---- machines ---------------------------------------------------------------------------------------------------
+
+    /// The names of all machines, nodes and clients.
+    #[must_use]
+    pub fn machines(&self) -> Vec<String> {
+        self.lock().machines.keys().cloned().collect()
+    }
+
+    /// A new machine that will run a node; [`World::start`] starts it.
+    pub fn add_node(&self, name: &str) {
+        let mut dice = dice(self.seed(), &format!("keys of {name}"));
+        let keys = NodeKeys { authority: dice.random(), node: dice.random() };
+        self.add_node_with(name, keys);
+    }
+
+    /// As [`World::add_node`], with the keys of another: its twin.
+    pub fn add_node_with(&self, name: &str, keys: NodeKeys) {
+        let endpoint = format!("{name}:4710");
+        let address = NodeAddress {
+            transport: sync_core::token::Transport::Plain,
+            authority: AuthorityId::from(&SigningKey::from_bytes(&keys.authority).verifying_key()),
+            endpoint,
+        };
+        self.add(name, Kind::Node { keys, address });
+    }
+
+    /// A new machine that will run a client of a node; [`World::start`] starts it, and makes its account the first time.
+    pub fn add_client(&self, name: &str, node: &str) {
+        self.add(name, Kind::Client { vault: MemoryVault::default(), node: node.to_owned(), is_made: false });
+    }
+
+    fn add(&self, name: &str, kind: Kind) {
+        let skew_max = i64::try_from(self.inner.faults.skew_max.as_millis()).unwrap_or(i64::MAX);
+        let skew_ms = dice(self.seed(), &format!("clock of {name}")).random_range(-skew_max..=skew_max);
+        let disk = Disk::new(name);
+        disk.flush_on_call();
+        self.govern(name, &disk);
+        let machine = Machine { disk: disk.clone(), skew_ms, lives: 0, kind, process: None };
+        self.lock().machines.insert(name.to_owned(), machine);
+        tokio::spawn(flushes(self.clone(), disk.clone(), dice(self.seed(), &format!("flushes of {name}"))));
+        tokio::spawn(deaths(self.clone(), name.to_owned(), disk));
+    }
+
+    /// What happens at each commit.
+    fn govern(&self, name: &str, disk: &Disk) {
+        let mut dice = dice(self.seed(), &format!("commits of {name}"));
+        let (world, faults) = (Arc::downgrade(&self.inner), self.inner.faults);
+        let answer_max = u64::try_from(faults.answer_after_max.as_micros()).unwrap_or(u64::MAX);
+        disk.govern(move || {
+            let is_calm = world.upgrade().is_none_or(|world| world.calm.load(Ordering::Relaxed));
+            if is_calm {
+                return AtCommit::default();
+            }
+            let one_in = faults.written_back_one_in;
+            let written_back = one_in > 0 && dice.random_ratio(1, one_in);
+            let fate = if written_back { Fate::WrittenBack } else { Fate::Kept };
+            AtCommit { fate, answer_after: Duration::from_micros(dice.random_range(0..=answer_max)) }
+        });
+    }
+
+    /// Starts the process of a machine. Nothing happens if it runs.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(&self, name: &str) -> Result<(), StartError> {
+        if self.is_up(name) {
+            return Ok(());
+        }
+        let (disk, skew_ms, life) = {
+            let mut state = self.lock();
+            let machine = state.machine(name);
+            machine.lives += 1;
+            (machine.disk.clone(), machine.skew_ms, machine.lives)
+        };
+        self.inner.ground.net.come_back(name);
+        let (host, alive) = Process::host(&self.inner.ground, name, skew_ms, life);
+        let kind = match self.lock().machine(name).kind {
+            Kind::Node { .. } => StoreKind::Node,
+            Kind::Client { .. } => StoreKind::Client,
+        };
+        let store = Store::open_on(&disk, kind)?;
+        let started = match kind {
+            StoreKind::Node => self.start_node(name, host, store.clone()).await,
+            StoreKind::Client => self.start_client(name, host, store.clone()).await,
+        };
+        let what = match started {
+            Ok(what) => what,
+            Err(error) => {
+                disk.kill();
+                return Err(error);
+            }
+        };
+        self.lock().machine(name).process = Some(Running { store, alive, what, tasks: Vec::new() });
+        self.note(format_args!("{name} starts"));
+        Ok(())
+    }
+
+    async fn start_node(&self, name: &str, host: sync_host::Host, store: Store) -> Result<What, StartError> {
+        let (keys, address) = match &self.lock().machine(name).kind {
+            Kind::Node { keys, address } => (keys.clone(), address.clone()),
+            Kind::Client { .. } => panic!("{name} is a client"),
+        };
+        let arriving = UnboundedReceiverStream::new(self.inner.ground.net.listen(name, &address.endpoint));
+        let config = NodeConfig { listen: address.endpoint, plaintext: true, ..NodeConfig::default() };
+        let node = Node::start_on(host, store.clone(), &keys, arriving, config).await?;
+        tokio::spawn(supervise(self.clone(), name.to_owned(), self.life(name), store));
+        Ok(What::Node(node))
+    }
+
+    async fn start_client(&self, name: &str, host: sync_host::Host, store: Store) -> Result<What, StartError> {
+        let (vault, address, is_made) = {
+            let mut state = self.lock();
+            let (vault, node, is_made) = match &state.machine(name).kind {
+                Kind::Client { vault, node, is_made } => (vault.clone(), node.clone(), *is_made),
+                Kind::Node { .. } => panic!("{name} is a node"),
+            };
+            (vault, state.address(&node), is_made)
+        };
+        let mut config = ClientConfig::on(host, vault, store).node(address).name(format!("{name}-the-person"));
+        for object_type in &self.inner.types {
+            config = config.object_type(object_type.clone());
+        }
+        let client = if is_made { Client::open(config).await? } else { Client::create(config).await?.0 };
+        if let Kind::Client { is_made, .. } = &mut self.lock().machine(name).kind {
+            *is_made = true;
+        }
+        Ok(What::Client(client))
+    }
+
+    fn life(&self, name: &str) -> u64 {
+        self.lock().machine(name).lives
+    }
+
+    /// Whether there is such a machine.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.lock().machines.contains_key(name)
+    }
+
+    /// Whether a process runs on a machine.
+    #[must_use]
+    pub fn is_up(&self, name: &str) -> bool {
+        self.lock().machine(name).process.is_some()
+    }
+
+    /// The client on a machine.
+    ///
+    /// # Errors
+    /// [`Down`].
+    pub fn client(&self, name: &str) -> Result<Client, Down> {
+        match &self.lock().machine(name).process {
+            Some(Running { what: What::Client(client), .. }) => Ok(client.clone()),
+            Some(_) | None => Err(Down(name.to_owned())),
+        }
+    }
+
+    /// The address of a node.
+    #[must_use]
+    pub fn address(&self, node: &str) -> NodeAddress {
+        self.lock().address(node)
+    }
+
+    /// The disk of a machine: to look at, to fill, to make it fail.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> Disk {
+        self.lock().machine(name).disk.clone()
+    }
+
+    /// The store that a running process has open: to look at.
+    ///
+    /// # Errors
+    /// [`Down`].
+    pub fn store(&self, name: &str) -> Result<Store, Down> {
+        let mut state = self.lock();
+        let running = state.machine(name).process.as_ref().ok_or_else(|| Down(name.to_owned()))?;
+        Ok(running.store.clone())
+    }
+
+    /// Runs work of an application on a machine: it ends when the process ends.
+    pub fn spawn_on<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<JoinHandle<T>, Down> {
+        let mut state = self.lock();
+        let running = state.machine(name).process.as_mut().ok_or_else(|| Down(name.to_owned()))?;
+        let task = tokio::spawn(work);
+        running.tasks.retain(|task| !task.is_finished());
+        running.tasks.push(task.abort_handle());
+        Ok(task)
+    }
+
+    // ---- the ends of processes --------------------------------------------------------------------------------------
+
+    /// Kills the process of a machine. What it committed stays.
+    pub fn kill(&self, name: &str) {
+        self.note(format_args!("{name} is killed"));
+        self.end(name, Gone::Killed, Disk::kill);
+    }
+
+    /// Cuts the power of a machine: its process ends, what was not flushed is lost, and nobody is told.
+    pub fn power_cut(&self, name: &str) {
+        self.note(format_args!("{name} loses power"));
+        self.end(name, Gone::Dark, Disk::power_cut);
+    }
+
+    /// Puts a former content on the disk of a machine, as somebody does who restores a backup. Kills the process.
+    pub fn restore(&self, name: &str, image: sync_store::memory::Image) {
+        self.note(format_args!("{name} is restored from a backup"));
+        self.end(name, Gone::Killed, |disk| disk.restore(image));
+    }
+
+    fn end(&self, name: &str, how: Gone, disk_does: impl FnOnce(&Disk)) {
+        let (disk, process) = {
+            let mut state = self.lock();
+            let machine = state.machine(name);
+            (machine.disk.clone(), machine.process.take())
+        };
+        disk_does(&disk);
+        self.inner.ground.net.vanish(name, how);
+        let Some(process) = process else { return };
+        process.alive.store(false, Ordering::Relaxed);
+        process.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+        match process.what {
+            // Dropping it ends its tasks; they reach nothing any more.
+            What::Client(client) => drop(client),
+            What::Node(node) => drop(tokio::spawn(async move { node.shutdown().await })),
+        }
+    }
+
+    /// Stops the process of a machine in good order.
+    pub async fn stop(&self, name: &str) {
+        let process = self.lock().machine(name).process.take();
+        let Some(process) = process else { return };
+        process.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+        drop(process.store);
+        match process.what {
+            What::Client(client) => client.close().await,
+            What::Node(node) => drop(node.shutdown().await),
+        }
+        self.inner.ground.net.vanish(name, Gone::Killed);
+        // Whatever still held the store, the process is gone.
+        self.disk(name).kill();
+        self.note(format_args!("{name} stops"));
+    }
+
+    // ---- the network ------------------------------------------------------------------------------------------------
+
+    /// Cuts the way between two machines, in both directions.
+    pub fn cut(&self, a: &str, b: &str) {
+        self.cut_one_way(a, b);
+        self.cut_one_way(b, a);
+    }
+
+    /// Holds back what goes from one machine to another.
+    pub fn cut_one_way(&self, from: &str, to: &str) {
+        self.note(format_args!("{from} does not reach {to}"));
+        self.inner.ground.net.cut(from, to);
+    }
+
+    /// Mends the way between two machines.
+    pub fn heal(&self, a: &str, b: &str) {
+        self.note(format_args!("{a} and {b} reach each other"));
+        self.inner.ground.net.heal(a, b);
+        self.inner.ground.net.heal(b, a);
+    }
+
+    /// Resets every connection between two machines.
+    pub fn sever(&self, a: &str, b: &str) {
+        self.note(format_args!("connections between {a} and {b} are reset"));
+        self.inner.ground.net.sever(a, b);
+    }
+
+    /// The weather clears for good: every way is open, every disk has room and is quick, and every machine runs.
+    ///
+    /// # Errors
+    /// If a machine does not start.
+    pub async fn clear_up(&self) -> Result<(), StartError> {
+        self.note("the weather clears");
+        self.inner.calm.store(true, Ordering::Relaxed);
+        self.inner.ground.net.set_latency(Latency::CALM);
+        self.inner.ground.net.heal_all();
+        for name in self.machines() {
+            self.disk(&name).mend();
+            if self.has_failed(&name) {
+                self.kill(&name);
+            }
+            self.start(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// The store under a process has failed: all that it can do is end.
+    fn has_failed(&self, name: &str) -> bool {
+        let Ok(store) = self.store(name) else { return false };
+        let mut failed = Box::pin(store.failed());
+        let waker = std::task::Waker::noop();
+        failed.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_ready()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn machine(&mut self, name: &str) -> &mut Machine {
+        self.machines.get_mut(name).unwrap_or_else(|| panic!("there is no machine {name} in this world"))
+    }
+
+    fn address(&self, node: &str) -> NodeAddress {
+        match self.machines.get(node).map(|machine| &machine.kind) {
+            Some(Kind::Node { address, .. }) => address.clone(),
+            Some(Kind::Client { .. }) | None => panic!("there is no node {node} in this world"),
+        }
+    }
+}
+
+/// Flushes a disk some time after its commits, for ever.
+async fn flushes(world: World, disk: Disk, mut dice: ChaCha8Rng) {
+    let max = world.inner.faults.flush_after_max;
+    let calm = Faults::none().flush_after_max;
+    loop {
+        disk.owes_flush().await;
+        let max = if world.inner.calm.load(Ordering::Relaxed) { calm } else { max };
+        let micros = u64::try_from(max.as_micros()).unwrap_or(u64::MAX);
+        tokio::time::sleep(Duration::from_micros(dice.random_range(0..=micros))).await;
+        disk.flush();
+    }
+}
+
+/// Ends a process whose commit was fatal.
+async fn deaths(world: World, name: String, disk: Disk) {
+    let mut deaths = disk.deaths();
+    while deaths.changed().await.is_ok() {
+        world.kill(&name);
+    }
+}
+
+/// A node whose store fails ends its process.
+async fn supervise(world: World, name: String, life: u64, store: Store) {
+    store.failed().await;
+    if world.life(&name) == life {
+        world.note(format_args!("the store of {name} has failed"));
+        world.kill(&name);
+    }
+}
