@@ -114,12 +114,7 @@ impl Plan {
     where
         F: Future<Output = T>,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime of one thread needs nothing of the system");
-        runtime.block_on(async {
+        runtime(self.seed).block_on(async {
             let world = World::build(self).await;
             let confess = Confess(world.clone());
             let told = story(world).await;
@@ -127,6 +122,20 @@ impl Plan {
             told
         })
     }
+}
+
+/// One thread, and a clock that jumps to the next timer when there is nothing to do.
+///
+/// Which of several waiting tasks is woken first is chance in tokio, unless it is built with `--cfg tokio_unstable`: then the
+/// seed decides that, too. `scripts/simulate` builds so.
+fn runtime(seed: u64) -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_be_bytes()));
+    #[cfg(not(tokio_unstable))]
+    let _ = seed;
+    builder.build().expect("a runtime of one thread needs nothing of the system")
 }
 
 /// Prints what happened when a story panics.
