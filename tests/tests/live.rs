@@ -64,7 +64,8 @@ async fn s10_a_thousand_readers_cost_one_build_and_one_fetch_a_tree() -> Outcome
     }
     let counters = joined.tree_counters();
     assert_eq!(counters.repeated, 0, "{counters:?}");
-    assert_eq!(counters.fetched, joined.status()?.seq, "every record once: {counters:?}");
+    // The first two entries found the space, and came with the answer to the join.
+    assert_eq!(counters.fetched, joined.status()?.seq - 2, "every record once: {counters:?}");
     assert!(counters.hits > 0 && counters.evicted == 0, "{counters:?}");
     Ok(())
 }
@@ -239,7 +240,8 @@ async fn a_feed_tells_every_change_once_and_where_it_goes() -> Outcome {
     assert!(inserted > 0, "some were written at the same time");
     assert_eq!(reader.replays, 1, "from the beginning, once");
 
-    joined.purge_tree(tree).await?;
+    space.purge_tree(tree).await?;
+    space.await_synced_within(PATIENCE).await?;
     joined.await_synced_within(PATIENCE).await?;
     let mut feed = followed.changes_from(reader.cursor);
     assert_eq!(feed.next_now()?.ok_or("purged")?.step, TreeStep::Purged);

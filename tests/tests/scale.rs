@@ -2,11 +2,16 @@
 //! judged by the benchmarks.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use client_sdk::{ChangeCursor, NewObject, NewTree, Place, Role, Space, TreeId, TreeStep, TreeWrite, WriteRule};
+use client_sdk::{
+    ChangeCursor, InviteOptions, NewObject, NewTree, Place, Role, Space, TreeId, TreeStep, TreeWrite, WriteRule,
+};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary, join};
 
 const CHANGE_BYTES: usize = 2 << 10;
 const CHUNK: usize = 1_000;
@@ -144,5 +149,98 @@ async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
     }
     writer.await??;
     eprintln!("{reads} lists");
+    Ok(())
+}
+
+/// S78: a space of 10,000 trees, joined by a process that has nothing: everything comes, its own profile soon, in bounded memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn s78_a_cold_join_of_many_trees_is_bounded() -> Outcome {
+    const TREES: usize = 10_000;
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let own = member.own();
+    let space = admin.create_space("Large").await?;
+    for chunk in (0..TREES).collect::<Vec<_>>().chunks(CHUNK) {
+        let row = |n: &usize| NewObject {
+            object_type: "row".to_owned(),
+            id: n.to_string(),
+            fields: json!({ "n": n, "text": "x".repeat(100) }).as_object().cloned().unwrap_or_default(),
+        };
+        space.objects().put_many(chunk.iter().map(row).collect()).await?;
+        space.await_synced_within(PATIENCE).await?;
+    }
+    // The newest of all, as it was in the field.
+    space.objects().put("profile", &own, json!({ "name": "Member" })).await?;
+    space.await_synced_within(PATIENCE).await?;
+    let token = space.invite(InviteOptions::open()).await?.token;
+    let dir = member.shut().await;
+    let told = Command::new(binary("cold")).arg(dir.path()).arg(&token).output()?;
+    let told = String::from_utf8(told.stdout)?;
+    let words: Vec<&str> = told.split_whitespace().collect();
+    let ["profile", profile_ms, "synced", synced_ms, objects, "memory", peak_kib] = words[..] else {
+        return Err(format!("the process said {told:?}").into());
+    };
+    eprintln!("own profile after {profile_ms} ms, synced after {synced_ms} ms, {peak_kib} KiB at most");
+    assert_eq!(objects.parse::<usize>()?, TREES);
+    assert!(peak_kib.parse::<usize>()? < 256 << 10, "{peak_kib} KiB");
+    Ok(())
+}
+
+/// S20: killed at any moment while entries stream in, a client never said "synced" over objects that lag behind its log, and never
+/// opens with any that do.
+#[tokio::test(flavor = "multi_thread")]
+async fn s20_the_projection_never_lags_behind_the_log() -> Outcome {
+    const ROWS: usize = 20;
+    let mut node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Stream").await?;
+    let id = join(&space, &member, Role::Reader).await?.id();
+    let mut dir = member.shut().await;
+    let mut dice = ChaCha8Rng::seed_from_u64(20);
+    let mut count = 0;
+    let mut heard = 0;
+    for round in 0..6 {
+        let mut child =
+            Command::new(binary("follower")).arg(dir.path()).arg(id.to_string()).stdout(Stdio::piped()).spawn()?;
+        let until = Instant::now() + Duration::from_millis(dice.random_range(300..1_500));
+        while Instant::now() < until {
+            let row = |n: usize| NewObject {
+                object_type: "row".to_owned(),
+                id: n.to_string(),
+                fields: json!({ "n": count }).as_object().cloned().unwrap_or_default(),
+            };
+            space.objects().put_many((0..ROWS).map(row).collect()).await?;
+            count += 1;
+        }
+        child.kill()?;
+        let said = child.wait_with_output()?.stdout;
+        let said = String::from_utf8(said)?;
+        // The last line may be cut.
+        let lines = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        node.kill();
+        let again = TestClient::open(dir).await;
+        let replica = again.space(id)?;
+        let mut sum = 0;
+        for row in replica.objects().list("row")? {
+            let tree = replica.tree(row.tree)?.ok_or("listed")?;
+            let logged = tree.changes()?;
+            let n = row.fields["n"].as_u64().ok_or("a number")?;
+            assert_eq!(n + 1, logged.len() as u64, "round {round}: {} of {} changes are shown", n + 1, logged.len());
+            sum += n;
+        }
+        for line in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let ["synced", seq, shown] = words[..] else { return Err(format!("{line:?}").into()) };
+            assert!(seq.parse::<u64>()? <= replica.status()?.seq, "round {round}: said {line:?}");
+            assert!(shown.parse::<u64>()? <= sum, "round {round}: said {line:?}, and shows {sum}");
+            heard += 1;
+        }
+        dir = again.shut().await;
+        node.restart();
+    }
+    eprintln!("{count} batches, said to be synced {heard} times");
+    assert!(heard > 0, "nothing was said");
     Ok(())
 }

@@ -67,7 +67,7 @@ impl<T: PartialEq> Slot<T> {
                 Flight::Loading => state = self.landed.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
-        Ok(self.fly(state, load)?.0)
+        self.fly(state, load)
     }
 
     /// Brings what is shown to a commit that touched it. Waits for nobody. A failure empties the slot, and the next reader
@@ -88,7 +88,7 @@ impl<T: PartialEq> Slot<T> {
             (Some(_), Flight::None) => {}
         }
         let before = state.value.clone();
-        let (value, _) = self.fly(state, load)?;
+        let value = self.fly(state, load)?;
         Ok(if before.as_ref() == Some(&value) { Replaced::Same } else { Replaced::Other })
     }
 
@@ -96,14 +96,14 @@ impl<T: PartialEq> Slot<T> {
         &self,
         mut state: MutexGuard<'_, State<T>>,
         load: impl FnOnce() -> Result<(CommitNo, T), E>,
-    ) -> Result<(Arc<T>, CommitNo), E> {
+    ) -> Result<Arc<T>, E> {
         state.flight = Flight::Loading;
         drop(state);
         let landing = Landing { slot: self, landed: None };
         let (as_of, value) = load()?;
         let value = Arc::new(value);
         landing.with(as_of, value.clone());
-        Ok((value, as_of))
+        Ok(value)
     }
 }
 
