@@ -19,3 +19,13 @@ install_iso_codes() {
         echo "note: the Debian package iso-codes is not installed; a small built-in set is used" >&2
     fi
 }
+
+# The local service is tested from Python, in an environment of its own.
+install_python_venv() {
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        { apt-get install -y python3 python3-venv || { apt-get update && apt-get install -y python3 python3-venv; }; } \
+            >/dev/null 2>&1 && return 0
+    fi
+    echo "note: python3 with venv is not installed; the tests of the local service from Python will fail" >&2
+}

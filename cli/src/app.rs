@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use client_sdk::{
@@ -29,11 +30,13 @@ pub(crate) struct App {
     pub(crate) caller: Caller,
     /// The account, where a daemon has it open.
     open: Option<Open>,
+    /// How often the daemon had tried to reach the node when this command first looked.
+    attempts_before: OnceLock<u32>,
 }
 
 impl App {
     pub(crate) const fn new(global: Global, out: Output, caller: Caller, open: Option<Open>) -> Self {
-        Self { global, out, caller, open }
+        Self { global, out, caller, open, attempts_before: OnceLock::new() }
     }
 
     pub(crate) const fn timeout(&self) -> Duration {
@@ -97,7 +100,12 @@ impl App {
         work: impl AsyncFnOnce(&Client) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
         match &self.open {
-            Some(open) => Box::pin(work(&open.client()?)).await,
+            Some(open) => {
+                let client = open.client()?;
+                // As a process of its own would: it asks the node now, not after the daemon's pause.
+                client.reconnect();
+                Box::pin(work(&client)).await
+            }
             None => self.open_and(|config| config, work).await,
         }
     }
@@ -232,6 +240,14 @@ impl App {
         match tokio::time::timeout(patience, looking).await {
             Ok(reached) => reached,
             Err(_) => Ok(Reached::No(no_session(space)?)),
+        }
+    }
+
+    /// What a daemon had tried before this command came is no answer to it.
+    fn attempts_before(&self, reason: &Reason) -> u32 {
+        match &self.open {
+            Some(_) => *self.attempts_before.get_or_init(|| reason.attempts),
+            None => 0,
         }
     }
 

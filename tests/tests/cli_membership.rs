@@ -1,5 +1,6 @@
 //! S85: the whole story of a membership through the command line, with real processes: exit codes, and the keys of what
-//! `--json` prints, which programs rely on.
+//! `--json` prints, which programs rely on. Each story is told twice: every command on its own, and every command done by a
+//! daemon on the same data directory, which prints the same and ends the same.
 
 use std::collections::BTreeSet;
 use std::io::{BufReader, Write as _};
@@ -18,6 +19,35 @@ struct Person {
     dir: TempDir,
     account: String,
     words: String,
+    /// Does what this person types, where the story is told so.
+    _daemon: Option<Daemon>,
+}
+
+/// Who does what is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    ByCommands,
+    ByDaemons,
+}
+
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(dir: &Path) -> Self {
+        let mut command = Command::new(binary("headwater"));
+        command.arg("--data").arg(dir).args(["--json", "daemon"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.env_remove("HEADWATER_DATA").spawn().expect("the daemon starts");
+        let said = line(&mut BufReader::new(child.stdout.take().expect("stdout is piped")));
+        assert_eq!(said["event"], "listening", "{said}");
+        Self(child)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What a command did.
@@ -28,12 +58,13 @@ struct Ran {
 }
 
 impl Person {
-    fn init(name: &str, node: &NodeProcess) -> Self {
+    fn init(name: &str, node: &NodeProcess, told: Told) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let address = node.address().to_string();
         let made = run(dir.path(), &["init", "--node", &address, "--name", name, "--device-name", name], "").ok();
         assert_eq!(shape(&made), "{account,data,device,node,words}");
-        Self { dir, account: text(&made["account"]), words: text(&made["words"]) }
+        let daemon = (told == Told::ByDaemons).then(|| Daemon::start(dir.path()));
+        Self { dir, account: text(&made["account"]), words: text(&made["words"]), _daemon: daemon }
     }
 
     fn run(&self, args: &[&str]) -> Ran {
@@ -144,8 +175,18 @@ const EFFECTS: &str = "effects[{account,effect,role}|{effect,epoch,invites,membe
 
 #[test]
 fn s85_members_come_change_and_go() {
+    members_come_change_and_go(Told::ByCommands);
+}
+
+#[test]
+fn s85_members_come_change_and_go_by_daemons() {
+    members_come_change_and_go(Told::ByDaemons);
+}
+
+fn members_come_change_and_go(told: Told) {
     let mut node = NodeProcess::start();
-    let (ada, bo, cy) = (Person::init("Ada", &node), Person::init("Bo", &node), Person::init("Cy", &node));
+    let (ada, bo, cy) =
+        (Person::init("Ada", &node, told), Person::init("Bo", &node, told), Person::init("Cy", &node, told));
     let made = ada.ok(&["space", "create", "Club", "--wait"]);
     assert_eq!(shape(&made), "{history,name,reason,space,state}");
     let club = text(&made["space"]);
@@ -313,8 +354,18 @@ fn tree(person: &Person, object_type: &str, id: &str) -> String {
 /// Every way in which a token is not good has an error of its own (S54, too).
 #[test]
 fn s85_tokens_that_are_no_good_say_why() {
+    tokens_that_are_no_good_say_why(Told::ByCommands);
+}
+
+#[test]
+fn s85_tokens_that_are_no_good_say_why_by_daemons() {
+    tokens_that_are_no_good_say_why(Told::ByDaemons);
+}
+
+fn tokens_that_are_no_good_say_why(told: Told) {
     let node = NodeProcess::start();
-    let (ada, bo, cy) = (Person::init("Ada", &node), Person::init("Bo", &node), Person::init("Cy", &node));
+    let (ada, bo, cy) =
+        (Person::init("Ada", &node, told), Person::init("Bo", &node, told), Person::init("Cy", &node, told));
     ada.ok(&["space", "create", "Club", "--wait"]);
     let token = |args: &[&str]| text(&ada.ok(&[&["invite"], args].concat())["token"]);
 
@@ -348,7 +399,7 @@ fn s85_tokens_that_are_no_good_say_why() {
         cy.fails(&["invite", "show", garbage], 5, "BAD_TOKEN");
     }
     let other = NodeProcess::start();
-    let dee = Person::init("Dee", &other);
+    let dee = Person::init("Dee", &other, told);
     dee.fails(&["join", &revoked], 1, "WRONG_AUTHORITY");
 
     // Declined, and taken back; each leaves nothing behind.
@@ -371,8 +422,18 @@ fn s85_tokens_that_are_no_good_say_why() {
 /// Two spaces in one token, a lost machine, a stolen account.
 #[test]
 fn s85_an_account_is_brought_back_and_replaced() {
+    an_account_is_brought_back_and_replaced(Told::ByCommands);
+}
+
+#[test]
+fn s85_an_account_is_brought_back_and_replaced_by_daemons() {
+    an_account_is_brought_back_and_replaced(Told::ByDaemons);
+}
+
+fn an_account_is_brought_back_and_replaced(told: Told) {
     let mut node = NodeProcess::start();
-    let (ada, bo, cy) = (Person::init("Ada", &node), Person::init("Bo", &node), Person::init("Cy", &node));
+    let (ada, bo, cy) =
+        (Person::init("Ada", &node, told), Person::init("Bo", &node, told), Person::init("Cy", &node, told));
     ada.ok(&["space", "create", "Club", "--wait"]);
     ada.ok(&["space", "create", "Garden", "--history", "since-join", "--wait"]);
     ada.fails(&["members"], 2, "USAGE");
@@ -414,7 +475,8 @@ fn s85_an_account_is_brought_back_and_replaced() {
     );
     let again = run(found.path(), &recover, &ada.words);
     assert_eq!((again.code, &again.json["error"]["code"]), (Some(6), &json!("ACCOUNT_EXISTS")));
-    let new = Person { dir: found, account: ada.account.clone(), words: String::new() };
+    let daemon = (told == Told::ByDaemons).then(|| Daemon::start(found.path()));
+    let new = Person { dir: found, account: ada.account.clone(), words: String::new(), _daemon: daemon };
     assert_eq!(new.ok(&["recover"]), back, "once more says the same");
 
     // The old one is revoked.

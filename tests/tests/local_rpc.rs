@@ -469,6 +469,32 @@ fn the_seed_story_from_python() {
     assert_eq!(said.trim(), "the seed story holds");
 }
 
+/// The example in docs/local-rpc.md, as it stands there.
+#[test]
+fn the_example_in_the_docs_runs() {
+    let node = NodeProcess::start();
+    let ada = Person::init("Ada", &node);
+    let daemon = ada.daemon("loopback");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("../docs/local-rpc.md")).expect("the page");
+    let example = page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("example.py"), example).expect("written");
+    let python = python(&root.join("python/requirements.txt"));
+    let mut stubs = Command::new(&python);
+    stubs.args(["-m", "grpc_tools.protoc", "--python_out=.", "--grpc_python_out=."]).current_dir(dir.path());
+    stubs.arg(format!("-I{}", root.join("../proto/proto").display()));
+    run(stubs.arg("headwater/client/v1/client.proto"));
+    let output = Command::new(&python).arg("example.py").arg(ada.dir.path()).current_dir(dir.path()).output();
+    let output = output.expect("python runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("the node has signed for entry "), "{said}");
+    assert_eq!(&lines[1..], ["NO_SUCH_OBJECT"], "{said}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 /// A Python with what the requirements name, in an environment of its own under target/; made once for these requirements.
 fn python(requirements: &Path) -> PathBuf {
     let wanted = std::fs::read(requirements).expect("the requirements");
@@ -477,6 +503,9 @@ fn python(requirements: &Path) -> PathBuf {
     wanted.hash(&mut hasher);
     let dir = target.join(format!("python-{:016x}", hasher.finish()));
     let python = dir.join("bin/python");
+    // Two tests may want it at once.
+    let lock = std::fs::File::create(target.join("python.lock")).expect("a lock file");
+    lock.lock().expect("a lock");
     if dir.join("complete").exists() {
         return python;
     }
