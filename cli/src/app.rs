@@ -232,7 +232,9 @@ impl App {
                 let offline = no_session(space)?;
                 match offline {
                     None => return Ok(Reached::Yes),
-                    Some(reason) if reason.attempts > 0 => return Ok(Reached::No(Some(reason))),
+                    Some(reason) if reason.attempts > self.attempts_before(&reason) => {
+                        return Ok(Reached::No(Some(reason)));
+                    }
                     Some(_) => space.status_changed(&mut since).await,
                 }
             }
