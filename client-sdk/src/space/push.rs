@@ -121,7 +121,7 @@ impl SpaceInner {
         let mut sent = BTreeSet::new();
         loop {
             let wanted = self.push_wanted.notified();
-            self.tail_stands(conn).await?;
+            self.tail_answered(conn.generation()).await;
             let batch = self.next_batch(&mut sent).map_err(|e| CallError::Broken(e.to_string()))?;
             if batch.ready.is_empty() {
                 // A connection has room for few streams; many spaces share it.

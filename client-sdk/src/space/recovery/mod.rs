@@ -86,19 +86,25 @@ impl SpaceInner {
     /// If the connection ends before.
     pub(crate) async fn tail_stands(&self, conn: &Conn) -> Result<(), CallError> {
         let generation = conn.generation();
-        let mut tail = self.recovery.tail.subscribe();
         let mut connection = self.shared.connection.clone();
-        let answered = |tail: &Tail| match tail {
-            Tail::Stands(on) | Tail::Refused(on) => *on == generation,
-            Tail::Asked | Tail::Rewound => false,
-        };
         tokio::select! {
             biased;
-            answered = tail.wait_for(answered) => answered.map(|_| ()).map_err(|_| self.shared.offline()),
+            () = self.tail_answered(generation) => Ok(()),
             _ = connection.wait_for(|c| c.generation() != Some(generation)) => {
                 Err(CallError::Broken("another connection took its place".to_owned()))
             }
         }
+    }
+
+    /// As [`SpaceInner::tail_stands`], for as long as it takes.
+    pub(super) async fn tail_answered(&self, generation: u64) {
+        let answered = |tail: &Tail| match tail {
+            Tail::Stands(on) | Tail::Refused(on) => *on == generation,
+            Tail::Asked | Tail::Rewound => false,
+        };
+        let mut tail = self.recovery.tail.subscribe();
+        // The sender is ours, and lives as long as we do.
+        let _ = tail.wait_for(answered).await;
     }
 
     /// The node's log continues ours.

@@ -110,17 +110,27 @@ impl SpaceInner {
         self.learn(rewound.histories).await.map_err(local)?;
         let heard = self.shared.store.read(|tx| self.heard(tx, node.history)).map_err(local)?;
         if self.chain_at(node.end.seq).map_err(local)? == Some(node.end.chain) {
+            let signed = self.signed_now(conn).await.ok().flatten();
+            if signed.as_ref().is_some_and(|(before, now)| self.is_whole_again(before, now)) {
+                // Others were faster than this answer.
+                return Ok(Then::Subscribe);
+            }
             if heard != Heard::Restored {
-                self.accuse_of_rollback(conn, None).await;
+                self.accuse_of_rollback(signed, None).await;
             }
             self.bring_back(conn, node.end.seq).await?;
             return Ok(Then::Subscribe);
         }
         let theirs = self.ids_of_node(conn, node.common).await?;
-        if heard != Heard::Restored {
-            self.accuse_of_rollback(conn, Some((node.common, &theirs))).await;
-        }
         let common = self.common_with(node.common, &theirs).map_err(local)?;
+        if common >= self.cursor() {
+            // An answer to what our log was before.
+            return Ok(Then::Subscribe);
+        }
+        if heard != Heard::Restored {
+            let signed = self.signed_now(conn).await.ok().flatten();
+            self.accuse_of_rollback(signed, Some((node.common, &theirs))).await;
+        }
         if common < GENESIS {
             let text = "the node's log of this space begins otherwise".to_owned();
             self.note_trouble(|t| t.faulted = Some(text));
@@ -132,10 +142,12 @@ impl SpaceInner {
 
     // ---- accusing ---------------------------------------------------------------------------------------------------
 
-    /// Asks the node to sign for what it has now. With what it signed before, that proves what it did; without, our word has
-    /// to do. `theirs` are the ids of its log after an entry, if it is known not to be ours.
-    async fn accuse_of_rollback(&self, conn: &Conn, theirs: Option<(Seq, &[EntryId])>) {
-        let signed = self.signed_now(conn).await.ok().flatten();
+    /// What the node signs for now, with what it signed before, proves what it did; without, our word has to do. `theirs` are the ids of its log after an entry, if it is known not to be ours.
+    async fn accuse_of_rollback(
+        &self,
+        signed: Option<(SignedReceipt, SignedReceipt)>,
+        theirs: Option<(Seq, &[EntryId])>,
+    ) {
         let Some((before, now)) = signed else {
             return self.accuse_plainly("it lost entries that it had, and does not sign for what it has now").await;
         };
@@ -151,6 +163,12 @@ impl SpaceInner {
             }
             None => self.accuse_plainly("it lost entries that it had and did not sign for").await,
         }
+    }
+
+    /// The node signs for our log, as far as it signed for it before.
+    fn is_whole_again(&self, before: &SignedReceipt, now: &SignedReceipt) -> bool {
+        let own = self.chain_at(now.body().seq).ok().flatten();
+        now.body().durable && now.body().seq >= before.body().seq && own == Some(now.body().chain)
     }
 
     fn fork_of(&self, before: &SignedReceipt, now: &SignedReceipt, from: Seq, theirs: &[EntryId]) -> Option<Evidence> {

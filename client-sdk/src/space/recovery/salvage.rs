@@ -11,16 +11,17 @@ use sync_core::code::{Class, Code};
 use sync_core::ids::{AccountId, EntryId, Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, EntryKind, Reject, Submission, View as _, decide};
-use sync_core::record::{AclRecord, verify, verify_as};
+use sync_core::record::{AclRecord, TreeChange, verify, verify_as};
 use sync_core::session::pause;
 use sync_proto::status::Failure;
 use sync_proto::v1;
-use sync_store::{ReadTx, SalvageId, SalvageRow, SalvageState, WriteState, WriteTx};
+use sync_store::{ReadTx, RefusalRow, SalvageId, SalvageRow, SalvageState, WriteState, WriteTx};
 
 use super::local;
 use crate::error::{CallError, ReadError, WriteError, from_store_write};
 use crate::events::Event;
 use crate::space::push::{Pusher, accepted_of};
+use crate::space::write::{Maker, Rebuild, Reparent};
 use crate::space::{Space, SpaceInner};
 use crate::status::{Example, Reason, ReasonCode};
 
@@ -63,7 +64,11 @@ pub(in crate::space) async fn run(space: Arc<SpaceInner>) {
                 failures = 0;
                 continue;
             }
-            Ok(Round::Nothing) => None,
+            Ok(Round::Nothing) => {
+                // What was held back for the salvage may go out.
+                space.push_wanted.notify_one();
+                None
+            }
             Ok(Round::Stuck(failure)) => Some(failure.retry_after_ms),
             Err(error) => {
                 tracing::debug!(space = %space.id.short(), error = %error, "the salvage waits");
@@ -103,7 +108,11 @@ impl SpaceInner {
         if rows.is_empty() {
             return Ok(Round::Nothing);
         }
-        let offers = offers(rows);
+        let Sorted { offers, orphans } = sort(rows);
+        self.forget_roots(orphans).await.map_err(local)?;
+        if offers.is_empty() {
+            return Ok(Round::Progress);
+        }
         let conn = self.shared.conn().await?;
         self.tail_stands(&conn).await?;
         let request = v1::PushRequest { space: self.id.to_bytes(), items: offers.iter().map(item).collect() };
@@ -128,21 +137,30 @@ impl SpaceInner {
         verdicts: BTreeMap<u64, Result<Seq, Failure>>,
     ) -> Result<Round, WriteError> {
         let (space, account) = (self.id, self.shared.account.id());
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(Round, u64), WriteError> {
-            let (mut round, mut lost) = (None, 0);
+        let inner = self.shared.space_of(space).ok_or(WriteError::Closed)?;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(Round, u64, Vec<Event>), WriteError> {
+            let (mut round, mut lost, mut events) = (None, 0, Vec::new());
             for offer in offers {
                 if !tx.is_salvage_waiting(space, offer.row.entry)? {
                     round = Some(Round::Progress);
                     continue;
                 }
-                let Some(Err(failure)) = verdicts.get(&offer.row.id.0) else {
+                let failure = match verdicts.get(&offer.row.id.0) {
+                    Some(Err(failure)) => failure,
+                    Some(Ok(seq)) if tx.entry_at(space, *seq)?.is_some_and(|row| row.id == offer.row.entry) => {
+                        tx.take_from_salvage(space, offer.row.entry)?;
+                        round = Some(Round::Progress);
+                        continue;
+                    }
                     // It is taken and on its way here.
-                    round.get_or_insert(Round::Progress);
-                    break;
+                    Some(Ok(_)) | None => {
+                        round.get_or_insert(Round::Stuck(Failure::new(Code::MissingParent, "it is on its way")));
+                        break;
+                    }
                 };
                 match on_own_log(tx, space, account, &offer, failure)? {
                     Some((code, message)) => {
-                        lost += u64::from(give_up(tx, space, &offer, code, &message)?);
+                        lost += u64::from(give_up(tx, &inner, &offer, code, &message, &mut events)?);
                         round = Some(Round::Progress);
                     }
                     None => {
@@ -151,9 +169,10 @@ impl SpaceInner {
                     }
                 }
             }
-            Ok((round.unwrap_or(Round::Nothing), lost))
+            Ok((round.unwrap_or(Round::Nothing), lost, events))
         };
-        let (round, lost) = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        let (round, lost, events) = self.shared.store.write(job).await.map_err(from_store_write)?.value;
+        events.into_iter().for_each(|event| self.emit(event));
         if lost > 0 {
             self.emit(Event::LostByNode { space, entries: lost });
         }
@@ -174,6 +193,21 @@ impl SpaceInner {
         Ok(reason)
     }
 
+    async fn forget_roots(&self, roots: Vec<SalvageId>) -> Result<(), WriteError> {
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let space = self.id;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
+            for root in &roots {
+                tx.forget_salvage(space, *root)?;
+            }
+            Ok(())
+        };
+        self.shared.store.write(job).await.map_err(from_store_write)?;
+        Ok(())
+    }
+
     async fn dismiss_lost(&self, id: SalvageId) -> Result<bool, WriteError> {
         let space = self.id;
         let job = move |tx: &mut WriteTx<'_>| -> Result<bool, WriteError> {
@@ -186,22 +220,45 @@ impl SpaceInner {
     }
 }
 
+/// Rows of the salvage as they are offered.
+struct Sorted {
+    offers: Vec<Offer>,
+    /// Roots of trees that the log has already: their first changes are not here.
+    orphans: Vec<SalvageId>,
+}
+
 /// Rows in their order, each root with the change after it; as many as fit one message.
-fn offers(rows: Vec<SalvageRow>) -> Vec<Offer> {
-    let (mut offers, mut root, mut bytes) = (Vec::new(), None, 0);
+fn sort(rows: Vec<SalvageRow>) -> Sorted {
+    let (mut sorted, mut root, mut bytes) = (Sorted { offers: Vec::new(), orphans: Vec::new() }, None, 0);
     for row in rows {
         bytes += row.record.wire_bytes();
-        if bytes > limits::BATCH_BYTES_MAX && !offers.is_empty() {
+        if bytes > limits::BATCH_BYTES_MAX && !sorted.offers.is_empty() {
             break;
         }
-        match row.kind {
-            EntryKind::Root => root = Some(row),
-            EntryKind::Acl | EntryKind::Change | EntryKind::Tombstone => {
-                offers.push(Offer { root: root.take(), row });
-            }
+        if row.kind == EntryKind::Root {
+            sorted.orphans.extend(root.replace(row).map(|before: SalvageRow| before.id));
+            continue;
         }
+        let is_its = |root: &SalvageRow| begins(&row) == Some(root.entry.into());
+        let (own, orphan) = match root.take() {
+            Some(root) if is_its(&root) => (Some(root), None),
+            other => (None, other),
+        };
+        sorted.orphans.extend(orphan.map(|root| root.id));
+        sorted.offers.push(Offer { root: own, row });
     }
-    offers
+    if sorted.offers.is_empty() {
+        sorted.orphans.extend(root.map(|root| root.id));
+    }
+    sorted
+}
+
+/// The tree that a change is of.
+fn begins(row: &SalvageRow) -> Option<TreeId> {
+    match row.kind {
+        EntryKind::Change => verify_as::<TreeChange>(row.record.clone()).ok().map(|change| change.body().tree),
+        EntryKind::Acl | EntryKind::Root | EntryKind::Tombstone => None,
+    }
 }
 
 fn item(offer: &Offer) -> v1::PushItem {
@@ -253,25 +310,38 @@ fn explain(reject: &Reject) -> String {
     }
 }
 
-/// An own write stays pending, and is made anew; anything else is lost. True if it is lost.
+/// An own write is made anew, or refused like any other; anything else is lost. True if it is lost.
 fn give_up(
     tx: &mut WriteTx<'_>,
-    space: sync_core::ids::SpaceId,
+    space: &SpaceInner,
     offer: &Offer,
     code: Code,
     message: &str,
+    events: &mut Vec<Event>,
 ) -> Result<bool, WriteError> {
-    let own = tx.pending_by_change(space, offer.row.entry.into())?;
-    let is_own = own.is_some_and(|write| matches!(write.state, WriteState::Pending { .. }));
     if let Some(root) = &offer.root {
-        tx.forget_salvage(space, root.id)?;
+        tx.forget_salvage(space.id, root.id)?;
     }
-    if is_own {
-        tx.forget_salvage(space, offer.row.id)?;
-    } else {
+    let own = tx.pending_by_change(space.id, offer.row.entry.into())?;
+    let Some(write) = own.filter(|write| matches!(write.state, WriteState::Pending { .. })) else {
         tx.lose_salvage(offer.row.id, code.number(), message)?;
+        return Ok(true);
+    };
+    tx.forget_salvage(space.id, offer.row.id)?;
+    let parents = match code {
+        Code::MissingParent | Code::MissingRoot | Code::HeadsFull => Reparent::OntoHeads,
+        _ => Reparent::Keep,
+    };
+    match Maker::new(tx, space)?.rebuild(tx, write.tree, Rebuild::One(write.id, parents)) {
+        Ok(_) => {}
+        Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
+        Err(error) => {
+            let (log_seq, text) = (space.cursor(), format!("{message}; {error}"));
+            let refusal = RefusalRow { code: code.number(), message: text, log_seq };
+            space.refuse(tx, &write, &refusal, events)?;
+        }
     }
-    Ok(!is_own)
+    Ok(false)
 }
 
 fn read_lost(row: &SalvageRow) -> LostEntry {
