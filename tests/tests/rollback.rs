@@ -99,7 +99,7 @@ async fn a_node_set_back_to_an_old_copy_is_accused_and_takes_back_what_it_lost()
 
     let id = space.id();
     let client = client.reopen().await;
-    let space = client.space(id).await?;
+    let space = client.space(id)?;
     assert_eq!(accused(&space)?, [(AccusationKind::Rollback, AccusationState::MadeGood)], "it survives a restart");
     judged(&space, "rollback")?;
     let other = TestClient::create("Bob", node.address()).await;
@@ -134,7 +134,7 @@ async fn clients_with_more_and_less_of_what_was_lost_bring_it_back_together() ->
     node.restart();
 
     let bob = TestClient::open(shorter).await;
-    let of_bob = bob.space(id).await?;
+    let of_bob = bob.space(id)?;
     agree(&[&space, &of_bob]).await?;
     hold(&receipts.iter().collect::<Vec<_>>(), &[&space, &of_bob]).await?;
     assert_eq!(notes(&space)?.len(), 14);
@@ -211,7 +211,7 @@ async fn a_recognised_restore_in_a_story_of_removals_and_rotations_accuses_nobod
     let said = node.command(&["restore", "--backup", &backup.display().to_string()]);
     assert!(said.contains("new history"), "{said}");
     node.restart();
-    let of_dora = dora.space(id).await?;
+    let of_dora = dora.space(id)?;
     of_dora.await_synced_within(PATIENCE).await?;
     hold(&receipts.iter().collect::<Vec<_>>(), &[&of_dora]).await?;
 
@@ -222,8 +222,8 @@ async fn a_recognised_restore_in_a_story_of_removals_and_rotations_accuses_nobod
     of_dora.await_durable_within(waiting, PATIENCE).await?;
 
     let (ada, bob, eve) = (TestClient::open(ada).await, TestClient::open(bob).await, TestClient::open(eve).await);
-    let space = ada.space(id).await?;
-    let (of_bob, of_eve) = (bob.space(id).await?, eve.space(id).await?);
+    let space = ada.space(id)?;
+    let (of_bob, of_eve) = (bob.space(id)?, eve.space(id)?);
     let all = [&space, &of_bob, &of_dora, &of_eve];
     agree(&all).await?;
     hold(&receipts.iter().collect::<Vec<_>>(), &all).await?;
@@ -233,7 +233,7 @@ async fn a_recognised_restore_in_a_story_of_removals_and_rotations_accuses_nobod
         assert_eq!(notes(space)?, [&ALL_NOTES[..], &["new"]].concat());
         assert_eq!(space.explain()?, []);
     }
-    let of_carl = carl.space(id).await?;
+    let of_carl = carl.space(id)?;
     sync_tests::harness::gone(&of_carl).await?;
     assert!(of_carl.objects().get("note", "after-carl")?.is_none(), "removed then, and removed now");
 
@@ -262,9 +262,9 @@ async fn an_unrecognised_one_in_the_same_story_is_accused_and_loses_nothing_eith
     }
     std::fs::copy(&backup, node.dir().join("store/headwater.db"))?;
     node.restart();
-    let of_dora = dora.space(id).await?;
+    let of_dora = dora.space(id)?;
     let (bob, eve) = (TestClient::open(bob).await, TestClient::open(eve).await);
-    let (of_bob, of_eve) = (bob.space(id).await?, eve.space(id).await?);
+    let (of_bob, of_eve) = (bob.space(id)?, eve.space(id)?);
     let all = [&space, &of_bob, &of_dora, &of_eve];
     agree(&all).await?;
     hold(&receipts.iter().collect::<Vec<_>>(), &all).await?;
@@ -307,10 +307,10 @@ async fn written_over(
     node.put_back(&old);
     node.restart();
     let bob = TestClient::open(bob).await;
-    let of_bob = bob.space(id).await?;
+    let of_bob = bob.space(id)?;
     meanwhile(&bob, &of_bob).await?;
     let ada = TestClient::open(ada).await;
-    let space = ada.space(id).await?;
+    let space = ada.space(id)?;
     Ok((node, [ada, bob], [space, of_bob]))
 }
 
@@ -377,7 +377,7 @@ async fn two_members_who_were_told_two_stories_find_out_from_the_next_record_of_
     node.restart();
 
     let bob = TestClient::open_at(bob, twin.address()).await;
-    let of_bob = bob.space(id).await?;
+    let of_bob = bob.space(id)?;
     certified(&space, "to-ada").await?;
     certified(&of_bob, "to-bob").await?;
     let before = of_bob.status()?.seq;
@@ -420,14 +420,14 @@ async fn what_was_never_on_the_nodes_disk_accuses_nobody() -> Outcome {
     node.restart();
     // Bob's write is taken, and he is told nothing of it: a power cut takes it before the flush.
     let bob = TestClient::open(bob).await;
-    let of_bob = bob.space(id).await?;
+    let of_bob = bob.space(id)?;
     of_bob.await_synced_within(PATIENCE).await?;
     node.kill();
     of_bob.objects().put("note", "lost", json!({ "text": "pending" })).await?;
     node.put_back(&flushed);
     node.restart();
     let ada = TestClient::open(ada).await;
-    let space = ada.space(id).await?;
+    let space = ada.space(id)?;
     agree(&[&space, &of_bob]).await?;
     assert_eq!(notes(&space)?, ["lost"], "it was pending, and went out again");
     assert_eq!((accused(&space)?, accused(&of_bob)?), (vec![], vec![]));
