@@ -94,11 +94,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 space.drop_ahead().await;
                 space.rewound(rewound, online.clone());
             }
-            Some(Inbound::Refused(failure)) => {
-                space.note_tail(Tail::Refused(generation(online.as_ref())));
-                space.shut_out(&failure, online.clone());
-                space.refused(failure);
-            }
+            Some(Inbound::Refused(failure)) => space.shut_out(failure, online.clone()),
         }
     }
 }
@@ -241,11 +237,6 @@ impl SpaceInner {
             tracing::warn!(space = %self.id.short(), error = %error, "a receipt could not be kept");
         }
         self.touch();
-    }
-
-    fn refused(&self, failure: Failure) {
-        self.note_trouble(|t| t.refused = Some((failure.code, failure.message)));
-        self.shared.link(Input::SubscriptionFailed { space: self.id });
     }
 }
 

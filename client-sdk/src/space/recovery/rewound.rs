@@ -63,19 +63,51 @@ impl SpaceInner {
     }
 
     /// The node does not let us in, although it once signed for a log in which we are a member: it may have lost that.
-    pub(in crate::space) fn shut_out(self: &Arc<Self>, failure: &Failure, conn: Option<Conn>) {
-        let Some(conn) = conn else { return };
-        match failure.code {
-            Code::Forbidden => {
-                let space = self.clone();
-                self.recover(async move { space.bring_back_as_stranger(&conn).await });
+    pub(in crate::space) fn shut_out(self: &Arc<Self>, failure: Failure, conn: Option<Conn>) {
+        let generation = conn.as_ref().map_or(0, Conn::generation);
+        let way_back = self.way_back(failure.code).unwrap_or_else(|error| {
+            tracing::warn!(space = %self.id.short(), error = %error, "whether there is a way back cannot be read");
+            None
+        });
+        let (Some(conn), Some(way_back)) = (conn, way_back) else {
+            return self.refused_for_good(failure, generation);
+        };
+        self.note_tail(Tail::Rewound);
+        let text = format!("the node lost what it had signed for: {}", failure.message);
+        self.note_trouble(|t| t.rewound = Some(text));
+        self.shared.link(Input::SubscriptionFailed { space: self.id });
+        let space = self.clone();
+        self.recover(async move {
+            let then = match way_back {
+                WayBack::Receipt(receipt) => space.bring_back_as_stranger(&conn, &receipt).await?,
+                WayBack::Founding => {
+                    crate::client::register_on(&space.shared, &conn, space.id).await?;
+                    Then::Subscribe
+                }
+            };
+            if let Then::Wait = then {
+                // It has everything that it signed for, and means it.
+                space.refused_for_good(failure, generation);
             }
-            Code::SpaceUnknown => {
-                let space = self.clone();
-                self.recover(async move { space.found_again(&conn).await });
-            }
-            _ => {}
+            Ok(then)
+        });
+    }
+
+    fn refused_for_good(&self, failure: Failure, generation: u64) {
+        self.note_tail(Tail::Refused(generation));
+        self.note_trouble(|t| (t.refused, t.rewound) = (Some((failure.code, failure.message)), None));
+        self.shared.link(Input::SubscriptionFailed { space: self.id });
+    }
+
+    /// What can be done about a node that does not let us in.
+    fn way_back(&self, code: Code) -> Result<Option<WayBack>, ReadError> {
+        let acl = self.acl()?;
+        let account = self.shared.account.id();
+        if code == Code::Forbidden && acl.members.contains_key(&account) {
+            return Ok(self.own_receipt_after(Seq::ZERO)?.map(WayBack::Receipt));
         }
+        let is_ours = acl.owner == account && !acl.deleted && self.shared.is_registered(self.id);
+        Ok((code == Code::SpaceUnknown && is_ours).then_some(WayBack::Founding))
     }
 
     /// One at a time; the tail tells of what is left to do.
@@ -268,25 +300,11 @@ impl SpaceInner {
     }
 
     /// A member of a part that the node lost is a stranger to it. The node's own receipt is what lets us bring it back.
-    async fn bring_back_as_stranger(&self, conn: &Conn) -> Result<Then, CallError> {
-        let account = self.shared.account.id();
-        let is_member = self.acl().map_err(local)?.members.contains_key(&account);
-        let receipt = self.own_receipt_after(Seq::ZERO).map_err(local)?;
-        let Some(receipt) = receipt.filter(|_| is_member) else { return Ok(Then::Wait) };
-        if self.repush(conn, &receipt).await?.is_none() {
+    async fn bring_back_as_stranger(&self, conn: &Conn, receipt: &SignedReceipt) -> Result<Then, CallError> {
+        if self.repush(conn, receipt).await?.is_none() {
             return Ok(Then::Wait);
         }
         *self.recovery.unexplained.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(receipt.position());
-        Ok(Then::Subscribe)
-    }
-
-    /// The node lost the whole space. Its owner founds it again, and the rest follows.
-    async fn found_again(&self, conn: &Conn) -> Result<Then, CallError> {
-        let acl = self.acl().map_err(local)?;
-        if acl.deleted || acl.owner != self.shared.account.id() || !self.shared.is_registered(self.id) {
-            return Ok(Then::Wait);
-        }
-        crate::client::register_on(&self.shared, conn, self.id).await?;
         Ok(Then::Subscribe)
     }
 
@@ -357,6 +375,14 @@ impl SpaceInner {
 
 /// The entries that every log of a space begins with.
 const GENESIS: Seq = Seq(2);
+
+/// How a node that does not let us in may let us in again.
+enum WayBack {
+    /// It once signed for a log in which we are a member.
+    Receipt(SignedReceipt),
+    /// It lost the whole space, and we are its owner: the space is founded again, and the rest follows.
+    Founding,
+}
 
 /// What comes after a recovery.
 enum Then {
