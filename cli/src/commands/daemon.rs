@@ -17,7 +17,7 @@ use crate::output::Answer;
 pub(crate) async fn daemon(app: &App, args: Daemon) -> Result<Answer, CliError> {
     let dir = app.dir()?;
     let config = app.config()?;
-    // Before anything is open: a signal that comes early ends the process by its default.
+    // From here on a signal is waited for, however long the opening takes.
     let mut signals = Signals::new().map_err(CliError::file("signals"))?;
     let client = Box::pin(Client::open(config.clone())).await?;
     let service = Service::new(client, &dir);
