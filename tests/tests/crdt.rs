@@ -124,7 +124,7 @@ async fn yjs_texts_converge_after_offline_writes() -> Outcome {
     assert_eq!(words, expected);
 
     // Rubbish is left out and listed; the text goes on.
-    space.append(tree, text::DATA_TYPE.to_owned(), one(&b"\xff\xff\xffno update"[..])).await?;
+    space.append(tree, text::DATA_TYPE.to_owned(), one(&b"\x05"[..])).await?;
     let payload = text::edit(&one_.view, |t, transaction| t.insert(transaction, 0, "before "))?;
     space.append(tree, text::DATA_TYPE.to_owned(), one(payload)).await?;
     synced(&[&space, &joined]).await?;

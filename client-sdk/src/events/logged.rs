@@ -106,14 +106,14 @@ impl LoggedEvents {
     /// Reads on; false at the end of the log.
     fn read_page(&mut self) -> Result<bool, ReadError> {
         let space = self.space.clone();
-        let until = space.announced();
         space.shared.store.read(|tx| {
+            let until = end_of(tx, &space)?;
             if !self.stands(tx)? {
-                return self.list_again(tx, until);
+                return Ok(self.list_again(until));
             }
             let page = tx.entries(space.id, self.read.seq, PAGE_ENTRIES, limits::BATCH_BYTES_MAX)?;
             let mut advanced = false;
-            for entry in page.into_iter().take_while(|entry| entry.position.seq <= until) {
+            for entry in page.into_iter().take_while(|entry| entry.position.seq <= until.seq) {
                 let at = entry.position;
                 let events = self.events_of_entry(tx, entry)?;
                 self.enqueue(at, events);
@@ -132,13 +132,12 @@ impl LoggedEvents {
     }
 
     /// What was told is not what the log says: the reader begins anew at the end.
-    fn list_again(&mut self, tx: &ReadTx<'_>, until: Seq) -> Result<bool, ReadError> {
-        let end = tx.position_at(self.space.id, until)?;
-        self.read = end.unwrap_or_else(|| Position::start(&self.space.id));
+    fn list_again(&mut self, end: Position) -> bool {
+        self.read = end;
         (self.told, self.acl) = (0, None);
         let event = Event::ListAgain { space: self.space.id };
         self.queue.push_back(LoggedEvent { cursor: EventCursor::at(self.read), seq: self.read.seq.0, event });
-        Ok(true)
+        true
     }
 
     /// Cursors between the events of one entry count them from the entry before.
@@ -201,6 +200,16 @@ impl LoggedEvents {
             Content::Foreign | Content::Settled { .. } => None,
         })
     }
+}
+
+/// As far as keys and live trees have followed the log, which may have been rewound since.
+fn end_of(tx: &ReadTx<'_>, space: &SpaceInner) -> Result<Position, ReadError> {
+    let end = tx.space(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?.position;
+    let announced = space.announced();
+    if end.seq <= announced {
+        return Ok(end);
+    }
+    Ok(tx.position_at(space.id, announced)?.unwrap_or(end))
 }
 
 /// The ACL and our keys, folded up to a place in the log: what an ACL record means depends on what was before it.
@@ -302,7 +311,6 @@ impl Space {
     /// [`ReadError`].
     pub fn event_cursor(&self) -> Result<EventCursor, ReadError> {
         let space = &self.inner;
-        let end = space.shared.store.read(|tx| tx.position_at(space.id, space.announced()))?;
-        Ok(end.map_or(EventCursor::START, EventCursor::at))
+        Ok(EventCursor::at(space.shared.store.read(|tx| end_of(tx, space))?))
     }
 }

@@ -285,17 +285,17 @@ impl<R: Reducer> Work<R> {
         self.shown = None;
         if let Laid::Over(Some(_)) = self.laid {
             // Own writes stand in the state, after which nothing of the log can go.
-            return self.go_back_to_last();
+            return self.go_back(changes.iter().map(|followed| followed.change.order()).min());
         }
         let replaying = self.follower.at.phase == Phase::Replay;
         let mut left = changes.len() + self.follower.left();
-        for followed in changes {
+        for (at, followed) in changes.iter().enumerate() {
             left -= 1;
-            if R::ORDER == Order::Total && followed.place == Place::Insert {
-                return self.go_back(followed.change.order());
-            }
-            if self.append(&followed)? == Goes::Back {
-                return Ok(());
+            let inserts = R::ORDER == Order::Total && followed.place == Place::Insert;
+            if inserts || self.append(followed)? == Goes::Back {
+                // The rest of the page comes again: no copy may stand after any of it.
+                let rest = changes[at..].iter().map(|followed| followed.change.order()).min();
+                return self.go_back(rest);
             }
             let worth_a_copy = if replaying { is_power_of_four(left) } else { self.changes % COPY_EVERY == 0 };
             if R::ORDER == Order::Total && worth_a_copy {
@@ -321,20 +321,20 @@ impl<R: Reducer> Work<R> {
             Appended::Done => self.changes += 1,
             Appended::Failed(why) => self.failed.push((change.order(), FailedChange { change: id, why })),
             Appended::Panicked(message) => {
-                self.panicked(id, message)?;
+                self.leave_out(id, message)?;
                 return Ok(Goes::Back);
             }
         }
         Ok(Goes::On)
     }
 
-    /// The state may be half of anything: it is made anew, without the change.
-    fn panicked(&mut self, change: ChangeId, message: String) -> Result<(), ReduceError> {
+    /// The state may be half of anything: it must be made anew, without the change.
+    fn leave_out(&mut self, change: ChangeId, message: String) -> Result<(), ReduceError> {
         if self.poison.len() >= PANICS_MAX {
             return Err(ReduceError::Panicked { tree: self.tree, message });
         }
         self.poison.insert(change, message);
-        self.go_back_to_last()
+        Ok(())
     }
 
     /// Before the first change.
@@ -343,9 +343,9 @@ impl<R: Reducer> Work<R> {
         self.go_back_to_last()
     }
 
-    /// To the last copy from before a change.
-    fn go_back(&mut self, before: OrderKey) -> Result<(), ReduceError> {
-        self.copies.retain(|kept| kept.at.top < Some(before));
+    /// To the last copy from before a place.
+    fn go_back(&mut self, before: Option<OrderKey>) -> Result<(), ReduceError> {
+        self.copies.retain(|kept| kept.at.top < before);
         self.go_back_to_last()
     }
 
@@ -436,15 +436,17 @@ impl<R: Reducer> Work<R> {
         let mut own = BTreeMap::new();
         let mut failed = Vec::new();
         for (write, change) in pending.writes {
-            own.insert(write, change.id);
             if known.contains_key(&write) {
+                own.insert(write, change.id);
                 continue;
             }
             match append_to::<R>(&mut self.state, &change, &self.poison) {
-                Appended::Done => {}
+                Appended::Done => drop(own.insert(write, change.id)),
+                // It is not in the state, and is tried again as what it will be in the log.
                 Appended::Failed(why) => failed.push(FailedChange { change: change.id, why }),
                 Appended::Panicked(message) => {
-                    self.panicked(change.id, message)?;
+                    self.leave_out(change.id, message)?;
+                    self.go_back_to_last()?;
                     return Ok(None);
                 }
             }
@@ -474,7 +476,8 @@ impl<R: Reducer> Work<R> {
                 Appended::Done => {}
                 Appended::Failed(why) => failed.push(FailedChange { change: change.id, why }),
                 Appended::Panicked(message) => {
-                    self.panicked(change.id, message)?;
+                    self.leave_out(change.id, message)?;
+                    self.go_back_to_last()?;
                     return Ok(None);
                 }
             }
