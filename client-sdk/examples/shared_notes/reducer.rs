@@ -6,11 +6,11 @@ use bytes::Bytes;
 use client_sdk::{Order, ReducedChange, Reducer};
 
 /// What the payloads of the tree are.
-pub const DATA_TYPE: &str = "automerge";
+pub(crate) const DATA_TYPE: &str = "automerge";
 
 /// A tree as an Automerge document.
 #[derive(Debug)]
-pub struct Notes;
+pub(crate) struct Notes;
 
 impl Reducer for Notes {
     type State = Automerge;
@@ -34,7 +34,7 @@ impl Reducer for Notes {
 
 /// What an edit of a document is as the payload of a change. Nothing is edited in place: the reduced document gets the edit with
 /// the write.
-pub fn edit(
+pub(crate) fn edit(
     document: &Automerge,
     edit: impl FnOnce(&mut Transaction<'_>) -> Result<(), AutomergeError>,
 ) -> Result<Bytes, AutomergeError> {

@@ -6,23 +6,23 @@ use yrs::updates::decoder::Decode as _;
 use yrs::{Doc, GetString as _, ReadTxn as _, StateVector, TextRef, Transact as _, TransactionMut, Update};
 
 /// What the payloads of the tree are.
-pub const DATA_TYPE: &str = "yjs-update-v1";
+pub(crate) const DATA_TYPE: &str = "yjs-update-v1";
 const TEXT: &str = "text";
 
 /// A tree as one shared text.
 #[derive(Debug)]
-pub struct Text;
+pub(crate) struct Text;
 
 /// The text at one moment, and the document that it is of: a Yrs document is a shared handle, so readers get its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TextView {
-    pub text: String,
-    pub document: Vec<u8>,
+pub(crate) struct TextView {
+    pub(crate) text: String,
+    pub(crate) document: Vec<u8>,
 }
 
 /// Why an update could not be taken.
 #[derive(Debug, thiserror::Error)]
-pub enum TextError {
+pub(crate) enum TextError {
     #[error("it is no Yjs update")]
     Decode(#[from] yrs::encoding::read::Error),
     #[error("it does not fit the document")]
@@ -53,7 +53,7 @@ impl Reducer for Text {
 }
 
 /// What an edit of a text is as the payload of a change.
-pub fn edit(view: &TextView, edit: impl FnOnce(&TextRef, &mut TransactionMut<'_>)) -> Result<Bytes, TextError> {
+pub(crate) fn edit(view: &TextView, edit: impl FnOnce(&TextRef, &mut TransactionMut<'_>)) -> Result<Bytes, TextError> {
     // A document of its own has a client id of its own, so two edits of one view do not collide.
     let document = Doc::new();
     let text = document.get_or_insert_text(TEXT);
@@ -65,6 +65,6 @@ pub fn edit(view: &TextView, edit: impl FnOnce(&TextRef, &mut TransactionMut<'_>
 }
 
 /// The view of a text that nobody wrote yet.
-pub fn empty() -> TextView {
+pub(crate) fn empty() -> TextView {
     Text::view(&Text::start())
 }
