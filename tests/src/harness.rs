@@ -343,11 +343,13 @@ pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 /// When it did not within [`PATIENCE`], or `check` fails.
 pub async fn until<T>(space: &Space, mut check: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
     let mut since = 0;
+    // For all of it: something may move all the time, and never be what is waited for.
+    let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(found) = check()? {
             return Ok(found);
         }
-        tokio::time::timeout(PATIENCE, space.status_changed(&mut since)).await?;
+        tokio::time::timeout_at(end, space.status_changed(&mut since)).await?;
     }
 }
 

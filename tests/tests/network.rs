@@ -30,7 +30,7 @@ fn no<T: std::fmt::Debug>(result: Result<T, NotSynced>) -> Outcome<NotSynced> {
 }
 
 fn names(space: &Space, code: ReasonCode) -> Outcome<bool> {
-    Ok(space.explain()?.iter().any(|r| r.code == code))
+    Ok(Reason::find(&space.explain()?, code).is_some())
 }
 
 async fn put(space: &Space, id: &str, n: u64) -> Outcome<WriteId> {
