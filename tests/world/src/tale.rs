@@ -302,6 +302,7 @@ impl Teller {
                 let replica = Replica::of(who.name(), &client, &store, space)?;
                 let objects = space.objects().list_all().unwrap_or_default();
                 hold::one_live_instance_per_tree(who, space, &objects)?;
+                hold::a_live_tree_shows_what_is_stored(who, space, &objects)?;
                 self.world.note(format_args!("{who} has {} objects in {}", objects.len(), space.id()));
                 replicas.push(replica);
             }

@@ -12,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use sync_core::ids::AuthorityId;
+use sync_core::limits;
 use sync_node::{Node, NodeConfig, NodeKeys, RunningNode};
 use sync_store::memory::{AtCommit, Disk, Fate};
 use sync_store::{Store, StoreKind};
@@ -205,6 +206,8 @@ pub struct Down(pub String);
 /// A process did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    #[error("{0} died while it started")]
+    Died(String),
     #[error("the store did not open")]
     Store(#[from] sync_store::OpenError),
     #[error("the client did not open")]
@@ -361,9 +364,17 @@ impl World {
             Kind::Client { .. } => StoreKind::Client,
         };
         let store = Store::open_on(&disk, kind)?;
-        let started = match kind {
-            StoreKind::Node => self.start_node(name, host, store.clone()).await,
-            StoreKind::Client => self.start_client(name, host, store.clone()).await,
+        let mut deaths = disk.deaths();
+        let starting = async {
+            match kind {
+                StoreKind::Node => self.start_node(name, host, store.clone()).await,
+                StoreKind::Client => self.start_client(name, host, store.clone()).await,
+            }
+        };
+        let started = tokio::select! {
+            biased;
+            _ = deaths.changed() => Err(StartError::Died(name.to_owned())),
+            started = starting => started,
         };
         let what = match started {
             Ok(what) => what,
@@ -510,16 +521,20 @@ impl World {
         }
     }
 
-    /// Stops the process of a machine in good order.
+    /// Stops the process of a machine in good order; kills it if it does not end.
     pub async fn stop(&self, name: &str) {
         let process = self.lock().machine(name).process.take();
         let Some(process) = process else { return };
         process.tasks.iter().for_each(tokio::task::AbortHandle::abort);
         drop(process.store);
-        match process.what {
-            What::Client(client) => client.close().await,
-            What::Node(node) => drop(node.shutdown().await),
-        }
+        let closing = async {
+            match process.what {
+                What::Client(client) => client.close().await,
+                What::Node(node) => drop(node.shutdown().await),
+            }
+        };
+        // One that dies on the way never ends.
+        let _ = tokio::time::timeout(limits::DRAIN_TIMEOUT * 2, closing).await;
         self.inner.ground.net.vanish(name, Gone::Killed);
         // Whatever still held the store, the process is gone.
         self.disk(name).kill();
