@@ -44,6 +44,7 @@ const REACHED: &[(ReasonCode, &str, &str)] = &[
     (ReasonCode::Panicked, "live", "s24_a_panic_over_one_tree_is_contained_and_visible"),
     (ReasonCode::Forked, "rollback", "ReasonCode::Forked"),
     (ReasonCode::Different, "status", ""),
+    (ReasonCode::StoreFull, "faults_of_disks", "ReasonCode::StoreFull"),
     (ReasonCode::StoreFailed, "faults_of_disks", "STORE_FAILED"),
     (ReasonCode::TimedOut, "status", "an_await_without_time_says_that"),
 ];
