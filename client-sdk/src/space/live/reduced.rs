@@ -297,7 +297,7 @@ impl<R: Reducer> Work<R> {
                 let rest = changes[at..].iter().map(|followed| followed.change.order()).min();
                 return self.go_back(rest);
             }
-            let worth_a_copy = if replaying { is_power_of_four(left) } else { self.changes % COPY_EVERY == 0 };
+            let worth_a_copy = if replaying { is_power_of_four(left) } else { self.changes.is_multiple_of(COPY_EVERY) };
             if R::ORDER == Order::Total && worth_a_copy {
                 self.keep_copy(followed.after)?;
             }
@@ -541,7 +541,7 @@ fn read_failed(error: ReadError) -> ReduceError {
 
 /// How far from the end of a replay copies are taken: 16, 64, 256, … changes.
 const fn is_power_of_four(left: usize) -> bool {
-    left >= 16 && left.is_power_of_two() && left.trailing_zeros() % 2 == 0
+    left >= 16 && left.is_power_of_two() && left.trailing_zeros().is_multiple_of(2)
 }
 
 /// Keeps the copies that stand about twice as far back as the next: what comes out of order comes from near the end.
