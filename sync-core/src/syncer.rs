@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn trees_that_are_here_go_through_one_worker() {
-        let mut world = World::new((0..5).map(content).chain((5..8).map(|n| fetch(n, Priority::Gap))));
+        let world = World::new((0..5).map(content).chain((5..8).map(|n| fetch(n, Priority::Gap))));
         let of = |world: &World, want| world.running.iter().filter(|i| i.key.want == want).count();
         assert_eq!((of(&world, Want::Content), of(&world, Want::Fetch)), (1, 3), "and it holds up no tree that is not");
     }
