@@ -168,10 +168,8 @@ impl Peer {
     }
 
     async fn state(&mut self) -> Result<PeerState, PeerError> {
-        match self.ask(Ask::Compare(PeerCompare {})).await? {
-            Answer::State(state) => Ok(state),
-            other => Err(unexpected(&other)),
-        }
+        let Answer::State(state) = self.ask(Ask::Compare(PeerCompare {})).await? else { return Err(unexpected()) };
+        Ok(state)
     }
 
     // ---- comparing --------------------------------------------------------------------------------------------------
@@ -201,10 +199,8 @@ impl Peer {
                 Ok(Next::More) => {}
                 Ok(Next::List) | Err(_) => return self.listed().await,
             }
-            block = match self.ask(Ask::More(PeerMore {})).await? {
-                Answer::Cells(cells) => cells.cells,
-                other => return Err(unexpected(&other)),
-            };
+            let Answer::Cells(cells) = self.ask(Ask::More(PeerMore {})).await? else { return Err(unexpected()) };
+            block = cells.cells;
         }
     }
 
@@ -212,9 +208,8 @@ impl Peer {
         let mut theirs: Vec<Element> = Vec::new();
         loop {
             let after = theirs.last().and_then(Element::key).map_or_else(Vec::new, |t| t.as_bytes().to_vec());
-            let page = match self.ask(Ask::NextPage(PeerNextPage { after: after.into() })).await? {
-                Answer::Page(page) => page,
-                other => return Err(unexpected(&other)),
+            let Answer::Page(page) = self.ask(Ask::NextPage(PeerNextPage { after: after.into() })).await? else {
+                return Err(unexpected());
             };
             for element in &page.elements {
                 let element = Element::try_from(element).map_err(|e| PeerError::bad(&e))?;
@@ -254,9 +249,8 @@ impl Peer {
             };
             let asked: Vec<PeerTree> = wanted.iter().take(TREES_ASKED_MAX).take_while(fits).cloned().collect();
             let most = asked.len();
-            let answered = match self.ask(Ask::Trees(PeerTrees { asked })).await? {
-                Answer::Trees(answered) => answered,
-                other => return Err(unexpected(&other)),
+            let Answer::Trees(answered) = self.ask(Ask::Trees(PeerTrees { asked })).await? else {
+                return Err(unexpected());
             };
             let count = answered.answered as usize;
             if !(1..=most).contains(&count) {
@@ -304,10 +298,10 @@ impl Peer {
         let mut at = here;
         let mut kept = Vec::new();
         while at.seq < receipt.body().seq {
-            let ids = match self.ask(Ask::Ids(PeerIds { after: at.seq.0 })).await? {
-                Answer::Ids(ids) => ids.ids,
-                other => return Err(unexpected(&other)),
+            let Answer::Ids(ids) = self.ask(Ask::Ids(PeerIds { after: at.seq.0 })).await? else {
+                return Err(unexpected());
             };
+            let ids = ids.ids;
             let (ids, rest) = ids.as_chunks::<32>();
             if ids.is_empty() || !rest.is_empty() || ids.len() > limits::PEER_IDS_MAX {
                 return Err(PeerError::BadAnswer("no ids up to its receipt".to_owned()));
@@ -337,10 +331,10 @@ impl Peer {
         let mut ids = VecDeque::from(ids);
         let mut at = after;
         while !ids.is_empty() {
-            let records = match self.ask(Ask::Entries(PeerEntries { after: at.0 })).await? {
-                Answer::Entries(entries) => entries.records,
-                other => return Err(unexpected(&other)),
+            let Answer::Entries(entries) = self.ask(Ask::Entries(PeerEntries { after: at.0 })).await? else {
+                return Err(unexpected());
             };
+            let records = entries.records;
             let mut entries = Vec::new();
             for record in records.into_iter().take(ids.len()) {
                 let read = RawRecord::try_from(record.clone()).map_err(|e| PeerError::bad(&e))?;
@@ -373,8 +367,8 @@ async fn ask(frames: &mut Frames, message: Ask) -> Result<Answer, PeerError> {
     }
 }
 
-fn unexpected(answer: &Answer) -> PeerError {
-    PeerError::BadAnswer(format!("another answer than was asked for: {answer:?}").chars().take(200).collect())
+fn unexpected() -> PeerError {
+    PeerError::BadAnswer("another answer than was asked for".to_owned())
 }
 
 fn position(state: &PeerState) -> Result<Position, PeerError> {
