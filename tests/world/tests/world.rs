@@ -43,10 +43,11 @@ fn stories_differ_by_seed() {
 
 /// Two members of one space, as every story by hand begins.
 async fn meet(world: &World) -> (Space, Space) {
-    let (alice, bob) = (world.client("alice").unwrap(), world.client("bob").unwrap());
-    let space = alice.create_space("Club").await.unwrap();
-    let invite = space.invite(InviteOptions::open()).await.unwrap();
-    let joined = bob.join(&invite.token).await.unwrap().ready(MINUTE).await.unwrap().remove(0);
+    let [alice, bob] = ["alice", "bob"].map(|name| world.client(name).expect("it runs"));
+    let space = alice.create_space("Club").await.expect("a space is made offline");
+    let invite = space.invite(InviteOptions::open()).await.expect("the node is there");
+    let joining = bob.join(&invite.token).await.expect("the token is good");
+    let joined = joining.ready(MINUTE).await.expect("nothing is in the way").remove(0);
     (space, joined)
 }
 
