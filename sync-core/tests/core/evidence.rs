@@ -68,8 +68,11 @@ fn receipt(at: Position) -> SignedReceipt {
     receipt_with(at, |_| {})
 }
 
+/// A receipt, changed and signed anew.
+type Changed = fn(Receipt) -> SignedReceipt;
+
 /// Every change to a receipt that makes two of them speak of different things.
-fn unlike() -> [(ProvesNothing, fn(Receipt) -> SignedReceipt); 3] {
+fn unlike() -> [(ProvesNothing, Changed); 3] {
     fn made(body: Receipt) -> SignedReceipt {
         signed_by(AUTHORITY, NODE, body)
     }
