@@ -340,8 +340,16 @@ impl Teller {
 
     async fn synced_at_last(&self, who: Who, client: &Client, space: &Space) -> Result<(), Violation> {
         let before = self.told.writes_of(who, space.id());
+        let mut synced = space.await_synced_within(SETTLED_WITHIN).await;
+        for _ in 0..ROUNDS {
+            if !matches!(&synced, Err(not) if not.code == NotSyncedCode::Refused) {
+                break;
+            }
+            // Written while the client was away, and refused when it was back: a no that names it is the right answer.
+            set_refused_aside(space).await;
+            synced = space.await_synced_within(SETTLED_WITHIN).await;
+        }
         let before = before.into_iter().filter(|w| is_open(space, w.id)).collect();
-        let synced = space.await_synced_within(SETTLED_WITHIN).await;
         match synced {
             Ok(synced) => {
                 let claim = Claim { who, client, space, receipt: &synced.receipt, before, node: NODE };
