@@ -590,9 +590,9 @@ pub(crate) fn state_of(reasons: &[Reason]) -> SyncState {
         SyncState::Pushing => 3,
         SyncState::UpToDate => 4,
     };
-    let of = |reason: &Reason| match state_of(&reason.causes) {
-        SyncState::UpToDate => reason.code.state(),
-        below => [reason.code.state(), below].into_iter().min_by_key(rank).unwrap_or(below),
+    let of = |reason: &Reason| {
+        let (own, below) = (reason.code.state(), state_of(&reason.causes));
+        if rank(&below) < rank(&own) { below } else { own }
     };
     reasons.iter().map(of).min_by_key(rank).unwrap_or(SyncState::UpToDate)
 }

@@ -160,9 +160,12 @@ pub enum AwaitEvent {
     Failed(NotSynced),
 }
 
+/// What an await does until it ends.
+type Work = Pin<Box<dyn Future<Output = Result<Synced, NotSynced>> + Send>>;
+
 /// An await whose progress is followed. It waits while it is asked; dropping it ends it and leaves nothing behind.
 pub struct SyncedStream {
-    work: Option<Pin<Box<dyn Future<Output = Result<Synced, NotSynced>> + Send>>>,
+    work: Option<Work>,
     progress: watch::Receiver<Progress>,
 }
 
@@ -412,6 +415,8 @@ impl SpaceInner {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         };
+        // Large, and every caller's future would hold it.
+        let work = Box::pin(work);
         tokio::select! {
             biased;
             result = work => result,
@@ -505,13 +510,14 @@ impl SpaceInner {
                 Err(error) => error,
             };
             failures += 1;
-            match error {
+            let is_unknown = matches!(&error, CallError::Refused(failure) if failure.code == Code::SpaceUnknown);
+            if on_its_way && is_unknown {
                 // A space that is on its way to the node arrives.
-                CallError::Refused(failure) if on_its_way && failure.code == Code::SpaceUnknown => {
-                    self.registered().await.map_err(|e| self.call_failed(&e))?;
-                }
-                error if error.is_transient() => self.comes_anew(&conn, failures, &error).await,
-                error => return Err(self.call_failed(&error)),
+                self.registered().await.map_err(|e| self.call_failed(&e))?;
+            } else if error.is_transient() {
+                self.comes_anew(&conn, failures, &error).await;
+            } else {
+                return Err(self.call_failed(&error));
             }
         }
     }

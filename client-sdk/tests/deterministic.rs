@@ -3,6 +3,8 @@
 //! Which of several waiting tasks tokio wakes first is chance, too. A build with `--cfg tokio_unstable` lets the seed decide
 //! that; other builds tell the story and compare nothing.
 
+#![expect(clippy::unwrap_used, reason = "what fails here ends the test")]
+
 use std::fmt::Write as _;
 use std::io;
 use std::pin::Pin;
@@ -213,8 +215,7 @@ async fn run(seed: u64) -> String {
     a.close().await;
     b.close().await;
     world.note(format_args!("{:?}", node.shutdown().await));
-    let text = world.transcript.0.lock().unwrap().clone();
-    text
+    world.transcript.0.lock().unwrap().clone()
 }
 
 async fn synced(world: &World, ours: &Space, theirs: &Space) {

@@ -127,9 +127,12 @@ impl SpaceInner {
         if let Some(known) = known.as_ref().filter(|k| k.read.seq() >= at_least) {
             return Ok(known.clone());
         }
-        let read = self.shared.read_acl(self.id, None, Follow::No).await.map_err(|error| match error {
-            JoinError::Acl(AclError::Call(call)) => call,
-            other => CallError::BadAnswer(other.to_string()),
+        let read = self.shared.read_acl(self.id, None, Follow::No).await.map_err(|error| {
+            if let JoinError::Acl(AclError::Call(call)) = error {
+                call
+            } else {
+                CallError::BadAnswer(error.to_string())
+            }
         })?;
         self.saw_node_seq(read.seq());
         let read = Arc::new(AclAhead::new(read).map_err(|e| CallError::BadAnswer(e.to_string()))?);
@@ -333,7 +336,7 @@ impl AheadTree {
             let mut root = None;
             for row in tx.ahead_of_tree(space.id, tree)? {
                 match verify(row.record) {
-                    Ok(VerifiedRecord::TreeRoot(r)) => root = Some((row.seq, r.body().clone())),
+                    Ok(VerifiedRecord::TreeRoot(r)) => root = Some((row.seq, *r.body())),
                     Ok(VerifiedRecord::Change(change)) => {
                         found.add_decided(tx, space.id, (row.seq, root.take()), &change)?;
                     }
@@ -444,7 +447,7 @@ pub(super) fn with_ahead(
     let mut known = BTreeMap::new();
     for row in rows {
         match verify(row.record) {
-            Ok(VerifiedRecord::TreeRoot(found)) => root = Some(found.body().clone()),
+            Ok(VerifiedRecord::TreeRoot(found)) => root = Some(*found.body()),
             Ok(VerifiedRecord::Tombstone(_)) => return Ok(None),
             Ok(VerifiedRecord::Change(change)) => {
                 let Some(root) = &root else { continue };

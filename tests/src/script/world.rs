@@ -167,7 +167,7 @@ impl World for RealWorld {
                 "`forces` needs a patched one: keep the script to `world: pure`",
             ));
         }
-        self.perform(step).await
+        Box::pin(self.perform(step)).await
     }
 
     fn seed(&self) -> Option<u64> {
@@ -212,7 +212,7 @@ impl RealWorld {
                 self.node.kill();
                 Ok(())
             }
-            Act::Settles => self.settle().await,
+            Act::Settles => Box::pin(self.settle()).await,
             Act::Holds { space, entries } => self.node_holds(space, *entries).await,
             Act::Agrees => self.everyone_agrees(),
             Act::Invites { .. }

@@ -66,7 +66,7 @@ impl Story {
         let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults);
         plan.run(|world| async move {
             let mut teller = Teller::new(world.clone());
-            let told = teller.tell(&steps).await;
+            let told = Box::pin(teller.tell(&steps)).await;
             let entries = teller.entries();
             Ending {
                 violation: told.err(),
@@ -109,7 +109,7 @@ impl Teller {
             self.look_after().await;
             self.check(step)?;
         }
-        self.settle().await
+        Box::pin(self.settle()).await
     }
 
     /// Starts what has been down for long.
@@ -289,7 +289,7 @@ impl Teller {
         self.check_disks()?;
         let cleared = self.world.clear_up().await;
         cleared.map_err(|e| Violation::new("settle_terminates", "every machine starts", e))?;
-        self.settle_terminates().await?;
+        Box::pin(self.settle_terminates()).await?;
         let last = Step { number: u32::MAX, act: Act::Heal { who: Who(0) }, then_ms: 0 };
         self.check(&last)?;
         self.check_disks()?;

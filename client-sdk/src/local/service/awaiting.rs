@@ -39,10 +39,10 @@ fn follow<T: Send + 'static>(
         let mut awaited = Box::pin(awaited);
         let (mut since, mut told) = (0, None);
         loop {
-            let progress = Some(progress(&space)?);
-            if progress != told {
-                told = progress.clone();
-                yield Step::Progress(progress.unwrap_or_default());
+            let progress = progress(&space)?;
+            if told.as_ref() != Some(&progress) {
+                told = Some(progress.clone());
+                yield Step::Progress(progress);
             }
             let ended = tokio::select! {
                 biased;

@@ -104,7 +104,7 @@ impl SpaceInner {
         let acl = self.acl()?;
         let account = self.shared.account.id();
         if code == Code::Forbidden && acl.members.contains_key(&account) {
-            return Ok(self.own_receipt_after(Seq::ZERO)?.map(WayBack::Receipt));
+            return Ok(self.own_receipt_after(Seq::ZERO)?.map(|receipt| WayBack::Receipt(Box::new(receipt))));
         }
         let is_ours = acl.owner == account && !acl.deleted && self.shared.is_registered(self.id);
         Ok((code == Code::SpaceUnknown && is_ours).then_some(WayBack::Founding))
@@ -379,7 +379,7 @@ const GENESIS: Seq = Seq(2);
 /// How a node that does not let us in may let us in again.
 enum WayBack {
     /// It once signed for a log in which we are a member.
-    Receipt(SignedReceipt),
+    Receipt(Box<SignedReceipt>),
     /// It lost the whole space, and we are its owner: the space is founded again, and the rest follows.
     Founding,
 }

@@ -304,9 +304,10 @@ fn on_own_log(
 
 fn explain(reject: &Reject) -> String {
     let text = reject.to_string();
-    match Code::from(reject) {
-        Code::StaleEpoch => format!("{text}: its author's own device makes it again"),
-        _ => text,
+    if Code::from(reject) == Code::StaleEpoch {
+        format!("{text}: its author's own device makes it again")
+    } else {
+        text
     }
 }
 
@@ -328,10 +329,8 @@ fn give_up(
         return Ok(true);
     };
     tx.forget_salvage(space.id, offer.row.id)?;
-    let parents = match code {
-        Code::MissingParent | Code::MissingRoot | Code::HeadsFull => Reparent::OntoHeads,
-        _ => Reparent::Keep,
-    };
+    let loses_parents = matches!(code, Code::MissingParent | Code::MissingRoot | Code::HeadsFull);
+    let parents = if loses_parents { Reparent::OntoHeads } else { Reparent::Keep };
     match Maker::new(tx, space)?.rebuild(tx, write.tree, Rebuild::One(write.id, parents)) {
         Ok(_) => {}
         Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
