@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use client_sdk::local::{self, LocalChannel};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -26,6 +27,8 @@ const REPLIES_MAX: usize = 4;
 /// Has the daemon of a data directory run what was typed; `None` if there is none.
 pub(crate) async fn hand_over(dir: &Path, out: &Output) -> Result<Option<ExitCode>, CliError> {
     let Some((place, channel)) = local::connect(dir).await? else { return Ok(None) };
+    // One listener from the beginning to the end: none of them is lost between two answers.
+    let pressed = signal(SignalKind::interrupt()).map_err(CliError::file("signals"))?;
     let refused = |status: &Status| CliError::daemon(place.pid, status);
     let (say, said) = mpsc::channel(REPLIES_MAX);
     let (colors, error_colors) = out.colors();
@@ -44,7 +47,7 @@ pub(crate) async fn hand_over(dir: &Path, out: &Output) -> Result<Option<ExitCod
         Ok(answers) => answers.into_inner(),
         Err(status) => return Err(refused(&status)),
     };
-    let mut handed = Handed { say, out, assembly: Assembly::default(), shown: None };
+    let mut handed = Handed { say, out, pressed, assembly: Assembly::default(), shown: None };
     match handed.follow(answers).await {
         Ok(exit) => Ok(Some(exit)),
         Err(Broken::Daemon(status)) => Err(refused(&status)),
@@ -68,6 +71,8 @@ impl From<Status> for Broken {
 struct Handed<'a> {
     say: mpsc::Sender<pb::FromCaller>,
     out: &'a Output,
+    /// Ctrl-C.
+    pressed: Signal,
     assembly: Assembly,
     shown: Option<(u64, Progress)>,
 }
@@ -79,9 +84,9 @@ impl Handed<'_> {
             let answer = tokio::select! {
                 biased;
                 answer = answers.message() => answer?,
-                pressed = tokio::signal::ctrl_c() => {
+                _ = self.pressed.recv() => {
                     interrupts += 1;
-                    if pressed.is_err() || interrupts > 1 {
+                    if interrupts > 1 {
                         return Ok(INTERRUPTED.into());
                     }
                     let _ = self.say.send(message(from_caller::Message::Interrupt(pb::Interrupt {}))).await;
