@@ -116,7 +116,7 @@ async fn s26_node_killed_at_every_point_of_a_request() -> Outcome {
         };
         // And once more, at the same point of the acceptance.
         let accepting = accept(&space, &member, &joining, Role::Writer, &[]);
-        let (accepted, revived) = through_death(node, point, [&admin, &member], accepting).await?;
+        let (accepted, revived) = Box::pin(through_death(node, point, [&admin, &member], accepting)).await?;
         node = revived;
         let joined = match accepted {
             Ok(joined) => joined,

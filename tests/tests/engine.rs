@@ -195,7 +195,7 @@ async fn s47_what_waits_and_what_fails_survives_a_restart() -> Outcome {
     Ok(())
 }
 
-async fn join_of(client: &Client) -> Outcome<Vec<JoinInfo>> {
+fn join_of(client: &Client) -> Outcome<Vec<JoinInfo>> {
     Ok(client.joins()?)
 }
 
@@ -225,7 +225,7 @@ async fn what_is_to_be_seen_first_is_read_ahead_of_the_tail() -> Outcome {
     let no = early.await_synced_within(A_MOMENT).await.expect_err("the log is not here");
     assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
     assert!(joining.ready(A_MOMENT).await.is_err(), "not ready for writing");
-    assert_eq!(join_of(&member).await?.len(), 1, "the join goes on");
+    assert_eq!(join_of(&member)?.len(), 1, "the join goes on");
 
     // What was read ahead is durable.
     let id = early.id();

@@ -149,10 +149,12 @@ fn plain(events: Vec<LoggedEvent>) -> Vec<(u64, Event)> {
 }
 
 fn nameless(event: Event, purged: TreeId) -> Event {
-    match event {
-        Event::Object { space, tree, .. } if tree == purged => Event::Tree { space, tree },
-        other => other,
+    if let Event::Object { space, tree, .. } = event
+        && tree == purged
+    {
+        return Event::Tree { space, tree };
     }
+    event
 }
 
 fn member_of(space: &Space, name: &str) -> Outcome<client_sdk::AccountId> {

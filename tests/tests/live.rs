@@ -226,7 +226,8 @@ async fn a_feed_tells_every_change_once_and_where_it_goes() -> Outcome {
             space.append(tree, "line".to_owned(), write(format!("admin {round}"))),
             joined.append(tree, "line".to_owned(), write(format!("member {round}"))),
         );
-        (ours?, theirs?);
+        ours?;
+        theirs?;
         inserted += reader.read(&followed, 1 + round % 3)?;
         if round % 4 == 3 {
             space.await_synced_within(PATIENCE).await?;

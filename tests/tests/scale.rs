@@ -56,7 +56,9 @@ async fn s79_a_long_tree_is_told_in_bounded_memory() -> Outcome {
                 assert!(payload.starts_with(format!("{told}:").as_bytes()), "{told}");
                 told += 1;
             }
-            other => return Err(format!("{other:?}").into()),
+            unexpected @ (TreeStep::Pending { .. } | TreeStep::Withdrawn { .. } | TreeStep::Purged) => {
+                return Err(format!("{unexpected:?}").into());
+            }
         }
         if told == count / 2 {
             middle = step.cursor;

@@ -170,7 +170,7 @@ async fn s03_one_millisecond_apart() -> Outcome {
         let skew_ms = i64::try_from(race % 11)? - 5;
         let (admin, member) = (admin.clone(), member.clone());
         let race = async move {
-            let raced = write_and_join(&admin, &member, skew_ms).await;
+            let raced = Box::pin(write_and_join(&admin, &member, skew_ms)).await;
             raced.map_err(|error| format!("race {race}, skew {skew_ms} ms: {error}"))
         };
         races.spawn(race);
