@@ -297,7 +297,7 @@ async fn cut_off(joined: &Space, own: &str) -> Outcome {
     // Its own log does not reach its keys.
     let read = joined.objects().get("profile", own);
     assert!(matches!(read, Err(ReadError::NoKeys)), "{read:?}");
-    let no = no(joined.await_synced_within(A_MOMENT * 3).await)?;
+    let no = no(joined.await_synced_within(A_MOMENT * 6).await)?;
     assert_eq!(no.code, NotSyncedCode::DeadlineExceeded, "{no:?}");
     assert!(no.residue.iter().any(|r| r.code == ReasonCode::Behind), "{no:?}");
     assert!(names(joined, ReasonCode::Behind)?);
