@@ -4,6 +4,9 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::daemon::Remote;
 use crate::error::CliError;
@@ -109,14 +112,16 @@ impl Caller {
         }
     }
 
-    /// Resolves at Ctrl-C. A command that waits for this ends by itself then; any other is ended.
-    pub(crate) async fn interrupted(&self) {
+    /// Resolves at Ctrl-C. A command that waits for this ends by itself then; any other is ended. It counts from this call on,
+    /// not from the first poll: what is printed in between may be answered by Ctrl-C.
+    pub(crate) fn interrupted(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match self {
-            Self::Here => {
+            Self::Here => match signal(SignalKind::interrupt()) {
+                Ok(mut pressed) => Box::pin(async move { drop(pressed.recv().await) }),
                 // Without a handler for it the signal ends the process.
-                let _ = tokio::signal::ctrl_c().await;
-            }
-            Self::There(remote) => remote.interrupted().await,
+                Err(_) => Box::pin(std::future::pending()),
+            },
+            Self::There(remote) => Box::pin(remote.interrupted()),
         }
     }
 }

@@ -73,10 +73,14 @@ impl Remote {
         self.is_somebody
     }
 
-    pub(crate) async fn interrupted(&self) {
+    /// Listens from this call on.
+    pub(crate) fn interrupted(&self) -> impl Future<Output = ()> + '_ {
         self.interrupts.listening.fetch_add(1, Ordering::SeqCst);
-        let _listening = Listening(&self.interrupts.listening);
-        self.interrupts.interrupted.cancelled().await;
+        let listening = Listening(&self.interrupts.listening);
+        async move {
+            let _listening = listening;
+            self.interrupts.interrupted.cancelled().await;
+        }
     }
 
     pub(crate) async fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
