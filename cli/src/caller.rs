@@ -117,7 +117,9 @@ impl Caller {
     pub(crate) fn interrupted(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match self {
             Self::Here => match signal(SignalKind::interrupt()) {
-                Ok(mut pressed) => Box::pin(async move { drop(pressed.recv().await) }),
+                Ok(mut pressed) => Box::pin(async move {
+                    let _ = pressed.recv().await;
+                }),
                 // Without a handler for it the signal ends the process.
                 Err(_) => Box::pin(std::future::pending()),
             },
