@@ -420,18 +420,23 @@ impl SpaceInner {
         tokio::select! {
             biased;
             result = work => result,
-            () = self.closed.cancelled() => Err(self.ended(NotSyncedCode::Aborted)),
-            () = after(how.deadline) => Err(self.ended(NotSyncedCode::DeadlineExceeded)),
-            () = stalled(how.stall, progress) => Err(self.ended(NotSyncedCode::Stalled)),
+            () = self.closed.cancelled() => Err(self.ended(NotSyncedCode::Aborted, progress)),
+            () = after(how.deadline) => Err(self.ended(NotSyncedCode::DeadlineExceeded, progress)),
+            () = stalled(how.stall, progress) => Err(self.ended(NotSyncedCode::Stalled, progress)),
         }
     }
 
     /// It ended before it was done: with everything that is known to be missing.
-    fn ended(&self, code: NotSyncedCode) -> NotSynced {
-        let residue = match self.reasons() {
+    fn ended(&self, code: NotSyncedCode, progress: &watch::Sender<Progress>) -> NotSynced {
+        let mut residue = match self.reasons() {
             Ok(reasons) => reasons,
             Err(error) => return store_failed(&error),
         };
+        // A new connection has yet to hear how far the node's log goes; what was waited for is known all the same.
+        let (here, target) = (self.announced(), progress.borrow().target.unwrap_or(0));
+        if here.0 < target && Reason::find(&residue, ReasonCode::Behind).is_none() {
+            residue.push(Reason::new(ReasonCode::Behind, self.id.short(), format!("here {here} of {target}")));
+        }
         let offline = [ReasonCode::NoNode, ReasonCode::WrongNode, ReasonCode::SessionRefused];
         let offline = offline.iter().any(|code| Reason::find(&residue, *code).is_some());
         let code = if offline && code != NotSyncedCode::Aborted { NotSyncedCode::NoNode } else { code };
