@@ -300,7 +300,7 @@ async fn cut_off(joined: &Space, own: &str) -> Outcome {
     let no = no(joined.await_synced_within(A_MOMENT * 6).await)?;
     assert_eq!(no.code, NotSyncedCode::DeadlineExceeded, "{no:?}");
     assert!(no.residue.iter().any(|r| r.code == ReasonCode::Behind), "{no:?}");
-    assert!(names(joined, ReasonCode::Behind)?);
+    until(joined, || Ok(names(joined, ReasonCode::Behind)?.then_some(()))).await?;
     let status = joined.status()?;
     assert_eq!(status.state, SyncState::CatchingUp);
     assert!(status.seq < status.node_seq, "{status:?}");
