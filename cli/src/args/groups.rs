@@ -14,7 +14,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
     ("Letting people in", &["invite", "join", "requests", "approve", "decline"]),
     ("Objects", &["put", "get", "list", "rm", "purge", "watch"]),
-    ("Being synced", &["await-synced", "status", "why", "sync", "events", "refused", "dismiss", "receipt"]),
+    ("Being synced", &["await-synced", "status", "why", "sync", "events", "refused", "lost", "dismiss", "receipt"]),
     ("Files and histories", &["import", "export", "import-git", "tree"]),
     ("More", &["daemon", "demo", "completions", "exit-codes", "help"]),
 ];

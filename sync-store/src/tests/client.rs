@@ -5,8 +5,9 @@ use sync_core::log::Position;
 
 use super::world::{self, acl, append, begin, found, tree_of};
 use crate::{
-    AccusationKind, AccusationRow, AccusationState, NodeState, ObjectRow, RefusalRow, Registration, Store, StoreError,
-    StoreKind, VerdictKind, VerdictRow, WriteError, WriteId, WriteState,
+    AccusationKind, AccusationRow, AccusationState, AheadRow, NodeState, ObjectRow, PeerHeads, PeerKind, PeerRow,
+    RefusalRow, Registration, Store, StoreError, StoreKind, SyncItem, SyncItemKind, VerdictKind, VerdictRow,
+    WriteError, WriteId, WriteState,
 };
 
 const PENDING: WriteState = WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None };
@@ -214,9 +215,22 @@ async fn fill(store: &Store, space: SpaceId) {
         // One entry too many, which goes into the salvage.
         let end = tx.space(space)?.unwrap().position.seq;
         world::append_in(tx, space, &world::add_writer(&tx.acl(space)?.unwrap(), 3))?;
-        tx.rewind(space, end)
+        tx.rewind(space, end)?;
+        fill_engine(tx, space, tree)
     };
     store.write(job).await.unwrap();
+}
+
+/// What the engine keeps of a space. A rewind drops some of it.
+fn fill_engine(tx: &mut crate::WriteTx<'_>, space: SpaceId, tree: TreeId) -> Result<(), StoreError> {
+    let record = tx.entry_at(space, Seq(4))?.unwrap();
+    let (kind, error) = (SyncItemKind::Fetch, None);
+    tx.want_sync_item(space, &SyncItem { tree, kind, priority: 1, attempts: 0, error, next_retry_ms: 0, since_ms: 1 })?;
+    let (kind, confirmed) = (PeerKind::Node, Seq(4));
+    tx.put_peer(space, &PeerRow { peer: [1; 32], kind, confirmed, confirmed_ms: 1 })?;
+    let heads = vec![ChangeId::from_hash([9; 32])];
+    tx.put_peer_heads(space, &PeerHeads { peer: [1; 32], tree, heads, seq: Seq(9), told_ms: 1 })?;
+    tx.put_ahead(space, &AheadRow { seq: Seq(99), tree: Some(tree), id: record.id, record: record.record })
 }
 
 fn is_gone(tx: &crate::ReadTx<'_>, space: SpaceId) -> Result<(), StoreError> {
