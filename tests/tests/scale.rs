@@ -22,6 +22,9 @@ fn long_tree_changes() -> usize {
 }
 
 /// Resident memory of this process, bytes.
+/// One at a time: each counts the memory of the process, which has all of them when they run as one program.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn resident() -> Outcome<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: usize = statm.split_whitespace().nth(1).ok_or("statm has seven numbers")?.parse()?;
@@ -31,6 +34,7 @@ fn resident() -> Outcome<usize> {
 /// S79: one long tree is told page by page, from the beginning and from the middle, and its reader holds no content.
 #[tokio::test(flavor = "multi_thread")]
 async fn s79_a_long_tree_is_told_in_bounded_memory() -> Outcome {
+    let _alone = ALONE.lock().await;
     let count = long_tree_changes();
     let node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
@@ -107,6 +111,7 @@ async fn write_long(space: &Space, count: usize) -> Outcome<TreeId> {
 /// S09: whoever reads while much streams in sees no object go back, none half-written, and hears how fresh it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
+    let _alone = ALONE.lock().await;
     const OBJECTS: usize = 200;
     const ROUNDS: u64 = 10;
     let node = NodeProcess::start();
@@ -160,6 +165,7 @@ async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
 /// S78: a space of 10,000 trees, joined by a process that has nothing: everything comes, its own profile soon, in bounded memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn s78_a_cold_join_of_many_trees_is_bounded() -> Outcome {
+    let _alone = ALONE.lock().await;
     const TREES: usize = 10_000;
     let node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
@@ -196,6 +202,7 @@ async fn s78_a_cold_join_of_many_trees_is_bounded() -> Outcome {
 /// opens with any that do.
 #[tokio::test(flavor = "multi_thread")]
 async fn s20_the_projection_never_lags_behind_the_log() -> Outcome {
+    let _alone = ALONE.lock().await;
     const ROWS: usize = 20;
     let mut node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
