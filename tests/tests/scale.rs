@@ -21,10 +21,10 @@ fn long_tree_changes() -> usize {
     std::env::var("HEADWATER_LONG_TREE").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000)
 }
 
-/// Resident memory of this process, bytes.
 /// One at a time: each counts the memory of the process, which has all of them when they run as one program.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Resident memory of this process, bytes.
 fn resident() -> Outcome<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: usize = statm.split_whitespace().nth(1).ok_or("statm has seven numbers")?.parse()?;
