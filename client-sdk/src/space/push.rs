@@ -148,19 +148,19 @@ impl SpaceInner {
 
     /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already.
     fn next_batch(&self, sent: &mut BTreeSet<WriteId>) -> Result<Batch, ReadError> {
+        let mut batch = Batch::default();
+        if self.salvage_waits()? {
+            // What the node lost goes before what is new.
+            return Ok(batch);
+        }
         let pending = self.shared.store.read(|tx| tx.pending(self.id))?;
         let now_ms = self.shared.host.wall_ms();
-        let mut batch = Batch::default();
         let mut held: BTreeSet<TreeId> = BTreeSet::new();
         let mut still_sent = BTreeSet::new();
         let mut bytes = 0;
         // A node that cannot keep up is sent less at a time.
         let share = usize::try_from(self.shared.budget_now().requests).unwrap_or(1);
         let bytes_max = limits::BATCH_BYTES_MAX * share / limits::FETCHES_MAX as usize;
-        if self.salvage_waits()? {
-            // What the node lost goes before what is new.
-            return Ok(batch);
-        }
         for write in pending {
             let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
             if sent.contains(&write.id) {
