@@ -502,7 +502,7 @@ impl Shared {
         let record = sign_record(self, &acl.state, contents)?;
         // What the rules refuse here, they refuse everywhere.
         acl.state.apply(&record, Seq(u64::MAX)).map_err(|e| AclError::from(Reject::Acl(e)))?;
-        self.append_once(invited.space, &record).await?;
+        self.offer(invited.space, &record).await?;
         Ok(())
     }
 

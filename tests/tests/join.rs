@@ -1,7 +1,10 @@
 //! What becomes of a join that is not simply accepted.
 
+use std::collections::BTreeMap;
+
 use client_sdk::{InviteOptions, JoinError, JoinStage, Space};
 use sync_tests::harness::{NodeProcess, PATIENCE, TestClient};
+use sync_tests::relay::{Calls, Relay};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -60,5 +63,29 @@ async fn a_join_goes_on_in_the_next_process() -> Outcome {
     let joined = member.join(&token).await?.ready(PATIENCE).await?.remove(0);
     joined.await_synced().await?;
     assert_eq!(space.requests()?.len(), 1);
+    Ok(())
+}
+
+/// A node that is being started again ends sessions and refuses for a moment: that is nothing a joiner has to hear of.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_in_a_moment_fails_no_join() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    let token = space.invite(InviteOptions::open()).await?.token;
+    member.connected(PATIENCE).await?;
+
+    let mut met: BTreeMap<&str, u32> = BTreeMap::new();
+    relay.calls(move |name| {
+        let times = met.entry(name).or_default();
+        *times += 1;
+        let refused = matches!(name, "AclRead" | "AclAppend" | "Certify") && *times <= 2;
+        if refused { Calls::Refuse } else { Calls::Forward }
+    });
+    member.join(&token).await?.ready(PATIENCE).await?;
+    assert_eq!(relay.calls_met("AclRead"), 2, "the first question was refused twice");
+    assert_eq!(relay.calls_met("AclAppend"), 2);
     Ok(())
 }

@@ -317,6 +317,10 @@ impl Shared {
 
     /// Whether the node serves this account in a space as a member.
     async fn is_served(&self, space: SpaceId) -> Result<bool, CallError> {
+        self.insist(limits::ASK_AGAIN_MAX, || self.is_served_now(space)).await
+    }
+
+    async fn is_served_now(&self, space: SpaceId) -> Result<bool, CallError> {
         let conn = self.conn().await?;
         let nonce: [u8; 16] = self.host.random();
         let request = v1::CertifyRequest {

@@ -14,6 +14,7 @@ pub(crate) mod read;
 mod requests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sync_core::acl::{AclState, InviteStatus};
 use sync_core::code::Code;
@@ -219,22 +220,33 @@ impl crate::client::Shared {
     /// Offers a record to the node until it says yes or no: a broken connection leaves open what became of it, and the same
     /// record a second time is answered with where it stands.
     pub(crate) async fn offer(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
-        let mut refused = None;
-        let offering = async {
+        self.insist(limits::UNARY_TIMEOUT, || self.append_once(space, record)).await
+    }
+
+    /// Asks until the node says what stands: a session that ended a moment ago, or a node that is just being started again, is
+    /// nothing that the caller hears of before `patience` is over.
+    pub(crate) async fn insist<T, Asked: Future<Output = Result<T, CallError>>>(
+        &self,
+        patience: Duration,
+        ask: impl Fn() -> Asked,
+    ) -> Result<T, CallError> {
+        let mut met = None;
+        let asking = async {
+            let begun = self.host.now();
             loop {
-                match self.append_once(space, record).await {
-                    Err(error) if is_worth_another_try(&error) => {
-                        tracing::debug!(space = %space.short(), error = %error, "an ACL record is offered again");
-                        refused = Some(error);
+                match ask().await {
+                    Err(error) if is_worth_another_try(&error) && self.host.now() < begun.plus(patience) => {
+                        tracing::debug!(error = %error, "the node is asked again");
+                        met = Some(error);
                         tokio::time::sleep(limits::RETRY_FIRST / 10).await;
                     }
                     said => return said,
                 }
             }
         };
-        let offered = tokio::time::timeout(limits::UNARY_TIMEOUT, offering).await;
+        let asked = tokio::time::timeout(limits::UNARY_TIMEOUT, asking).await;
         // What the node said last is why nothing came of it.
-        offered.unwrap_or_else(|_| Err(refused.unwrap_or_else(|| self.timed_out())))
+        asked.unwrap_or_else(|_| Err(met.unwrap_or_else(|| self.timed_out())))
     }
 
     /// One AclAppend; the position of the record, durable.

@@ -109,13 +109,12 @@ impl Shared {
         invite: Option<&InviteSecret>,
         follow: Follow,
     ) -> Result<AclRead, JoinError> {
-        let opening = async {
+        let opening = || async {
             let conn = self.conn().await?;
             let stream = self.open_acl_read(&conn, space, invite, follow).await?;
             Ok::<_, CallError>((conn, stream))
         };
-        let opened = tokio::time::timeout(limits::UNARY_TIMEOUT, opening).await;
-        let (_conn, mut stream) = opened.map_err(|_| self.timed_out())??;
+        let (_conn, mut stream) = self.insist(limits::ASK_AGAIN_MAX, opening).await?;
         let mut read: Option<AclRead> = None;
         let mut header = None;
         let mut first = None;
