@@ -117,10 +117,8 @@ impl Plan {
     {
         runtime(self.seed).block_on(async {
             let world = World::build(self).await;
-            let confess = Confess(world.clone());
-            let told = story(world).await;
-            std::mem::forget(confess);
-            told
+            let _confess = Confess(world.clone());
+            story(world).await
         })
     }
 }
