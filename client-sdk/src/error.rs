@@ -242,6 +242,11 @@ impl CallError {
     }
 }
 
+/// What our own store could not do on the way to a call: the node is not to blame, and it may pass.
+pub(crate) fn local(error: impl std::fmt::Display) -> CallError {
+    CallError::Broken(error.to_string())
+}
+
 /// Why an act on the membership of a space did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum AclError {

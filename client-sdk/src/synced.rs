@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::code::Code;
-use sync_core::ids::{ChangeId, Seq, TreeId};
+use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
 use sync_core::session::{Input, Moment, pause};
@@ -20,7 +20,7 @@ use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteId, WriteState};
 use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError};
+use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError, local};
 use crate::explain::UNSETTLED;
 use crate::objects::Object;
 use crate::space::{Space, SpaceInner};
@@ -239,7 +239,7 @@ impl Space {
     /// [`NotSynced`] with everything that is missing.
     pub async fn await_synced_with(&self, how: &Await) -> Result<Synced, NotSynced> {
         let progress = watch::channel(Progress::default()).0;
-        self.inner.synced_with(how, None, &progress).await
+        self.inner.synced_with(how, BTreeSet::new(), &progress).await
     }
 
     /// [`Space::await_synced`], with what is missing on the way.
@@ -261,7 +261,7 @@ impl Space {
     pub fn follow_synced(&self, how: Await) -> SyncedStream {
         let (progress, seen) = watch::channel(Progress::default());
         let space = self.inner.clone();
-        let work = Box::pin(async move { space.synced_with(&how, None, &progress).await });
+        let work = Box::pin(async move { space.synced_with(&how, BTreeSet::new(), &progress).await });
         SyncedStream { work: Some(work), progress: seen }
     }
 
@@ -359,14 +359,37 @@ impl Residue {
 /// What an await waits for.
 struct Target<'a> {
     seq: Seq,
-    writes: &'a BTreeSet<WriteId>,
+    ours: &'a Ours,
     how: &'a Await,
 }
 
-/// A receipt, and when it was asked for.
+/// Our writes that an await is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Ours {
+    /// Those that were not settled when it began, or when the wait was kept that it goes on with.
+    open: BTreeSet<WriteId>,
+    /// And all up to this one, if they are open when it matters: what a node loses is to be written again.
+    to: WriteId,
+}
+
+impl Ours {
+    fn now(&self, tx: &ReadTx<'_>, space: SpaceId) -> Result<BTreeSet<WriteId>, ReadError> {
+        Ok(tx.open_writes_to(space, self.to)?.into_iter().chain(self.open.iter().copied()).collect())
+    }
+}
+
+/// A receipt, when it was asked for, and how often our log had been taken back then.
 struct Certified {
     receipt: SignedReceipt,
     asked: Moment,
+    rewinds: u64,
+}
+
+/// What becomes of a claim that is looked at once more.
+enum Claim<T> {
+    Holds(T),
+    /// The log was taken back in the meantime, or something is to be waited for again.
+    Anew,
 }
 
 impl SpaceInner {
@@ -394,14 +417,20 @@ impl SpaceInner {
         self.limited(how, &progress, work).await
     }
 
-    /// [`Space::await_synced`]; `ours` are the writes that it is about, those that are not settled now unless they are given.
+    /// [`Space::await_synced`], about all writes that there are now. Of the `kept` ones, something is said although they may be
+    /// settled.
     pub(crate) async fn synced_with(
         &self,
         how: &Await,
-        ours: Option<BTreeSet<WriteId>>,
+        kept: BTreeSet<WriteId>,
         progress: &watch::Sender<Progress>,
     ) -> Result<Synced, NotSynced> {
-        self.limited(how, progress, self.synced(how, ours, progress)).await
+        let read = self.shared.store.read(|tx| -> Result<Ours, ReadError> {
+            let open = tx.open_writes(self.id)?.into_iter().chain(kept).collect();
+            Ok(Ours { open, to: tx.last_write()? })
+        });
+        let ours = read.map_err(|e| store_failed(&e))?;
+        self.limited(how, progress, self.synced(how, &ours, progress)).await
     }
 
     /// Within the deadline, and not longer than `stall` without progress.
@@ -412,6 +441,8 @@ impl SpaceInner {
         work: impl Future<Output = Result<T, NotSynced>>,
     ) -> Result<T, NotSynced> {
         let after = async |limit: Option<Duration>| match limit {
+            // No time at all is over before the clock moves.
+            Some(Duration::ZERO) => {}
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         };
@@ -447,25 +478,17 @@ impl SpaceInner {
         failed
     }
 
-    async fn synced(
-        &self,
-        how: &Await,
-        ours: Option<BTreeSet<WriteId>>,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<Synced, NotSynced> {
-        let ours = match ours {
-            Some(ours) => ours,
-            None => self.unsettled_writes()?,
-        };
-        let mut certified = self.certified().await?;
-        self.arrives(&Target { seq: certified.receipt.body().seq, writes: &ours, how }, progress).await?;
-        if !ours.is_empty() && how.level == Level::Durable {
-            certified = self.certified().await?;
-            self.arrives(&Target { seq: certified.receipt.body().seq, writes: &ours, how }, progress).await?;
+    async fn synced(&self, how: &Await, ours: &Ours, progress: &watch::Sender<Progress>) -> Result<Synced, NotSynced> {
+        loop {
+            let certified = self.certified().await?;
+            let target = Target { seq: certified.receipt.body().seq, ours, how };
+            self.arrives(&target, progress).await?;
+            self.is_fresh(certified.asked, how).await?;
+            match self.settled(&certified, &target).await? {
+                Claim::Holds(synced) => return Ok(synced),
+                Claim::Anew => {}
+            }
         }
-        self.check_receipt(&certified.receipt)?;
-        self.is_fresh(certified.asked, how).await?;
-        self.settled(&certified.receipt, how)
     }
 
     /// What was asked long ago, by a process that was stopped since or that had much to catch up, is asked again: the target
@@ -474,7 +497,7 @@ impl SpaceInner {
         let age = |since: Moment| self.shared.host.now().0.saturating_sub(since.0);
         let is_old = |age: Duration| age > how.fresh_within;
         let mut asked = asked;
-        while is_old(age(asked)) && self.shared.fresh_age().is_none_or(is_old) {
+        while is_old(age(asked)) && self.fresh_age().is_none_or(is_old) {
             let again = self.certified().await?.asked;
             if is_old(age(again)) {
                 // The way there and back takes longer than that.
@@ -483,12 +506,6 @@ impl SpaceInner {
             asked = again;
         }
         Ok(())
-    }
-
-    /// Our writes that are not known to be on the node's disk, and refused ones that nobody dismissed.
-    pub(crate) fn unsettled_writes(&self) -> Result<BTreeSet<WriteId>, NotSynced> {
-        let read = self.shared.store.read(|tx| tx.open_writes(self.id));
-        Ok(read.map_err(|e| store_failed(&e.into()))?.into_iter().collect())
     }
 
     /// A durable receipt with a nonce of our own, checked; waits for a session as long as it takes.
@@ -501,7 +518,7 @@ impl SpaceInner {
             let conn = self.shared.conn().await.map_err(|e| self.call_failed(&e))?;
             // As of the question: it may be registered while the answer is on its way.
             let on_its_way = !self.shared.is_registered(self.id);
-            let asked = self.shared.host.now();
+            let (asked, rewinds) = (self.shared.host.now(), self.recovery.rewinds());
             // What a node signs that does not continue our log is for its recovery to judge.
             let certified = match self.tail_stands(&conn).await {
                 Ok(()) => self.certify(&conn).await,
@@ -510,7 +527,7 @@ impl SpaceInner {
             let error = match certified {
                 Ok(receipt) => {
                     self.note_heard(asked);
-                    return Ok(Certified { receipt, asked });
+                    return Ok(Certified { receipt, asked, rewinds });
                 }
                 Err(error) => error,
             };
@@ -547,7 +564,7 @@ impl SpaceInner {
         let nonce: [u8; 16] = self.shared.host.random();
         // Whatever is in our log came from the node's disk: an honest node never stands before it again.
         let floor = self.cursor();
-        let before = self.last_receipt().map_err(|e| CallError::BadAnswer(e.to_string()))?;
+        let before = self.last_receipt().map_err(local)?;
         let request = v1::CertifyRequest {
             space: self.id.to_bytes(),
             nonce: nonce.to_vec().into(),
@@ -603,24 +620,25 @@ impl SpaceInner {
 
     /// What is missing in scope, at or before the target.
     fn residue(&self, target: &Target<'_>, here: Seq) -> Result<Residue, NotSynced> {
+        self.shared.store.read(|tx| self.residue_in(tx, target, here)).map_err(|e| store_failed(&e))
+    }
+
+    fn residue_in(&self, tx: &ReadTx<'_>, target: &Target<'_>, here: Seq) -> Result<Residue, ReadError> {
         let mut residue = Residue::default();
         if here < target.seq {
             residue.waits(ReasonCode::Behind, target.seq.0 - here.0);
         }
-        let read = self.shared.store.read(|tx| -> Result<(), ReadError> {
-            let shown = tx.projected_to(self.id)?;
-            let log = tx.space(self.id)?.map_or(Seq::ZERO, |row| row.position.seq);
-            if log >= target.seq && shown < target.seq && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
-                residue.waits(ReasonCode::Behind, target.seq.0 - shown.0);
-            }
-            for write in target.writes {
-                self.residue_of_write(tx, *write, &mut residue)?;
-            }
-            self.residue_of_verdicts(tx, target.seq, &mut residue)?;
-            self.residue_of_salvage(tx, &mut residue)?;
-            self.residue_of_trees(tx, target, &mut residue)
-        });
-        read.map_err(|e| store_failed(&e))?;
+        let shown = tx.projected_to(self.id)?;
+        let log = tx.space(self.id)?.map_or(Seq::ZERO, |row| row.position.seq);
+        if log >= target.seq && shown < target.seq && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
+            residue.waits(ReasonCode::Behind, target.seq.0 - shown.0);
+        }
+        for write in target.ours.now(tx, self.id)? {
+            self.residue_of_write(tx, write, &mut residue)?;
+        }
+        self.residue_of_verdicts(tx, target.seq, &mut residue)?;
+        self.residue_of_salvage(tx, &mut residue)?;
+        self.residue_of_trees(tx, target, &mut residue)?;
         if let Some(problem) = self.trouble().key
             && here >= target.seq
         {
@@ -736,8 +754,12 @@ impl SpaceInner {
             return Some(NotSynced { code: NotSyncedCode::StoreFailed, residue });
         }
         let fault = trouble.faulted.or(trouble.forked).or_else(|| self.proven_fork());
-        if fault.is_some() {
-            let residue = self.reasons().unwrap_or_default();
+        if let Some(text) = fault {
+            let mut residue = self.reasons().unwrap_or_default();
+            if residue.is_empty() {
+                // It passed just now, or nothing can be read.
+                residue.push(Reason::new(ReasonCode::Faulted, self.id.short(), text));
+            }
             return Some(NotSynced { code: NotSyncedCode::NodeFault, residue });
         }
         let (code, text) = trouble.refused?;
@@ -755,64 +777,133 @@ impl SpaceInner {
         NotSynced { code: error.into(), residue: vec![Reason::of_call(self.id.short(), error)] }
     }
 
-    /// Our own log says at the receipt's position what the node signed.
-    fn check_receipt(&self, receipt: &SignedReceipt) -> Result<(), NotSynced> {
+    /// Whether our own log says at the receipt's position what the node signed; if not, why.
+    fn differs(&self, tx: &ReadTx<'_>, receipt: &SignedReceipt) -> Result<Option<&'static str>, ReadError> {
         let body = receipt.body();
-        let read = self.shared.store.read(|tx| -> Result<_, ReadError> {
-            let chain = tx.position_at(self.id, body.seq)?.map(|p| p.chain);
-            let acl = tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
-            let head = acl.records.iter().filter(|(_, at)| **at <= body.seq).max_by_key(|(_, at)| **at);
-            Ok((chain, head.map(|(id, _)| *id), acl.home))
-        });
-        let (chain, acl_head, home) = read.map_err(|e| store_failed(&e))?;
-        let wrong = |what: &str| {
-            let reason = Reason::new(ReasonCode::Forked, self.id.short(), what);
-            Err(NotSynced { code: NotSyncedCode::NodeFault, residue: vec![reason] })
-        };
-        if !receipt.proves(body.seq, chain) {
-            return wrong("the node signed another log than ours");
-        }
-        if acl_head != Some(body.acl_head) {
-            return wrong("the node signed another ACL than ours");
-        }
-        if home != Some(body.authority) {
-            return wrong("the receipt is not by the space's home");
-        }
-        Ok(())
+        let chain = tx.position_at(self.id, body.seq)?.map(|p| p.chain);
+        let acl = tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
+        let head = acl.records.iter().filter(|(_, at)| **at <= body.seq).max_by_key(|(_, at)| **at);
+        Ok(if !receipt.proves(body.seq, chain) {
+            Some("the node signed another log than ours")
+        } else if head.map(|(id, _)| *id) != Some(body.acl_head) {
+            Some("the node signed another ACL than ours")
+        } else if acl.home != Some(body.authority) {
+            Some("the receipt is not by the space's home")
+        } else {
+            None
+        })
     }
 
-    /// The answer, once nothing is missing.
-    fn settled(&self, receipt: &SignedReceipt, how: &Await) -> Result<Synced, NotSynced> {
-        let target = receipt.body().seq;
-        let read = self.shared.store.read(|tx| -> Result<Synced, ReadError> {
-            let of = |kinds: &[VerdictKind]| -> Result<Vec<_>, ReadError> {
-                let mut found = Vec::new();
-                for kind in kinds {
-                    let all = tx.verdicts_of(self.id, *kind, None, usize::MAX)?.into_iter();
-                    found.extend(all.filter(|(_, _, v)| v.seq <= target).map(|(tree, change, _)| (tree, change)));
-                }
-                found.sort_unstable();
-                Ok(found)
-            };
-            let mut heads = BTreeMap::new();
-            for tree in how.trees.keys() {
-                heads.insert(*tree, tx.tree(self.id, *tree)?.map(|t| t.heads).unwrap_or_default());
+    /// What a receipt that does not fit our log leads to: the log was taken back since it was asked for, or the node lies.
+    async fn judge<T>(&self, certified: &Certified, differs: &str) -> Result<Claim<T>, NotSynced> {
+        if certified.rewinds != self.recovery.rewinds() {
+            return Ok(Claim::Anew);
+        }
+        // Kept, if it can be proven; the answer is the same.
+        let _ = self.hold_against_log(&certified.receipt).await;
+        let reason = Reason::new(ReasonCode::Forked, self.id.short(), differs);
+        Err(NotSynced { code: NotSyncedCode::NodeFault, residue: vec![reason] })
+    }
+
+    /// The answer, once nothing is missing: everything at one moment, because a node that went back takes our log with it.
+    async fn settled(&self, certified: &Certified, target: &Target<'_>) -> Result<Claim<Synced>, NotSynced> {
+        let receipt = &certified.receipt;
+        let here = self.announced();
+        let read = self.shared.store.read(|tx| -> Result<_, ReadError> {
+            if let Some(differs) = self.differs(tx, receipt)? {
+                return Ok(Err(differs));
             }
-            let end = tx.space(self.id)?.map_or(Seq::ZERO, |s| s.position.seq);
-            let equal_now = end == target && tx.pending_count(self.id)? == 0 && self.node_seq() <= target;
-            let (void, hidden) = (of(&[VerdictKind::Void, VerdictKind::Misplaced])?, of(&[VerdictKind::Hidden])?);
-            Ok(Synced { receipt: receipt.clone(), void, hidden, heads, equal_now })
+            let is_done = self.residue_in(tx, target, here)?.left() == 0 && self.is_level_reached(tx, target)?;
+            Ok(Ok(if is_done { Claim::Holds(self.synced_at(tx, receipt, target.how)?) } else { Claim::Anew }))
         });
-        read.map_err(|e| store_failed(&e))
+        match read.map_err(|e| store_failed(&e))? {
+            // The node has told that it went back since: what it signed is not what it has.
+            Ok(_) if self.recovery.is_parted() => Ok(Claim::Anew),
+            Ok(claim) => Ok(claim),
+            Err(differs) => self.judge(certified, differs).await,
+        }
+    }
+
+    /// Whether the receipt speaks of all that is ours, where that was asked.
+    fn is_level_reached(&self, tx: &ReadTx<'_>, target: &Target<'_>) -> Result<bool, ReadError> {
+        if target.how.chosen_level() == Level::Received {
+            return Ok(true);
+        }
+        for write in target.ours.now(tx, self.id)? {
+            match tx.write_state(self.id, write)? {
+                Some(WriteState::Logged { .. }) => return Ok(false),
+                Some(WriteState::Durable { seq }) if seq > target.seq => return Ok(false),
+                Some(
+                    WriteState::Durable { .. }
+                    | WriteState::Pending { .. }
+                    | WriteState::Refused(_)
+                    | WriteState::Dismissed,
+                )
+                | None => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn synced_at(&self, tx: &ReadTx<'_>, receipt: &SignedReceipt, how: &Await) -> Result<Synced, ReadError> {
+        let target = receipt.body().seq;
+        let of = |kinds: &[VerdictKind]| -> Result<Vec<_>, ReadError> {
+            let mut found = Vec::new();
+            for kind in kinds {
+                let all = tx.verdicts_of(self.id, *kind, None, usize::MAX)?.into_iter();
+                found.extend(all.filter(|(_, _, v)| v.seq <= target).map(|(tree, change, _)| (tree, change)));
+            }
+            found.sort_unstable();
+            Ok(found)
+        };
+        let mut heads = BTreeMap::new();
+        for tree in how.trees.keys() {
+            heads.insert(*tree, tx.tree(self.id, *tree)?.map(|t| t.heads).unwrap_or_default());
+        }
+        let end = tx.space(self.id)?.map_or(Seq::ZERO, |s| s.position.seq);
+        let equal_now = end == target && tx.pending_count(self.id)? == 0 && self.node_seq() <= target;
+        let (void, hidden) = (of(&[VerdictKind::Void, VerdictKind::Misplaced])?, of(&[VerdictKind::Hidden])?);
+        Ok(Synced { receipt: receipt.clone(), void, hidden, heads, equal_now })
     }
 
     /// Certifies one write; where it stands.
     async fn durable(&self, write: WriteId) -> Result<(SignedReceipt, Seq), NotSynced> {
-        let seq = self.logged(write).await?;
-        let receipt = self.certified().await?.receipt;
-        self.reaches_target(receipt.body().seq).await?;
-        self.check_receipt(&receipt)?;
-        Ok((receipt, seq))
+        loop {
+            self.logged(write).await?;
+            let certified = self.certified().await?;
+            self.reaches_target(certified.receipt.body().seq).await?;
+            match self.certifies(&certified, write).await? {
+                Claim::Holds(seq) => return Ok((certified.receipt, seq)),
+                Claim::Anew => {}
+            }
+        }
+    }
+
+    /// Whether a receipt covers a write where it stands now: what a node lost is to be written again.
+    async fn certifies(&self, certified: &Certified, write: WriteId) -> Result<Claim<Seq>, NotSynced> {
+        let receipt = &certified.receipt;
+        let read = self.shared.store.read(|tx| -> Result<_, ReadError> {
+            if let Some(differs) = self.differs(tx, receipt)? {
+                return Ok(Err(differs));
+            }
+            Ok(Ok(match tx.write_state(self.id, write)? {
+                Some(WriteState::Logged { seq } | WriteState::Durable { seq }) if seq <= receipt.body().seq => {
+                    Claim::Holds(seq)
+                }
+                Some(
+                    WriteState::Logged { .. }
+                    | WriteState::Durable { .. }
+                    | WriteState::Pending { .. }
+                    | WriteState::Refused(_)
+                    | WriteState::Dismissed,
+                )
+                | None => Claim::Anew,
+            }))
+        });
+        match read.map_err(|e| store_failed(&e))? {
+            Ok(claim) => Ok(claim),
+            Err(differs) => self.judge(certified, differs).await,
+        }
     }
 
     /// Waits until our log, and with it everything derived from it, holds `seq`.

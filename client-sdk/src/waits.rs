@@ -165,9 +165,8 @@ impl Wait {
         let waited = match &self.info.what {
             WaitFor::Synced => {
                 let progress = watch::channel(Progress::default()).0;
-                let mut ours = self.writes.clone();
-                ours.extend(space.inner.unsettled_writes()?);
-                Waited::Synced(Box::new(space.inner.synced_with(how, Some(ours), &progress).await?))
+                let kept = self.writes.clone();
+                Waited::Synced(Box::new(space.inner.synced_with(how, kept, &progress).await?))
             }
             WaitFor::Write { write, level } => {
                 let how = how.clone().level(how.chosen_level().max(*level));

@@ -173,10 +173,30 @@ impl ReadTx<'_> {
     /// # Errors
     /// If the store fails.
     pub fn open_writes(&self, space: SpaceId) -> Result<Vec<WriteId>> {
+        self.open_writes_to(space, WriteId(u64::MAX))
+    }
+
+    /// As [`ReadTx::open_writes`], those up to and including one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn open_writes_to(&self, space: SpaceId, to: WriteId) -> Result<Vec<WriteId>> {
         let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
-        self.db.all("SELECT id FROM writes WHERE space_no = ?1 AND state < 3 ORDER BY id", [space_no], |row| {
-            Ok(WriteId(number(row, 0)?))
-        })
+        let to = i64::try_from(to.0).unwrap_or(i64::MAX);
+        self.db.all(
+            "SELECT id FROM writes WHERE space_no = ?1 AND state < 3 AND id <= ?2 ORDER BY id",
+            (space_no, to),
+            |row| Ok(WriteId(number(row, 0)?)),
+        )
+    }
+
+    /// The newest write of all spaces, whatever became of it: all others have lower ids.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn last_write(&self) -> Result<WriteId> {
+        let newest = self.db.one("SELECT max(id) FROM writes", [], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(WriteId(newest.flatten().and_then(|id| u64::try_from(id).ok()).unwrap_or(0)))
     }
 
     /// How many changes have each verdict.

@@ -268,14 +268,21 @@ impl Store {
     /// space being forgotten as zero and the end: a space that begins again is watched anew.
     #[must_use]
     pub fn watch(&self, space: SpaceId) -> watch::Receiver<Watermarks> {
-        let receiver = self.inner.shared.marks.subscribe(space);
-        // After subscribing: a commit in between is either seen here or published there.
-        let seq = self.read(|tx| tx.space(space).map(|row| row.map_or(Seq::ZERO, |r| r.position.seq)));
-        match seq {
-            Ok(seq) => self.inner.shared.marks.raise(&space, seq, &receiver),
-            Err(error) => tracing::error!(%space, ?error, "the watermarks could not be read"),
+        let marks = &self.inner.shared.marks;
+        let receiver = marks.subscribe(space);
+        loop {
+            let rewinds = marks.rewinds();
+            // After subscribing: a commit in between is either seen here or published there.
+            let seq = self.read(|tx| tx.space(space).map(|row| row.map_or(Seq::ZERO, |r| r.position.seq)));
+            match seq {
+                Ok(seq) if !marks.raise(&space, Found { seq, rewinds }, &receiver) => {}
+                Ok(_) => return receiver,
+                Err(error) => {
+                    tracing::error!(%space, ?error, "the watermarks could not be read");
+                    return receiver;
+                }
+            }
         }
-        receiver
     }
 
     /// Moves when a space is created.
@@ -422,6 +429,15 @@ struct MarksInner {
     sweep_at: usize,
     /// What is durable of spaces with commits since the last barrier. A space that is not here is durable to its end.
     lagging: BTreeMap<SpaceId, Seq>,
+    /// How many logs were taken back.
+    rewinds: u64,
+}
+
+/// The end of a log as a reader found it, when so many logs had been taken back.
+#[derive(Clone, Copy)]
+struct Found {
+    seq: Seq,
+    rewinds: u64,
 }
 
 impl MarksInner {
@@ -448,7 +464,9 @@ impl Marks {
 
     /// After that commit, and before anything that was appended since is published.
     pub(crate) fn rewind(&self, space: &SpaceId, to: Seq) {
-        if let Some(sender) = self.lock().watched.get(space) {
+        let mut marks = self.lock();
+        marks.rewinds += 1;
+        if let Some(sender) = marks.watched.get(space) {
             sender.send_modify(|mark| {
                 mark.seq = to.min(mark.seq);
                 mark.durable_seq = to.min(mark.durable_seq);
@@ -503,17 +521,25 @@ impl Marks {
         self.lock().durable(space, seq)
     }
 
-    /// What a reader found. Marks only rise, so a late reader does no harm; one that is so late that the space was forgotten
-    /// meanwhile has a receiver of its own time.
-    fn raise(&self, space: &SpaceId, seq: Seq, receiver: &watch::Receiver<Watermarks>) {
+    fn rewinds(&self) -> u64 {
+        self.lock().rewinds
+    }
+
+    /// What a reader found; false if a log was taken back since, and it has to look again. Else marks only rise, so a late
+    /// reader does no harm; one that is so late that the space was forgotten meanwhile has a receiver of its own time.
+    fn raise(&self, space: &SpaceId, found: Found, receiver: &watch::Receiver<Watermarks>) -> bool {
         let marks = self.lock();
-        let durable_seq = marks.durable(space, seq);
+        if marks.rewinds != found.rewinds {
+            return false;
+        }
+        let durable_seq = marks.durable(space, found.seq);
         if let Some(sender) = marks.watched.get(space).filter(|sender| sender.subscribe().same_channel(receiver)) {
             sender.send_if_modified(|mark| {
-                let seq_rose = raise(&mut mark.seq, seq);
+                let seq_rose = raise(&mut mark.seq, found.seq);
                 raise(&mut mark.durable_seq, durable_seq) || seq_rose
             });
         }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, MarksInner> {

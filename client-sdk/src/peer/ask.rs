@@ -8,7 +8,7 @@ use sync_core::limits;
 use sync_core::log::Position;
 use sync_core::receipt::SignedReceipt;
 use sync_core::reconcile::{Asking, Difference, Element, Next, SymbolKey, difference};
-use sync_core::record::{RawRecord, TreeHeads};
+use sync_core::record::{Kind, RawRecord, TreeHeads};
 use sync_core::session::{Meeting, MeetingSide, sign_meeting, verify_meeting};
 use sync_host::Stream;
 use sync_proto::peer_v1::peer_request::Message as Ask;
@@ -336,16 +336,22 @@ impl Peer {
             };
             let records = entries.records;
             let mut entries = Vec::new();
+            let mut is_root = false;
             for record in records.into_iter().take(ids.len()) {
                 let read = RawRecord::try_from(record.clone()).map_err(|e| PeerError::bad(&e))?;
                 if ids.pop_front() != Some(read.id()) {
                     return Err(PeerError::BadAnswer(format!("entry {} is not the home's", at.next())));
                 }
+                is_root = read.kind == Kind::TreeRoot;
                 at = at.next();
                 entries.push(v1::LogEntry { seq: at.0, entry: Some(v1::log_entry::Entry::Record(record)) });
             }
             if entries.is_empty() {
                 return Err(PeerError::BadAnswer("no entries up to its receipt".to_owned()));
+            }
+            if ids.is_empty() && is_root {
+                // The limit fell between a root and its first change: the next pull brings both.
+                entries.pop();
             }
             self.space.relay(entries, durable).await?;
         }

@@ -6,6 +6,7 @@
 //! is the node's fault.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use sync_core::acl::AclState;
@@ -72,6 +73,24 @@ impl AclAhead {
     }
 }
 
+/// The ACL as the node showed it last, read once for all that need it.
+#[derive(Default)]
+pub(crate) struct Shown {
+    /// With how often it had been forgotten when it was asked for.
+    known: tokio::sync::Mutex<Option<(u64, Arc<AclAhead>)>>,
+    drops: AtomicU64,
+}
+
+impl Shown {
+    /// Nobody waits here for whoever reads: what is being read now is forgotten, too.
+    fn forget(&self) {
+        self.drops.fetch_add(1, Ordering::AcqRel);
+        if let Ok(mut known) = self.known.try_lock() {
+            *known = None;
+        }
+    }
+}
+
 /// The log as of an entry of one tree, as far as that tree is concerned.
 struct AheadView<'a> {
     position: Position,
@@ -123,8 +142,9 @@ impl SpaceInner {
 
     /// The ACL to the end of the node's log, read once for all that need it.
     pub(crate) async fn acl_ahead(&self, at_least: Seq) -> Result<Arc<AclAhead>, CallError> {
-        let mut known = self.ahead_acl.lock().await;
-        if let Some(known) = known.as_ref().filter(|k| k.read.seq() >= at_least) {
+        let mut known = self.ahead_acl.known.lock().await;
+        let drops = self.ahead_acl.drops.load(Ordering::Acquire);
+        if let Some((_, known)) = known.as_ref().filter(|(at, k)| *at == drops && k.read.seq() >= at_least) {
             return Ok(known.clone());
         }
         let read = self.shared.read_acl(self.id, None, Follow::No).await.map_err(|error| {
@@ -136,7 +156,7 @@ impl SpaceInner {
         })?;
         self.saw_node_seq(read.seq());
         let read = Arc::new(AclAhead::new(read).map_err(|e| CallError::BadAnswer(e.to_string()))?);
-        *known = Some(read.clone());
+        *known = Some((drops, read.clone()));
         Ok(read)
     }
 
@@ -279,20 +299,33 @@ impl SpaceInner {
 
     /// After the tail passed something that was read ahead: readers see the log alone when nothing is left.
     pub(super) async fn end_ahead(&self) {
-        let left = self.shared.store.read(|tx| tx.ahead_trees(self.id));
-        if left.is_ok_and(|trees| trees.is_empty()) {
-            self.drop_ahead().await;
-        }
+        let space = self.id;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<bool, ReadError> {
+            let is_over = tx.ahead_trees(space)?.is_empty();
+            if is_over {
+                tx.drop_ahead(space)?;
+            }
+            Ok(is_over)
+        };
+        self.forget_ahead(job).await;
     }
 
-    /// Forgets all of it: the log has it, or the node's log is another one now.
+    /// Forgets all of it: the node's log is another one now.
     pub(super) async fn drop_ahead(&self) {
         let space = self.id;
-        self.set_ahead(None);
-        *self.ahead_acl.lock().await = None;
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.drop_ahead(space)?) };
-        if let Err(error) = self.shared.store.write(job).await.map_err(from_store_write::<ReadError>) {
-            tracing::warn!(space = %space.short(), error = %error, "what was read ahead could not be forgotten");
+        self.forget_ahead(move |tx| Ok::<_, ReadError>(tx.drop_ahead(space).map(|()| true)?)).await;
+    }
+
+    async fn forget_ahead(&self, job: impl FnOnce(&mut WriteTx<'_>) -> Result<bool, ReadError> + Send + 'static) {
+        match self.shared.store.write(job).await.map_err(from_store_write::<ReadError>) {
+            Ok(written) if written.value => {
+                self.set_ahead(None);
+                self.ahead_acl.forget();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(space = %self.id.short(), error = %error, "what was read ahead could not be forgotten");
+            }
         }
     }
 

@@ -96,6 +96,8 @@ struct Applied {
     deleted: bool,
     /// The log has what was read ahead of it.
     ahead_taken: bool,
+    /// The node had shown another entry here before it came to the log.
+    showed_another: Option<Seq>,
     /// Content is wanted that did not come.
     wants_content: bool,
     /// Because of what records had seen.
@@ -141,6 +143,9 @@ impl SpaceInner {
         let acl_moved = if applied.acl_moved { AclMoved::Yes } else { AclMoved::No };
         if applied.ahead_taken {
             self.end_ahead().await;
+        }
+        if let Some(seq) = applied.showed_another {
+            self.accuse_of_showing_another(seq).await;
         }
         if applied.wants_content {
             self.sync_wanted.notify_one();
@@ -476,7 +481,10 @@ impl<'a> Batch<'a> {
             ahead::Passed::Nothing => {}
             ahead::Passed::Taken => self.applied.ahead_taken = true,
             ahead::Passed::Another { seq } => {
-                return Err(ApplyError::Fault(format!("the node logs another entry at {seq} than it showed before")));
+                // What it showed then goes, and its log is followed: that is the one that it signs for.
+                tx.drop_ahead(self.space)?;
+                self.applied.ahead_taken = true;
+                self.applied.showed_another = Some(seq);
             }
         }
         if !self.purged.is_empty() {

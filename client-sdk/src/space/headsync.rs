@@ -16,7 +16,7 @@ use tonic::Streaming;
 
 use super::SpaceInner;
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, ReadError};
+use crate::error::{CallError, ReadError, local};
 use crate::status::Confirmed;
 
 pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: CancellationToken) {
@@ -215,7 +215,7 @@ impl SpaceInner {
     ) -> Result<(Seq, T), CallError> {
         let (store, space) = (self.shared.store.clone(), self.id);
         let read = move || {
-            store.read(|tx| {
+            store.read(|tx| -> Result<_, ReadError> {
                 let seq = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
                 Ok((seq, read(tx, space)?))
             })
@@ -269,10 +269,6 @@ impl SpaceInner {
         }
         Ok(())
     }
-}
-
-fn local(error: ReadError) -> CallError {
-    CallError::Broken(error.to_string())
 }
 
 fn in_words(found: &Difference) -> String {

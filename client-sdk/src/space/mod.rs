@@ -76,7 +76,7 @@ pub(crate) struct SpaceInner {
     /// What trees that were fetched ahead of the tail are read with.
     ahead: RwLock<Option<Arc<ahead::Ahead>>>,
     /// The ACL that they are decided with.
-    ahead_acl: tokio::sync::Mutex<Option<Arc<ahead::AclAhead>>>,
+    ahead_acl: ahead::Shown,
     pub(crate) recovery: recovery::Recovery,
     trouble: Mutex<SpaceTrouble>,
     node_seq: watch::Sender<Seq>,
@@ -126,7 +126,7 @@ impl SpaceInner {
             push_wanted: Notify::new(),
             sync_wanted: Notify::new(),
             ahead: RwLock::new(ahead),
-            ahead_acl: tokio::sync::Mutex::new(None),
+            ahead_acl: ahead::Shown::default(),
             recovery: recovery::Recovery::default(),
             trouble: Mutex::new(SpaceTrouble { key: ring.problem, ..SpaceTrouble::default() }),
             node_seq: watch::channel(Seq::ZERO).0,
@@ -240,7 +240,7 @@ impl SpaceInner {
         self.shared.connection.borrow().online()?;
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = heard.map(|at| self.shared.host.now().0.saturating_sub(at.0));
-        let age = [heard, self.shared.fresh_age()].into_iter().flatten().min()?;
+        let age = [heard, self.fresh_age()].into_iter().flatten().min()?;
         (age <= STALE).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
 

@@ -11,7 +11,7 @@ use sync_core::code::{Code, NextStep};
 use sync_core::ids::{Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
-use sync_core::record::verify;
+use sync_core::record::{TreeChange, verify, verify_as};
 use sync_core::session::pause;
 use sync_host::Host;
 use sync_proto::status::Failure;
@@ -73,11 +73,19 @@ pub(super) struct Pusher {
 impl Pusher {
     pub(super) async fn open(conn: &Conn) -> Result<Self, CallError> {
         let (requests, outgoing) = mpsc::channel(1);
-        let responses = conn.rpc().push(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
+        let mut rpc = conn.rpc();
+        let opening = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.push(ReceiverStream::new(outgoing)));
+        let responses = opening.await.map_err(|_| CallError::TimedOut)?.map_err(|s| failure(&s))?.into_inner();
         Ok(Self { requests, responses })
     }
 
+    /// A connection that lives, and a node that does not answer, are no reason to wait for ever.
     pub(super) async fn exchange(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
+        let answered = tokio::time::timeout(limits::PUSH_ANSWER_TIMEOUT, self.answers_to(request)).await;
+        answered.map_err(|_| CallError::TimedOut)?
+    }
+
+    async fn answers_to(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
         let expected = request.items.len();
         let closed = || CallError::Broken("the push stream ended".to_owned());
         self.requests.send(request).await.map_err(|_| closed())?;
@@ -214,18 +222,24 @@ impl SpaceInner {
         if rejected.is_empty() {
             return Ok(accepted);
         }
-        for event in self.keep_rejections(rejected).await? {
-            if let Event::WriteRefused { write, .. } = &event {
-                tracing::info!(space = %self.id.short(), write = write.0, "a write was refused");
-            }
-            self.emit(event);
-        }
-        self.touch();
+        self.keep_rejections(rejected).await?;
         Ok(accepted)
     }
 
-    async fn keep_rejections(&self, rejected: Vec<(PendingWrite, Failure)>) -> Result<Vec<Event>, WriteError> {
+    /// In a task of its own: a connection that ends takes whoever pushes with it, and what was kept is to be told.
+    async fn keep_rejections(&self, rejected: Vec<(PendingWrite, Failure)>) -> Result<(), WriteError> {
         let space = self.shared.space_of(self.id).ok_or(WriteError::Closed)?;
+        let (done, kept) = tokio::sync::oneshot::channel();
+        self.shared.spawn(async move {
+            let told = space.keep_and_tell(rejected).await;
+            // Whoever asked may have gone.
+            let _ = done.send(told);
+        });
+        kept.await.map_err(|_| WriteError::Closed)?
+    }
+
+    async fn keep_and_tell(self: Arc<Self>, rejected: Vec<(PendingWrite, Failure)>) -> Result<(), WriteError> {
+        let space = self.clone();
         let mut trees = BTreeMap::new();
         for (write, _) in &rejected {
             trees.insert(write.tree, local_envelope(&self.shared, write)?);
@@ -244,7 +258,14 @@ impl SpaceInner {
             let (object_type, id) = (envelope.object_type, envelope.object_id);
             self.emit(Event::Object { space: self.id, tree, object_type, id });
         }
-        Ok(events)
+        for event in events {
+            if let Event::WriteRefused { write, .. } = &event {
+                tracing::info!(space = %self.id.short(), write = write.0, "a write was refused");
+            }
+            self.emit(event);
+        }
+        self.touch();
+        Ok(())
     }
 
     fn keep_rejection(
@@ -282,9 +303,53 @@ impl SpaceInner {
                 }
             }
             (NextStep::Refuse, OwnVerdict::Invalid) => self.refuse(tx, write, &refusal, events)?,
+            (NextStep::Retry, _) if self.builds_on_what_is_lost(tx, write, &failure)? => {
+                match Maker::new(tx, self)?.rebuild(tx, write.tree, Rebuild::One(write.id, Reparent::OntoHeads)) {
+                    Ok(_) => {}
+                    Err(WriteError::Read(ReadError::NoKeys)) => {
+                        retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?;
+                    }
+                    Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
+                    Err(error) => {
+                        let message = format!("{}; {error}", failure.message);
+                        self.refuse(tx, write, &RefusalRow { message, ..refusal }, events)?;
+                    }
+                }
+            }
             (NextStep::Retry, _) => retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?,
         }
         Ok(())
+    }
+
+    /// The log was taken back, and what this write builds on went with it for good: it is neither in the log, nor on its way
+    /// there, nor kept to be offered again.
+    fn builds_on_what_is_lost(
+        &self,
+        tx: &WriteTx<'_>,
+        write: &PendingWrite,
+        failure: &Failure,
+    ) -> Result<bool, WriteError> {
+        if !matches!(failure.code, Code::MissingParent | Code::MissingRoot | Code::UnknownAclHead) {
+            return Ok(false);
+        }
+        let view = tx.view(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
+        if view.position().seq < failure.log_seq || tx.salvage_counts(self.id)?.0 > 0 {
+            return Ok(false);
+        }
+        let Ok(change) = verify_as::<TreeChange>(write.record.clone()) else { return Ok(false) };
+        for parent in &change.body().parents {
+            if tx.pending_by_change(self.id, *parent)?.is_some() {
+                return Ok(false);
+            }
+        }
+        let root = write.root.clone().map(verify).transpose();
+        let (Ok(root), Ok(record)) = (root, verify(write.record.clone())) else { return Ok(false) };
+        let Ok(submission) = Submission::pair(root, record) else { return Ok(false) };
+        match decide(&view, &submission) {
+            Err(DecideError::Reject(reject)) => Ok(Code::from(&reject) == failure.code),
+            Ok(_) | Err(DecideError::Refused(_)) => Ok(false),
+            Err(DecideError::View(error)) => Err(error.into()),
+        }
     }
 
     /// What our own log says of a write that the node refused.

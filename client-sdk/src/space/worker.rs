@@ -17,7 +17,7 @@ use super::recovery::{Tail, accuse};
 use super::{SpaceInner, headsync, project};
 use crate::client::Shared;
 use crate::connect::Conn;
-use crate::error::{CallError, ReadError, WriteError};
+use crate::error::{CallError, ReadError, WriteError, local};
 
 /// One thing from the node about one space.
 #[derive(Debug)]
@@ -146,7 +146,10 @@ impl SpaceInner {
                 Ok(acl_moved)
             }
             Err(error) => {
-                self.note_apply_failure(&error);
+                // What is wrong with it is the word of whoever brought it, and not the node's.
+                if !matches!(error, ApplyError::Fault(_)) {
+                    self.note_apply_failure(&error);
+                }
                 Err(error.to_string())
             }
         }
@@ -169,8 +172,7 @@ impl SpaceInner {
     /// The node's disk holds the log up to `seq`: our writes up to there are done.
     pub(super) async fn durable_to(&self, seq: Seq) {
         let space = self.id;
-        let cursor = self.cursor();
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(settle(tx, space, seq.min(cursor))?) };
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(settle(tx, space, seq)?) };
         if let Err(error) = self.shared.store.write(job).await {
             tracing::warn!(space = %self.id.short(), error = %error, "durability could not be noted");
         }
@@ -197,8 +199,8 @@ impl SpaceInner {
         if receipt.body().space != self.id {
             return Err(bad("a receipt for another space".to_owned()));
         }
-        let before = self.last_receipt().map_err(|e| bad(e.to_string()))?;
-        let history = self.shared.store.read(|tx| tx.node_history(self.id)).map_err(|e| bad(e.to_string()))?;
+        let before = self.last_receipt().map_err(local)?;
+        let history = self.shared.store.read(|tx| tx.node_history(self.id)).map_err(local)?;
         if history.is_some_and(|known| known != receipt.body().history) {
             // The tail says what it is about; until then nobody is accused.
             return Err(CallError::Broken("the node signs for a history that it has not told of yet".to_owned()));
@@ -212,11 +214,16 @@ impl SpaceInner {
     async fn keep_receipt(&self, receipt: &SignedReceipt) {
         let (space, seq, text) = (self.id, receipt.body().seq, receipt.to_text());
         let signed = receipt.clone();
-        let cursor = self.cursor();
         let durable = receipt.body().durable;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             if tx.space(space)?.is_none() {
                 // Forgotten in the meantime.
+                return Ok(());
+            }
+            let of_this_log = tx.node_history(space)?.is_none_or(|known| known == signed.body().history)
+                && tx.position_at(space, seq)?.is_none_or(|own| own.chain == signed.body().chain);
+            if !of_this_log {
+                // The log was taken back in the meantime, and with it what this speaks of.
                 return Ok(());
             }
             let mut state = tx.node_state(space)?;
@@ -228,7 +235,7 @@ impl SpaceInner {
                 tx.put_node_state(space, &state)?;
             }
             if durable {
-                settle(tx, space, seq.min(cursor))?;
+                settle(tx, space, seq)?;
                 accuse::settle(tx, space, &signed)?;
             }
             Ok(())
@@ -240,15 +247,14 @@ impl SpaceInner {
     }
 }
 
-/// Notes that the node's disk holds the log up to `seq`, never going back.
+/// Notes that the node's disk holds the log up to `seq`, as far as it is here; never going back.
 pub(super) fn settle(
     tx: &mut WriteTx<'_>,
     space: sync_core::ids::SpaceId,
     seq: Seq,
 ) -> Result<(), sync_store::StoreError> {
-    if tx.space(space)?.is_none() {
-        return Ok(());
-    }
+    let Some(row) = tx.space(space)? else { return Ok(()) };
+    let seq = seq.min(row.position.seq);
     let mut state = tx.node_state(space)?;
     if seq <= state.durable_seq {
         return Ok(());

@@ -10,9 +10,9 @@ use sync_core::receipt::{Accusation as Contradiction, SignedReceipt, contradicti
 use sync_core::session::Input;
 use sync_store::{AccusationId, AccusationKind, AccusationRow, AccusationState, ReadTx, WriteTx};
 
-use super::{local, read_error};
+use super::read_error;
 use crate::connect::Conn;
-use crate::error::{CallError, ReadError, WriteError, from_store_write};
+use crate::error::{CallError, ReadError, WriteError, from_store_write, local};
 use crate::events::Event;
 use crate::space::{Space, SpaceInner};
 
@@ -66,6 +66,14 @@ impl SpaceInner {
         }
     }
 
+    /// The node showed an entry, ahead of its tail, that its tail then did not bring. Nothing of that is signed.
+    pub(in crate::space) async fn accuse_of_showing_another(&self, seq: Seq) {
+        if let Ok(Some(claim)) = self.claim() {
+            let detail = format!("at entry {seq} it logs another entry than it showed before");
+            self.accuse(New { kind: AccusationKind::Fork, claim, detail, evidence: None }).await;
+        }
+    }
+
     /// What the node is known to have had: the position of its last durable receipt, or what its tail brought.
     pub(super) fn claim(&self) -> Result<Option<Position>, ReadError> {
         let receipt = self.last_receipt()?.filter(|r| r.body().durable).map(|r| r.position());
@@ -108,6 +116,34 @@ impl SpaceInner {
                 }
             };
         }
+        // An earlier one may have run ahead of our log: the log that came since has to be the one that it speaks of.
+        if let Some(before) = before.filter(|before| before.body().history == receipt.body().history) {
+            let held = self.hold_against_log(before).await;
+            if let Err(CallError::BadAnswer(_)) = &held {
+                // It stands in the accusation now; whoever sets that aside goes on with what the node signs next.
+                self.forget_receipt(before).await.map_err(local)?;
+            }
+            held?;
+        }
+        self.hold_against_log(receipt).await
+    }
+
+    async fn forget_receipt(&self, receipt: &SignedReceipt) -> Result<(), ReadError> {
+        let (space, text) = (self.id, receipt.to_text().into_bytes());
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            let mut state = tx.node_state(space)?;
+            if state.receipt.as_ref() == Some(&text) {
+                state.receipt = None;
+                tx.put_node_state(space, &state)?;
+            }
+            Ok(())
+        };
+        self.shared.store.write(job).await.map_err(read_error)?;
+        Ok(())
+    }
+
+    /// Checks a receipt against our own log.
+    pub(crate) async fn hold_against_log(&self, receipt: &SignedReceipt) -> Result<(), CallError> {
         let own = self.chain_at(receipt.body().seq).map_err(local)?;
         if own.is_none_or(|chain| chain == receipt.body().chain) || !receipt.body().durable {
             return Ok(());

@@ -9,8 +9,9 @@ mod rewound;
 pub(super) mod salvage;
 pub(super) mod seen;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prost::Message as _;
 use sync_core::history::SignedHistory;
@@ -18,6 +19,7 @@ use sync_core::ids::HistoryId;
 use sync_core::limits;
 use sync_core::log::Position;
 use sync_core::pb;
+use sync_core::session::Input;
 use sync_proto::v1;
 use sync_store::{AccusationKind, AccusationState, ReadTx, WriteTx};
 use tokio::sync::{Notify, watch};
@@ -37,9 +39,27 @@ pub(crate) struct Recovery {
     tail: watch::Sender<Tail>,
     /// A task brings back, or follows.
     running: AtomicBool,
+    /// How often our log was taken back; moves before it happens and when it has happened.
+    rewinds: AtomicU64,
     salvage_wanted: Notify,
     /// Something was brought back before the node could say whether it had been restored.
     unexplained: Mutex<Option<Position>>,
+}
+
+impl Recovery {
+    /// What was found out of the log before this number moved may have gone.
+    pub(crate) fn rewinds(&self) -> u64 {
+        self.rewinds.load(Ordering::Acquire)
+    }
+
+    fn note_rewind(&self) {
+        self.rewinds.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The node's log is known not to continue ours.
+    pub(crate) fn is_parted(&self) -> bool {
+        *self.tail.borrow() == Tail::Rewound
+    }
 }
 
 /// How the node's log meets ours, on which connection.
@@ -107,12 +127,25 @@ impl SpaceInner {
         let _ = tail.wait_for(answered).await;
     }
 
+    /// How long ago it was known that the node has nothing new about this space: a pong says nothing of a space before its
+    /// tail was answered on the same connection.
+    pub(crate) fn fresh_age(&self) -> Option<Duration> {
+        let generation = self.shared.connection.borrow().generation()?;
+        let answered = match *self.recovery.tail.borrow() {
+            Tail::Stands(on) | Tail::Refused(on) => on == generation,
+            Tail::Asked | Tail::Rewound => false,
+        };
+        self.shared.fresh_age().filter(|_| answered)
+    }
+
     /// The node's log continues ours.
     pub(super) async fn subscribed(&self, subscribed: v1::Subscribed, generation: u64) {
         match HistoryId::try_from(subscribed.history.as_ref()) {
             Ok(history) => {
                 if let Err(error) = self.meet_history(history, subscribed.histories).await {
                     tracing::warn!(space = %self.id.short(), error = %error, "the node's history could not be noted");
+                    // Without it nothing that the node signs can be judged: it is asked for once more.
+                    return self.shared.link(Input::SubscriptionFailed { space: self.id });
                 }
             }
             Err(error) => tracing::warn!(space = %self.id.short(), error = %error, "the node names no history"),
@@ -150,6 +183,8 @@ impl SpaceInner {
             (Heard::Restored, _) | (Heard::Same | Heard::First, None) => {}
         }
         if heard != Heard::Same {
+            // What the node showed before is not what it has now.
+            self.drop_ahead().await;
             let space = self.id;
             let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
                 if tx.space(space)?.is_some() {
@@ -259,8 +294,4 @@ pub(super) fn read_error(error: sync_store::WriteError<ReadError>) -> ReadError 
             sync_store::StoreError::Closed.into()
         }
     }
-}
-
-pub(super) fn local(error: impl std::fmt::Display) -> CallError {
-    CallError::Broken(error.to_string())
 }

@@ -4,6 +4,7 @@
 //! (whoever we are), then the rest as ordinary pushes. If its log has gone another way since, ours goes back to where they
 //! part, follows the node's, and what was in it is offered anew ([`super::salvage`]).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,16 +28,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::accuse::New;
-use super::{Heard, Tail, local, read_error, seen};
+use super::{Heard, Tail, read_error, seen};
 use crate::client::Shared;
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, ReadError};
+use crate::error::{CallError, ReadError, local};
 use crate::events::Event;
 use crate::link::ladder;
 use crate::space::project::{self, ObjectTouched};
 use crate::space::push::{Pusher, accepted_of};
 use crate::space::write::{local_of, purge_envelope};
-use crate::space::{SpaceInner, read_ring};
+use crate::space::{RingRead, SpaceInner, read_ring};
 
 type Ask = repush_request::Message;
 type Answer = repush_response::Message;
@@ -72,15 +73,16 @@ impl SpaceInner {
         let (Some(conn), Some(way_back)) = (conn, way_back) else {
             return self.refused_for_good(failure, generation);
         };
+        // Nobody is accused before it is known: the node may have let us go, and our log not have heard of it yet.
         self.note_tail(Tail::Rewound);
-        let text = format!("the node lost what it had signed for: {}", failure.message);
-        self.note_trouble(|t| t.rewound = Some(text));
         self.shared.link(Input::SubscriptionFailed { space: self.id });
         let space = self.clone();
         self.recover(async move {
             let then = match way_back {
                 WayBack::Receipt(receipt) => space.bring_back_as_stranger(&conn, &receipt).await?,
                 WayBack::Founding => {
+                    let text = format!("the node lost the space: {}", failure.message);
+                    space.note_trouble(|t| t.rewound = Some(text));
                     crate::client::register_on(&space.shared, &conn, space.id).await?;
                     Then::Subscribe
                 }
@@ -245,6 +247,8 @@ impl SpaceInner {
         if common.common_seq == to.0 {
             return Ok(None);
         }
+        let text = format!("the node signed for entry {to}, and has ours up to {} only", common.common_seq);
+        self.note_trouble(|t| t.rewound = Some(text));
         self.send_ids(&mut stream, LogRange { after: Seq(common.common_seq), to }).await?;
         let Answer::Ready(ready) = stream.answer().await? else { return Err(unexpected()) };
         let mut held = Seq(ready.from_seq);
@@ -286,13 +290,22 @@ impl SpaceInner {
         while held < self.cursor() {
             let rows = self.page(held).map_err(local)?;
             let Some(last) = rows.last().map(|row| row.position.seq) else { break };
-            let request = v1::PushRequest { space: self.id.to_bytes(), items: items_of(rows) };
+            let items = items_of(rows);
+            let before: BTreeMap<u64, Seq> = items.iter().map(|item| (item.tag, before_item(item))).collect();
+            let request = v1::PushRequest { space: self.id.to_bytes(), items };
             let pusher = match &mut pusher {
                 Some(pusher) => pusher,
                 None => pusher.insert(Pusher::open(conn).await?),
             };
             for verdict in pusher.exchange(request).await? {
-                accepted_of(verdict).map_err(CallError::Refused)?;
+                let tag = verdict.tag;
+                let Err(refused) = accepted_of(verdict) else { continue };
+                let passes = refused.code.is_transient() || refused.code == Code::Recovering;
+                match before.get(&tag) {
+                    // It never stands there again as it stood: what comes after it is offered anew, one by one.
+                    Some(common) if !passes => return self.follow_node(*common).await,
+                    Some(_) | None => return Err(CallError::Refused(refused)),
+                }
             }
             held = last;
         }
@@ -333,7 +346,10 @@ impl SpaceInner {
     async fn ids_of_node(&self, conn: &Conn, after: Seq) -> Result<Vec<EntryId>, CallError> {
         let request =
             v1::AclReadRequest { space: self.id.to_bytes(), from_seq: after.0, follow: false, invite_proof: None };
-        let mut stream = conn.rpc().acl_read(request).await.map_err(|s| CallError::from(failure(&s)))?.into_inner();
+        let mut rpc = conn.rpc();
+        let opening = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.acl_read(request)).await;
+        let opened = opening.map_err(|_| CallError::TimedOut)?;
+        let mut stream = opened.map_err(|s| CallError::from(failure(&s)))?.into_inner();
         let mut ids = Vec::new();
         loop {
             let message = tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message()).await;
@@ -361,11 +377,15 @@ impl SpaceInner {
     async fn follow_node(&self, common: Seq) -> Result<(), CallError> {
         let (space, shared) = (self.id, self.shared.clone());
         let job = move |tx: &mut WriteTx<'_>| follow(tx, &shared, space, common);
-        let written = self.shared.store.write(job).await.map_err(read_error).map_err(local)?;
+        self.recovery.note_rewind();
+        let written = self.shared.store.write(job).await;
+        self.recovery.note_rewind();
+        let written = written.map_err(read_error).map_err(local)?;
         let (followed, commit) = (written.value, written.commit);
         self.announced.store(followed.to.0, Ordering::Release);
         self.publish_ring(followed.ring);
-        self.note_trouble(|t| (t.forked, t.faulted) = (None, None));
+        let owed = followed.owed;
+        self.note_trouble(|t| (t.forked, t.faulted, t.key) = (None, None, owed));
         self.refresh_all();
         self.tell_objects(followed.objects, commit);
         self.emit(Event::LogRewound { space, to: followed.to });
@@ -395,6 +415,8 @@ enum Then {
 struct Followed {
     to: Seq,
     ring: KeyRing,
+    /// Keys that this member has to get, in words.
+    owed: Option<String>,
     objects: Vec<ObjectTouched>,
 }
 
@@ -420,7 +442,7 @@ fn follow(tx: &mut WriteTx<'_>, shared: &Shared, space: SpaceId, common: Seq) ->
         }
     }
     seen::note_rewind(tx, space, to, end)?;
-    let ring = read_ring(tx, shared, space)?.ring;
+    let RingRead { ring, problem: owed } = read_ring(tx, shared, space)?;
     let epochs = tx.acl(space)?.ok_or(ReadError::UnknownSpace(space))?.epochs.keys().copied().collect::<Vec<_>>();
     let lost_keys = epochs.iter().any(|epoch| before.keys(*epoch).is_some() && ring.keys(*epoch).is_none());
     let trees = if lost_keys {
@@ -429,7 +451,7 @@ fn follow(tx: &mut WriteTx<'_>, shared: &Shared, space: SpaceId, common: Seq) ->
         rewound.shortened
     };
     let objects = project::derive_again(tx, shared, space, &ring, &trees)?;
-    Ok(Followed { to, ring, objects })
+    Ok(Followed { to, ring, owed, objects })
 }
 
 fn lower_durable(tx: &mut WriteTx<'_>, space: SpaceId, to: Seq) -> Result<(), ReadError> {
@@ -529,6 +551,11 @@ pub(super) fn items_of(rows: Vec<LogRow>) -> Vec<v1::PushItem> {
     items
 }
 
+/// The end of the log before an item: a change that begins a tree comes with its root.
+fn before_item(item: &v1::PushItem) -> Seq {
+    Seq(item.tag.saturating_sub(1 + u64::from(item.root.is_some())))
+}
+
 /// One Repush stream: a message out, its answer back.
 struct Repush {
     requests: mpsc::Sender<v1::RepushRequest>,
@@ -538,7 +565,9 @@ struct Repush {
 impl Repush {
     async fn open(conn: &Conn) -> Result<Self, CallError> {
         let (requests, outgoing) = mpsc::channel(1);
-        let answers = conn.rpc().repush(ReceiverStream::new(outgoing)).await.map_err(|s| failure(&s))?.into_inner();
+        let mut rpc = conn.rpc();
+        let opening = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.repush(ReceiverStream::new(outgoing)));
+        let answers = opening.await.map_err(|_| CallError::TimedOut)?.map_err(|s| failure(&s))?.into_inner();
         Ok(Self { requests, answers })
     }
 

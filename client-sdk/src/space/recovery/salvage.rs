@@ -17,8 +17,7 @@ use sync_proto::status::Failure;
 use sync_proto::v1;
 use sync_store::{ReadTx, RefusalRow, SalvageId, SalvageRow, SalvageState, WriteState, WriteTx};
 
-use super::local;
-use crate::error::{CallError, ReadError, WriteError, from_store_write};
+use crate::error::{CallError, ReadError, WriteError, from_store_write, local};
 use crate::events::Event;
 use crate::space::push::{Pusher, accepted_of};
 use crate::space::write::{Maker, Rebuild, Reparent};
@@ -286,6 +285,13 @@ fn on_own_log(
     }
     if failure.code == Code::PayloadMissing && offer.row.record.payload.is_none() {
         return Ok(Some((failure.code, "its content is not here either".to_owned())));
+    }
+    if failure.code == Code::InviteExpired {
+        return Ok(Some((failure.code, "its invite is over by now: who asked asks by a new one".to_owned())));
+    }
+    if failure.code == Code::RequiresMissing {
+        // What it required stood before it, and so is settled: it is not coming back.
+        return Ok(Some((failure.code, failure.message.clone())));
     }
     if !matches!(failure.code.class(), Class::Rule | Class::Bytes) {
         return Ok(None);
