@@ -106,7 +106,7 @@ impl SpaceInner {
     }
 
     fn write_reason(&self, tx: &ReadTx<'_>, count: &WriteCount) -> Result<Reason, ReadError> {
-        let first = tx.writes_of(self.id, count.class, None, limits::REASON_EXAMPLES_MAX)?;
+        let first = tx.writes_of(self.id, count.class, 0, limits::REASON_EXAMPLES_MAX)?;
         let now_ms = self.shared.host.wall_ms();
         let mut reason = group(code_of(count.class), "write", count.count, write_examples(first, now_ms));
         reason.attempts = count.attempts_max;
@@ -198,7 +198,7 @@ impl SpaceInner {
         let until = skip.saturating_add(max);
         let rest = |all: Vec<Example>| all.into_iter().skip(skip).collect();
         if let Some(class) = class_of_code(code) {
-            return Ok(rest(write_examples(tx.writes_of(self.id, class, None, until)?, self.shared.host.wall_ms())));
+            return Ok(write_examples(tx.writes_of(self.id, class, skip, max)?, self.shared.host.wall_ms()));
         }
         if let Some(kind) = verdict_of_code(code) {
             let found = tx.verdicts_of(self.id, kind, None, until)?;

@@ -1,11 +1,10 @@
 //! Typed JSON objects over trees. Everybody who writes the same (type, id) writes the same tree.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use sync_core::ids::{SpaceId, TreeId};
-use sync_store::{ObjectRow, PendingWrite, ReadTx, WriteId};
+use sync_store::{ObjectRow, ReadTx, WriteId};
 
 use crate::error::{ReadError, WriteError};
 use crate::events::{Event, Events};
@@ -249,10 +248,8 @@ impl Objects {
     fn collect(&self, object_type: Option<&str>) -> Result<Vec<Object>, ReadError> {
         let (shared, space) = (&self.space.shared, self.space.id);
         let mut objects = shared.store.read(|tx| -> Result<Vec<Object>, ReadError> {
-            let mut pending: BTreeMap<TreeId, Vec<PendingWrite>> = BTreeMap::new();
-            for write in tx.pending(space)? {
-                pending.entry(write.tree).or_default().push(write);
-            }
+            let overlaid = |tree| read_object(tx, shared, space, tree, &tx.pending_of_tree(space, tree)?);
+            let mut pending = tx.pending_trees(space)?;
             let tags = match object_type {
                 Some(object_type) => vec![type_tag(shared, space, object_type)],
                 None => tx.object_types(space)?,
@@ -261,17 +258,17 @@ impl Objects {
             for tag in tags {
                 for row in rows_of(tx, space, tag)? {
                     match pending.remove(&row.tree) {
-                        Some(writes) => objects.extend(read_object(tx, shared, space, row.tree, &writes)?),
-                        None => objects.extend(logged_object(row.tree, &open_row(shared, &row)?)),
+                        true => objects.extend(overlaid(row.tree)?),
+                        false => objects.extend(logged_object(row.tree, &open_row(shared, &row)?)),
                     }
                 }
             }
-            for (tree, writes) in pending {
-                objects.extend(read_object(tx, shared, space, tree, &writes)?);
+            for tree in pending {
+                objects.extend(overlaid(tree)?);
             }
             for tree in tx.ahead_trees(space)? {
                 objects.retain(|object| object.tree != tree);
-                objects.extend(read_object(tx, shared, space, tree, &tx.pending_of_tree(space, tree)?)?);
+                objects.extend(overlaid(tree)?);
             }
             Ok(objects)
         })?;

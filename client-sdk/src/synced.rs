@@ -16,7 +16,7 @@ use sync_core::receipt::SignedReceipt;
 use sync_core::session::{Input, Moment, pause};
 use sync_core::syncer::Priority;
 use sync_proto::v1;
-use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteId, WriteState};
+use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteClass, WriteId, WriteState};
 use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
@@ -633,9 +633,7 @@ impl SpaceInner {
         if log >= target.seq && shown < target.seq && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
             residue.waits(ReasonCode::Behind, target.seq.0 - shown.0);
         }
-        for write in target.ours.now(tx, self.id)? {
-            self.residue_of_write(tx, write, &mut residue)?;
-        }
+        self.residue_of_writes(tx, target.ours, &mut residue)?;
         self.residue_of_verdicts(tx, target.seq, &mut residue)?;
         self.residue_of_salvage(tx, &mut residue)?;
         self.residue_of_trees(tx, target, &mut residue)?;
@@ -647,15 +645,24 @@ impl SpaceInner {
         Ok(residue)
     }
 
-    fn residue_of_write(&self, tx: &ReadTx<'_>, write: WriteId, residue: &mut Residue) -> Result<(), ReadError> {
-        match tx.write_state(self.id, write)? {
-            Some(WriteState::Logged { .. } | WriteState::Durable { .. } | WriteState::Dismissed) => {}
-            Some(WriteState::Pending { last_refusal: None, .. }) => residue.waits(ReasonCode::Pending, 1),
-            Some(WriteState::Pending { last_refusal: Some(_), .. }) => residue.waits(ReasonCode::Retrying, 1),
-            Some(WriteState::Refused(refusal)) => residue.fails(refused_reason(write, &refusal.message)),
-            None => residue.fails(refused_reason(write, "no such write")),
+    fn residue_of_writes(&self, tx: &ReadTx<'_>, ours: &Ours, residue: &mut Residue) -> Result<(), ReadError> {
+        for (write, class) in tx.unlogged_writes(self.id, WriteId(0), ours.to)? {
+            match class {
+                WriteClass::Pending => residue.waits(ReasonCode::Pending, 1),
+                WriteClass::Retrying => residue.waits(ReasonCode::Retrying, 1),
+                WriteClass::Refused => residue.fails(self.refused_reason(tx, write)?),
+                WriteClass::Logged => {}
+            }
         }
         Ok(())
+    }
+
+    fn refused_reason(&self, tx: &ReadTx<'_>, write: WriteId) -> Result<Reason, ReadError> {
+        let why = match tx.write_state(self.id, write)? {
+            Some(WriteState::Refused(refusal)) => refusal.message,
+            Some(_) | None => String::new(),
+        };
+        Ok(refused_reason(write, &why))
     }
 
     fn residue_of_verdicts(&self, tx: &ReadTx<'_>, target: Seq, residue: &mut Residue) -> Result<(), ReadError> {

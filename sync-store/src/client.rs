@@ -136,9 +136,9 @@ pub struct VerdictRow {
 }
 
 // Numbers of the column `state`. Below `SETTLED` the bytes are kept and the indexes hold the row.
-const PENDING: i64 = 0;
-const LOGGED: i64 = 1;
-const REFUSED: i64 = 2;
+pub(crate) const PENDING: i64 = 0;
+pub(crate) const LOGGED: i64 = 1;
+pub(crate) const REFUSED: i64 = 2;
 const DURABLE: i64 = 3;
 const DISMISSED: i64 = 4;
 const SETTLED: i64 = DURABLE;
@@ -158,13 +158,18 @@ macro_rules! write_columns {
 }
 
 impl ReadTx<'_> {
-    /// Writes that are not in the log yet, in the order they were made.
+    /// Writes that are not in the log yet, in the order they were made, after `after`, at most `max`.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn pending(&self, space: SpaceId) -> Result<Vec<PendingWrite>> {
-        const SQL: &str = concat!(write_columns!(), "WHERE space_no = ?1 AND state < 3 AND state = 0 ORDER BY id");
-        self.writes(space, SQL, |space_no| [space_no])
+    pub fn pending(&self, space: SpaceId, after: Option<WriteId>, max: usize) -> Result<Vec<PendingWrite>> {
+        const SQL: &str = concat!(
+            write_columns!(),
+            "INDEXED BY writes_by_state WHERE space_no = ?1 AND state < 3 AND state = 0 AND seq IS NULL AND id > ?2
+             ORDER BY id LIMIT ?3"
+        );
+        let after = integer("write", after.map_or(0, |id| id.0))?;
+        self.writes(space, SQL, |space_no| (space_no, after, limit(max)))
     }
 
     /// How many writes are not in the log yet.
@@ -202,14 +207,14 @@ impl ReadTx<'_> {
         Ok(found.into_iter().find(|w| ChangeId::from(w.record.id()) == change))
     }
 
-    /// Writes that are pending or logged, and so not known to be durable on the node, in the order they were made.
+    /// A local write whose bytes are here: pending, logged or refused.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn outbox(&self, space: SpaceId) -> Result<Vec<PendingWrite>> {
-        const SQL: &str =
-            concat!(write_columns!(), "WHERE space_no = ?1 AND state < 3 AND state IN (0, 1) ORDER BY id");
-        self.writes(space, SQL, |space_no| [space_no])
+    pub fn open_write(&self, space: SpaceId, id: WriteId) -> Result<Option<PendingWrite>> {
+        const SQL: &str = concat!(write_columns!(), "WHERE id = ?2 AND space_no = ?1 AND state < 3");
+        let id = integer("write", id.0)?;
+        Ok(self.writes(space, SQL, |space_no| (space_no, id))?.pop())
     }
 
     /// Writes that were refused for good and not dismissed yet.
@@ -217,7 +222,10 @@ impl ReadTx<'_> {
     /// # Errors
     /// If the store fails.
     pub fn refused(&self, space: SpaceId) -> Result<Vec<PendingWrite>> {
-        const SQL: &str = concat!(write_columns!(), "WHERE space_no = ?1 AND state < 3 AND state = 2 ORDER BY id");
+        const SQL: &str = concat!(
+            write_columns!(),
+            "INDEXED BY writes_by_state WHERE space_no = ?1 AND state < 3 AND state = 2 AND seq IS NULL ORDER BY id"
+        );
         self.writes(space, SQL, |space_no| [space_no])
     }
 

@@ -1,12 +1,16 @@
 //! A client's rows about its sync: what it still wants, what its peers have, what was fetched ahead of the tail; and counts
 //! and pages of the rows that status is made of, so that nothing has to be read whole.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use rusqlite::Row;
 use sync_core::ids::{ChangeId, EntryId, Seq, SpaceId, TreeId};
 use sync_core::record::RawRecord;
 
-use crate::client::{VerdictKind, VerdictRow, WriteId, WriteState, read_state, verdict_code, verdict_of_code};
+use crate::client::{
+    LOGGED, PENDING, REFUSED, VerdictKind, VerdictRow, WriteId, WriteState, read_state, verdict_code, verdict_of_code,
+};
 use crate::db::{blob, hash, integer, misfit, number, seq};
 use crate::error::StoreError;
 use crate::read::{ReadTx, limit};
@@ -103,6 +107,15 @@ pub struct WriteCount {
     pub next_retry_ms: Option<u64>,
 }
 
+/// A write that waits for the node, without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingLine {
+    pub id: WriteId,
+    pub tree: TreeId,
+    /// Not before this time, milliseconds since 1970.
+    pub next_retry_ms: Option<u64>,
+}
+
 /// A local write without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteLine {
@@ -112,45 +125,91 @@ pub struct WriteLine {
 }
 
 impl ReadTx<'_> {
-    /// How many writes there are of each class that is not settled.
+    /// How many writes there are of each class that is not settled; from the indexes alone.
     ///
     /// # Errors
     /// If the store fails.
     pub fn write_counts(&self, space: SpaceId) -> Result<Vec<WriteCount>> {
+        const BY_STATE: &str = "SELECT state, count(*) FROM writes INDEXED BY writes_by_state
+             WHERE space_no = ?1 AND state < 3 GROUP BY state";
+        const RETRYING: &str =
+            "SELECT count(*), max(attempts), min(next_retry_ms) FROM writes INDEXED BY writes_retrying
+             WHERE space_no = ?1 AND state = 0 AND refusal_code IS NOT NULL";
         let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
-        self.db.all(
-            "SELECT state, refusal_code IS NOT NULL, count(*), max(attempts), min(next_retry_ms) FROM writes
-             WHERE space_no = ?1 AND state < 3 GROUP BY 1, 2 ORDER BY 1, 2",
-            [space_no],
-            |row| {
-                let class = class_of(row.get(0)?, row.get(1)?)?;
-                let next_retry_ms = row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs);
-                Ok(WriteCount { class, count: number(row, 2)?, attempts_max: row.get(3)?, next_retry_ms })
-            },
-        )
+        let by_state = self.db.all(BY_STATE, [space_no], |row| Ok((row.get::<_, i64>(0)?, number(row, 1)?)))?;
+        let of_state = |state| by_state.iter().find(|(s, _)| *s == state).map_or(0, |(_, count)| *count);
+        let retrying = self.db.one(RETRYING, [space_no], |row| {
+            let next_retry_ms = row.get::<_, Option<i64>>(2)?.map(i64::unsigned_abs);
+            let attempts_max = row.get::<_, Option<u32>>(1)?.unwrap_or_default();
+            Ok(WriteCount { class: WriteClass::Retrying, count: number(row, 0)?, attempts_max, next_retry_ms })
+        })?;
+        let answered = retrying.as_ref().map_or(0, |r| r.count);
+        let plain = |class, count| WriteCount { class, count, attempts_max: 0, next_retry_ms: None };
+        let mut counts = vec![plain(WriteClass::Pending, of_state(PENDING).saturating_sub(answered))];
+        counts.extend(retrying);
+        counts.push(plain(WriteClass::Logged, of_state(LOGGED)));
+        counts.push(plain(WriteClass::Refused, of_state(REFUSED)));
+        counts.retain(|c| c.count > 0);
+        Ok(counts)
     }
 
-    /// Writes of one class, the oldest first, after `after`, at most `max`.
+    /// Writes of one class, the oldest first (those in the log in its order), after `skip`, at most `max`.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn writes_of(
-        &self,
-        space: SpaceId,
-        class: WriteClass,
-        after: Option<WriteId>,
-        max: usize,
-    ) -> Result<Vec<WriteLine>> {
+    pub fn writes_of(&self, space: SpaceId, class: WriteClass, skip: usize, max: usize) -> Result<Vec<WriteLine>> {
         let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
-        let (state, answered) = columns_of(class);
+        self.db.all(lines_of(class), (space_no, limit(max), limit(skip)), read_line)
+    }
+
+    /// Writes that wait for the node, in the order they were made, after `after`, at most `max`; without their bytes.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn pending_lines(&self, space: SpaceId, after: Option<WriteId>, max: usize) -> Result<Vec<PendingLine>> {
+        const SQL: &str = "SELECT id, tree, next_retry_ms FROM writes INDEXED BY writes_by_state
+             WHERE space_no = ?1 AND state < 3 AND state = 0 AND seq IS NULL AND id > ?2 ORDER BY id LIMIT ?3";
+        let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
         let after = integer("write", after.map_or(0, |id| id.0))?;
-        self.db.all(
-            "SELECT state, seq, attempts, next_retry_ms, refusal_code, refusal_message, refusal_seq, id, tree FROM writes
-             WHERE space_no = ?1 AND state < 3 AND state = ?2 AND (refusal_code IS NOT NULL) = ?3 AND id > ?4
-             ORDER BY id LIMIT ?5",
-            (space_no, state, answered, after, limit(max)),
-            read_line,
-        )
+        self.db.all(SQL, (space_no, after, limit(max)), |row| {
+            let next_retry_ms = row.get::<_, Option<i64>>(2)?.map(i64::unsigned_abs);
+            let tree = TreeId::from_hash(hash(row, 1)?);
+            Ok(PendingLine { id: WriteId(number(row, 0)?), tree, next_retry_ms })
+        })
+    }
+
+    /// Trees with writes that wait for the node.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn pending_trees(&self, space: SpaceId) -> Result<BTreeSet<TreeId>> {
+        let mut trees = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = self.pending_lines(space, after, LINES_PAGE)?;
+            let Some(last) = page.last() else { return Ok(trees) };
+            after = Some(last.id);
+            trees.extend(page.into_iter().map(|line| line.tree));
+        }
+    }
+
+    /// Which writes from one to another are not in the log: pending, or refused and not dismissed. From the indexes alone.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn unlogged_writes(&self, space: SpaceId, from: WriteId, to: WriteId) -> Result<Vec<(WriteId, WriteClass)>> {
+        const UNLOGGED: &str = "SELECT id, state FROM writes INDEXED BY writes_by_state
+             WHERE space_no = ?1 AND state < 3 AND state IN (0, 2) AND seq IS NULL AND id BETWEEN ?2 AND ?3";
+        const RETRYING: &str = "SELECT id FROM writes INDEXED BY writes_retrying
+             WHERE space_no = ?1 AND state = 0 AND refusal_code IS NOT NULL AND id BETWEEN ?2 AND ?3";
+        let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
+        let params = (space_no, integer("write", from.0)?, integer("write", to.0)?);
+        let answered: BTreeSet<_> =
+            self.db.all(RETRYING, params, |row| Ok(WriteId(number(row, 0)?)))?.into_iter().collect();
+        self.db.all(UNLOGGED, params, |row| {
+            let id = WriteId(number(row, 0)?);
+            Ok((id, class_of(row.get(1)?, answered.contains(&id))?))
+        })
     }
 
     /// Writes of one tree that are not settled, the oldest first.
@@ -631,19 +690,45 @@ fn item_kind(column: usize, code: i64) -> rusqlite::Result<SyncItemKind> {
 
 fn class_of(state: i64, answered: bool) -> rusqlite::Result<WriteClass> {
     match (state, answered) {
-        (0, false) => Ok(WriteClass::Pending),
-        (0, true) => Ok(WriteClass::Retrying),
-        (1, _) => Ok(WriteClass::Logged),
-        (2, _) => Ok(WriteClass::Refused),
+        (PENDING, false) => Ok(WriteClass::Pending),
+        (PENDING, true) => Ok(WriteClass::Retrying),
+        (LOGGED, _) => Ok(WriteClass::Logged),
+        (REFUSED, _) => Ok(WriteClass::Refused),
         (other, _) => Err(misfit(0, format!("{other} is no state of an open write"))),
     }
 }
 
-const fn columns_of(class: WriteClass) -> (i64, bool) {
+/// The columns of a write without its bytes; see [`read_line`].
+macro_rules! line_columns {
+    () => {
+        "SELECT state, seq, attempts, next_retry_ms, refusal_code, refusal_message, refusal_seq, id, tree FROM writes INDEXED BY "
+    };
+}
+
+/// Each class in the order of its index: nothing is sorted.
+const fn lines_of(class: WriteClass) -> &'static str {
     match class {
-        WriteClass::Pending => (0, false),
-        WriteClass::Retrying => (0, true),
-        WriteClass::Logged => (1, false),
-        WriteClass::Refused => (2, true),
+        WriteClass::Pending => concat!(
+            line_columns!(),
+            "writes_by_state WHERE space_no = ?1 AND state < 3 AND state = 0 AND seq IS NULL AND refusal_code IS NULL
+             ORDER BY id LIMIT ?2 OFFSET ?3"
+        ),
+        WriteClass::Retrying => concat!(
+            line_columns!(),
+            "writes_retrying WHERE space_no = ?1 AND state = 0 AND refusal_code IS NOT NULL
+             ORDER BY id LIMIT ?2 OFFSET ?3"
+        ),
+        WriteClass::Logged => concat!(
+            line_columns!(),
+            "writes_by_state WHERE space_no = ?1 AND state < 3 AND state = 1 ORDER BY seq, id LIMIT ?2 OFFSET ?3"
+        ),
+        WriteClass::Refused => concat!(
+            line_columns!(),
+            "writes_by_state WHERE space_no = ?1 AND state < 3 AND state = 2 AND seq IS NULL
+             ORDER BY id LIMIT ?2 OFFSET ?3"
+        ),
     }
 }
+
+/// Writes that are read at a time where all of them are visited.
+const LINES_PAGE: usize = 1024;

@@ -40,7 +40,8 @@ pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
 };
 pub use engine::{
-    AheadRow, PeerHeads, PeerKind, PeerRow, SyncItem, SyncItemKind, SyncLoad, WriteClass, WriteCount, WriteLine,
+    AheadRow, PeerHeads, PeerKind, PeerRow, PendingLine, SyncItem, SyncItemKind, SyncLoad, WriteClass, WriteCount,
+    WriteLine,
 };
 pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use feed::{ElementFeed, ElementsMoved};

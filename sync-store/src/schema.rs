@@ -249,6 +249,9 @@ CREATE UNIQUE INDEX ahead_by_seq ON ahead (space_no, seq);
 CREATE INDEX ahead_by_tree ON ahead (space_no, tree) WHERE tree IS NOT NULL;
 
 CREATE INDEX verdicts_by_kind ON verdicts (space_no, kind);
+-- Counts and moments of what is tried again, without the rows.
+CREATE INDEX writes_retrying ON writes (space_no, id, attempts, next_retry_ms, state, refusal_code)
+    WHERE state = 0 AND refusal_code IS NOT NULL;
 ";
 
 /// What a file says about itself.

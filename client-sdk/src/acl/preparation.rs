@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 use sync_core::ids::{AccountId, TreeId};
 use sync_core::record::TreeHeads;
-use sync_store::WriteId;
+use sync_store::{WriteId, WriteLine, WriteState};
 
 use crate::error::{AclError, ReadError, WriteError};
 use crate::object::{self, Existence, ObjectState, Op};
@@ -191,8 +191,17 @@ impl SpaceInner {
 
     /// Own writes to these trees that are not known to be on the node's disk.
     fn pending_writes(&self, trees: &BTreeSet<TreeId>) -> Result<Vec<WriteId>, ReadError> {
-        let outbox = self.shared.store.read(|tx| tx.outbox(self.id))?;
-        Ok(outbox.into_iter().filter(|w| trees.contains(&w.tree)).map(|w| w.id).collect())
+        self.shared.store.read(|tx| {
+            let mut pending = Vec::new();
+            for tree in trees {
+                let open = tx.writes_of_tree(self.id, *tree)?.into_iter();
+                let on_its_way =
+                    |w: &WriteLine| matches!(w.state, WriteState::Pending { .. } | WriteState::Logged { .. });
+                pending.extend(open.filter(on_its_way).map(|w| w.id));
+            }
+            pending.sort_unstable();
+            Ok(pending)
+        })
     }
 
     /// Heads of the promised trees, as logged.

@@ -261,7 +261,7 @@ fn state_of(
 /// What we wrote and no log has, by tree.
 fn unlogged(tx: &ReadTx<'_>, space: sync_core::ids::SpaceId) -> Result<Vec<pb::TreeHeads>, ReadError> {
     let mut trees: BTreeMap<TreeId, Vec<Bytes>> = BTreeMap::new();
-    for write in tx.pending(space)?.into_iter().take(limits::IDS_PER_REQUEST_MAX) {
+    for write in tx.pending(space, None, limits::IDS_PER_REQUEST_MAX)? {
         trees.entry(write.tree).or_default().push(write.record.id().to_bytes());
     }
     Ok(trees.into_iter().map(|(tree, heads)| pb::TreeHeads { tree: tree.to_bytes(), heads }).collect())

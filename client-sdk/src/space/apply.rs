@@ -2,19 +2,18 @@
 //! with what they mean for objects, keys and pending writes, in one transaction.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sync_core::acl::AclState;
-use sync_core::ids::{ChangeId, EntryId, Epoch, Seq, SpaceId, TreeId};
+use sync_core::ids::{EntryId, Epoch, Seq, SpaceId, TreeId};
 use sync_core::log::{DecideError, Decision, Outcome, Reject, Submission, View as _, decide, quarantine};
 use sync_core::record::{AclRecord, RawRecord, TreeHeads, Verified, VerifiedRecord, verify_many};
 use sync_e2ee::KeyRing;
 use sync_proto::{WireError, v1};
 use sync_store::{
-    AccusationId, AccusationKind, CommitNo, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteId, WriteState,
-    WriteTx,
+    AccusationId, AccusationKind, CommitNo, StoreError, SyncItemKind, VerdictKind, VerdictRow, WriteState, WriteTx,
 };
 
 use super::ahead;
@@ -229,37 +228,40 @@ impl SpaceInner {
     fn resolve(&self, entries: Vec<v1::LogEntry>) -> Result<Vec<(Seq, RawRecord)>, ApplyError> {
         use v1::log_entry::Entry;
         let fault = |error: WireError| ApplyError::Fault(format!("the node sent a bad entry: {error}"));
-        let mut own: Option<BTreeMap<EntryId, RawRecord>> = None;
-        let mut resolved = Vec::with_capacity(entries.len());
         let stored = self.cursor();
         let full = |entry: &&v1::LogEntry| matches!(entry.entry, Some(Entry::Record(_)));
         let repeated = entries.iter().filter(full).filter(|entry| Seq(entry.seq) <= stored).count();
         self.live.note_fetched(entries.iter().filter(full).count(), repeated);
-        for entry in entries {
+        let mut resolved = Vec::with_capacity(entries.len());
+        // Sent twice; what stands in the log is what was verified then.
+        let news = entries.into_iter().filter(|entry| Seq(entry.seq) > stored);
+        // A row has the root with the change that it begins with: from the last to the first, the change is known before it.
+        for entry in news.collect::<Vec<_>>().into_iter().rev() {
             let seq = Seq(entry.seq);
-            if seq <= stored {
-                // Sent twice; what stands in the log is what was verified then.
-                continue;
-            }
             let record = match entry.entry.ok_or(fault(WireError::Missing("entry")))? {
                 Entry::Record(record) => RawRecord::try_from(record).map_err(|e| fault(WireError::Record(e)))?,
                 Entry::Id(bytes) => {
                     let id = EntryId::try_from(bytes.as_ref()).map_err(|e| fault(WireError::Id(e)))?;
-                    let own = match &mut own {
-                        Some(own) => own,
-                        None => own.insert(self.own_records()?),
-                    };
-                    own.get(&id).cloned().ok_or(ApplyError::UnknownOwn { seq })?
+                    let after = resolved.last().map(|(_, record): &(Seq, RawRecord)| record.id());
+                    self.own_record(id, after)?.ok_or(ApplyError::UnknownOwn { seq })?
                 }
             };
             resolved.push((seq, record));
         }
+        resolved.reverse();
         Ok(resolved)
     }
 
-    fn own_records(&self) -> Result<BTreeMap<EntryId, RawRecord>, ReadError> {
-        let outbox = self.shared.store.read(|tx| tx.outbox(self.id))?;
-        Ok(outbox.into_iter().flat_map(|w| w.root.into_iter().chain([w.record])).map(|r| (r.id(), r)).collect())
+    /// A record of a write of ours: the write itself, or the root that stands before it.
+    fn own_record(&self, id: EntryId, after: Option<EntryId>) -> Result<Option<RawRecord>, ReadError> {
+        self.shared.store.read(|tx| {
+            if let Some(write) = tx.pending_by_change(self.id, id.into())? {
+                return Ok(Some(write.record));
+            }
+            let Some(after) = after else { return Ok(None) };
+            let first = tx.pending_by_change(self.id, after.into())?;
+            Ok(first.and_then(|write| write.root).filter(|root| root.id() == id))
+        })
     }
 }
 
@@ -268,7 +270,6 @@ struct Batch<'a> {
     shared: &'a Shared,
     space: SpaceId,
     ring: Cow<'a, KeyRing>,
-    own: BTreeMap<ChangeId, WriteId>,
     projection: Projection,
     /// Keys of an epoch arrived that were not held before.
     keys_came: bool,
@@ -305,14 +306,11 @@ impl Standing {
 
 impl<'a> Batch<'a> {
     fn new(tx: &WriteTx<'_>, shared: &'a Shared, space: SpaceId, ring: &'a KeyRing) -> Result<Self, ApplyError> {
-        let pending = tx.pending(space)?;
-        let own = pending.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
         let acl = tx.acl(space)?.ok_or(ReadError::UnknownSpace(space))?;
         Ok(Self {
             shared,
             space,
             ring: Cow::Borrowed(ring),
-            own,
             projection: Projection::default(),
             keys_came: false,
             standing: Standing::of(&acl, shared),
@@ -365,7 +363,7 @@ impl<'a> Batch<'a> {
         match (&step.submission, update) {
             (Submission::Acl(record), _) => self.acl_moved(tx, record, at),
             (Submission::Change { change, .. }, Some(root)) => {
-                self.own_logged(tx, change.id().into(), at)?;
+                self.own_logged(tx, &step.submission, at)?;
                 let content =
                     project::open(self.shared, &self.ring, &root, change.body(), change.raw().payload.as_ref());
                 self.applied.trees.insert(change.body().tree);
@@ -374,7 +372,7 @@ impl<'a> Batch<'a> {
             }
             (Submission::Tombstone(record), _) => {
                 let tree = record.body().tree;
-                self.own_logged(tx, record.id().into(), at)?;
+                self.own_logged(tx, &step.submission, at)?;
                 self.applied.trees.insert(tree);
                 self.purged.insert(tree);
                 Ok(self.projection.purge(tx, self.space, tree)?)
@@ -409,14 +407,19 @@ impl<'a> Batch<'a> {
         let seq = tx.append(self.space, decision)?.seq;
         let row = VerdictRow { kind: VerdictKind::Quarantined, detail: reject.to_string(), seq };
         tx.put_verdict(self.space, tree, id.into(), &row)?;
-        self.own_logged(tx, id.into(), seq)?;
+        self.own_logged(tx, &step.submission, seq)?;
         self.applied.trees.insert(tree);
         Ok(())
     }
 
-    fn own_logged(&mut self, tx: &mut WriteTx<'_>, change: ChangeId, seq: Seq) -> Result<(), ApplyError> {
-        if let Some(write) = self.own.remove(&change) {
-            tx.set_write_state(write, &WriteState::Logged { seq })?;
+    /// A write of ours is in the log. Those of others are not looked up.
+    fn own_logged(&mut self, tx: &mut WriteTx<'_>, submission: &Submission, seq: Seq) -> Result<(), ApplyError> {
+        if submission.author() != self.shared.account.id() {
+            return Ok(());
+        }
+        let write = tx.pending_by_change(self.space, submission.id().into())?;
+        if let Some(write) = write.filter(|w| matches!(w.state, WriteState::Pending { .. })) {
+            tx.set_write_state(write.id, &WriteState::Logged { seq })?;
         }
         Ok(())
     }
@@ -460,7 +463,6 @@ impl<'a> Batch<'a> {
         let maker = Maker::with(tx, self.shared, acl, ring)?;
         let mut redecided = Redecided::default();
         redecide(tx, self.shared, &maker, trees, &mut redecided).map_err(ApplyError::Write)?;
-        self.own = tx.pending(self.space)?.into_iter().map(|w| (w.record.id().into(), w.id)).collect();
         self.applied.acl.extend(redecided.events);
         self.applied.refused.extend(redecided.touched);
         self.applied.trees.extend(redecided.rebuilt);

@@ -61,7 +61,7 @@ pub(super) fn redecide(
     let space = maker.space();
     let affected = match trees {
         Some(trees) => trees.clone(),
-        None => tx.pending(space)?.iter().map(|w| w.tree).collect(),
+        None => tx.pending_trees(space)?,
     };
     for tree in affected {
         if tx.pending_of_tree(space, tree)?.is_empty() {
@@ -176,7 +176,7 @@ impl SpaceInner {
     async fn retry(self: &std::sync::Arc<Self>, write: WriteId) -> Result<(), WriteError> {
         let space = self.clone();
         let job = move |tx: &mut WriteTx<'_>| -> Result<TreeId, WriteError> {
-            let refused = tx.refused(space.id)?.into_iter().find(|w| w.id == write);
+            let refused = tx.open_write(space.id, write)?.filter(|w| matches!(w.state, WriteState::Refused(_)));
             let refused = refused.ok_or(WriteError::NotRefused { write })?;
             Maker::new(tx, &space)?.retry(tx, &refused)?;
             Ok(refused.tree)

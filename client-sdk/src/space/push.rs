@@ -16,7 +16,7 @@ use sync_core::session::pause;
 use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1;
-use sync_store::{PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
+use sync_store::{PendingLine, PendingWrite, RefusalRow, WriteId, WriteState, WriteTx};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -154,42 +154,45 @@ impl SpaceInner {
         }
     }
 
-    /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already.
+    /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already. Reads
+    /// the bytes of what it takes and no others, and stops where the batch is full.
     fn next_batch(&self, sent: &mut BTreeSet<WriteId>) -> Result<Batch, ReadError> {
         let mut batch = Batch::default();
         if self.salvage_waits()? {
             // What the node lost goes before what is new.
             return Ok(batch);
         }
-        let pending = self.shared.store.read(|tx| tx.pending(self.id))?;
         let now_ms = self.shared.host.wall_ms();
-        let mut held: BTreeSet<TreeId> = BTreeSet::new();
-        let mut still_sent = BTreeSet::new();
-        let mut bytes = 0;
-        // A node that cannot keep up is sent less at a time.
-        let share = usize::try_from(self.shared.budget_now().requests).unwrap_or(1);
-        let bytes_max = limits::BATCH_BYTES_MAX * share / limits::FETCHES_MAX as usize;
-        for write in pending {
-            let WriteState::Pending { next_retry_ms, .. } = &write.state else { continue };
-            if sent.contains(&write.id) {
-                still_sent.insert(write.id);
-                continue;
+        let room = self.batch_bytes_max();
+        let read = self.shared.store.read(|tx| -> Result<(), ReadError> {
+            while !batch.is_full {
+                let page = tx.pending_lines(self.id, batch.read_to, limits::PUSH_ITEMS_MAX)?;
+                if page.is_empty() {
+                    break;
+                }
+                for line in page {
+                    batch.read_to = Some(line.id);
+                    if batch.takes(&line, sent, now_ms) {
+                        // The line was read in this very moment.
+                        let Some(write) = tx.open_write(self.id, line.id)? else { continue };
+                        batch.push(write, room);
+                    }
+                    if batch.is_full {
+                        break;
+                    }
+                }
             }
-            // A moment further away than any pause is from before the clock was set back.
-            if let Some(at) = next_retry_ms.filter(|at| *at > now_ms && *at <= now_ms + RETRY_WAIT_MS_MAX) {
-                held.insert(write.tree);
-                batch.next_retry_ms = Some(batch.next_retry_ms.map_or(at, |known| known.min(at)));
-                continue;
-            }
-            if held.contains(&write.tree) || batch.is_full {
-                continue;
-            }
-            bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
-            batch.is_full = bytes > bytes_max || batch.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
-            batch.ready.push(write);
-        }
-        *sent = still_sent;
+            Ok(())
+        });
+        read?;
+        batch.forget_answered(sent);
         Ok(batch)
+    }
+
+    /// A node that cannot keep up is sent less at a time.
+    fn batch_bytes_max(&self) -> usize {
+        let share = usize::try_from(self.shared.budget_now().requests).unwrap_or(1);
+        limits::BATCH_BYTES_MAX * share / limits::FETCHES_MAX as usize
     }
 
     /// Keeps what the node said; returns what it took.
@@ -246,8 +249,10 @@ impl SpaceInner {
         }
         let job = move |tx: &mut WriteTx<'_>| -> Result<Vec<Event>, WriteError> {
             let mut events = Vec::new();
+            // What was refused together is tried again together.
+            let [jitter] = space.shared.host.random();
             for (write, failure) in rejected {
-                space.keep_rejection(tx, &write, failure, &mut events)?;
+                space.keep_rejection(tx, &write, failure, jitter, &mut events)?;
             }
             Ok(events)
         };
@@ -273,6 +278,7 @@ impl SpaceInner {
         tx: &mut WriteTx<'_>,
         write: &PendingWrite,
         failure: Failure,
+        jitter: u8,
         events: &mut Vec<Event>,
     ) -> Result<(), WriteError> {
         let Some(WriteState::Pending { attempts, .. }) = tx.write_state(self.id, write.id)? else { return Ok(()) };
@@ -283,15 +289,20 @@ impl SpaceInner {
         let refusal =
             RefusalRow { code: failure.code.number(), message: failure.message.clone(), log_seq: failure.log_seq };
         let host = &self.shared.host;
+        let later = |tx: &mut WriteTx<'_>, refusal| {
+            let attempts = attempts + 1;
+            let wait = pause(attempts, jitter).max(Duration::from_millis(failure.retry_after_ms));
+            retry_after(host, tx, write.id, attempts, refusal, wait.min(limits::RETRY_HINT_MAX))
+        };
         let step = failure.code.next_step();
         match (step, self.own_verdict(tx, write, &failure)?) {
             // A rule is judged on our own log, once it reached the place where the node judged.
             (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Behind) => {
-                retry_soon(host, tx, write.id, attempts, refusal)?
+                retry_after(host, tx, write.id, attempts, refusal, CATCH_UP)?
             }
             (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Valid) => {
                 let message = format!("the node refuses what the rules allow: {}", failure.message);
-                retry_later(host, tx, write.id, attempts, RefusalRow { message, ..refusal }, failure.retry_after_ms)?;
+                later(tx, RefusalRow { message, ..refusal })?;
             }
             (NextStep::Rebuild, OwnVerdict::Invalid) => {
                 let parents = if failure.code == Code::HeadsFull { Reparent::OntoHeads } else { Reparent::Keep };
@@ -299,16 +310,14 @@ impl SpaceInner {
                     Ok(_) => {}
                     Err(WriteError::Rejected(_)) => self.refuse(tx, write, &refusal, events)?,
                     // Keys or heads that the rebuild needs are on their way.
-                    Err(_) => retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+                    Err(_) => later(tx, refusal)?,
                 }
             }
             (NextStep::Refuse, OwnVerdict::Invalid) => self.refuse(tx, write, &refusal, events)?,
             (NextStep::Retry, _) if self.builds_on_what_is_lost(tx, write, &failure)? => {
                 match Maker::new(tx, self)?.rebuild(tx, write.tree, Rebuild::One(write.id, Reparent::OntoHeads)) {
                     Ok(_) => {}
-                    Err(WriteError::Read(ReadError::NoKeys)) => {
-                        retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?;
-                    }
+                    Err(WriteError::Read(ReadError::NoKeys)) => later(tx, refusal)?,
                     Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
                     Err(error) => {
                         let message = format!("{}; {error}", failure.message);
@@ -316,7 +325,7 @@ impl SpaceInner {
                     }
                 }
             }
-            (NextStep::Retry, _) => retry_later(host, tx, write.id, attempts, refusal, failure.retry_after_ms)?,
+            (NextStep::Retry, _) => later(tx, refusal)?,
         }
         Ok(())
     }
@@ -397,8 +406,44 @@ pub(super) fn accepted_of(verdict: v1::Verdict) -> Result<Seq, Failure> {
 #[derive(Default)]
 struct Batch {
     ready: Vec<PendingWrite>,
+    bytes: usize,
     is_full: bool,
     next_retry_ms: Option<u64>,
+    /// Trees with a write that is not to be tried yet.
+    held: BTreeSet<TreeId>,
+    /// What was sent before and is still pending, up to `read_to`.
+    still_sent: BTreeSet<WriteId>,
+    /// How far the pending writes were read; all of them, unless the batch is full.
+    read_to: Option<WriteId>,
+}
+
+impl Batch {
+    /// Whether a write goes with this batch, after those before it.
+    fn takes(&mut self, line: &PendingLine, sent: &BTreeSet<WriteId>, now_ms: u64) -> bool {
+        if sent.contains(&line.id) {
+            self.still_sent.insert(line.id);
+            return false;
+        }
+        // A moment further away than any pause is from before the clock was set back.
+        if let Some(at) = line.next_retry_ms.filter(|at| *at > now_ms && *at <= now_ms + RETRY_WAIT_MS_MAX) {
+            self.held.insert(line.tree);
+            self.next_retry_ms = Some(self.next_retry_ms.map_or(at, |known| known.min(at)));
+            return false;
+        }
+        !self.held.contains(&line.tree)
+    }
+
+    fn push(&mut self, write: PendingWrite, bytes_max: usize) {
+        self.bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
+        self.is_full = self.bytes > bytes_max || self.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
+        self.ready.push(write);
+    }
+
+    /// What is not pending any more needs no note that it was sent. What was not read may be.
+    fn forget_answered(&self, sent: &mut BTreeSet<WriteId>) {
+        let unread = |write: &WriteId| self.is_full && Some(*write) > self.read_to;
+        sent.retain(|write| self.still_sent.contains(write) || unread(write));
+    }
 }
 
 async fn sleep_until_retry(host: &Host, next_retry_ms: Option<u64>) {
@@ -409,36 +454,21 @@ async fn sleep_until_retry(host: &Host, next_retry_ms: Option<u64>) {
 }
 
 /// The longest pause that a node's hint can ask for.
-const RETRY_WAIT_MS_MAX: u64 = 60_000;
+const RETRY_WAIT_MS_MAX: u64 = limits::RETRY_HINT_MAX.as_secs() * 1_000;
 
 /// The pause until our own log has probably caught up with the node's.
-const CATCH_UP_MS: u64 = 50;
+const CATCH_UP: Duration = Duration::from_millis(50);
 
-fn retry_soon(
+fn retry_after(
     host: &Host,
     tx: &mut WriteTx<'_>,
     write: WriteId,
     attempts: u32,
     refusal: RefusalRow,
+    wait: Duration,
 ) -> Result<(), WriteError> {
-    let next_retry_ms = Some(host.wall_ms() + CATCH_UP_MS);
-    tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
-    Ok(())
-}
-
-fn retry_later(
-    host: &Host,
-    tx: &mut WriteTx<'_>,
-    write: WriteId,
-    attempts: u32,
-    refusal: RefusalRow,
-    hint_ms: u64,
-) -> Result<(), WriteError> {
-    let attempts = attempts + 1;
-    let [jitter] = host.random();
-    let own = u64::try_from(pause(attempts, jitter).as_millis()).unwrap_or(RETRY_WAIT_MS_MAX);
-    let wait = own.max(hint_ms).min(RETRY_WAIT_MS_MAX);
-    let next_retry_ms = Some(host.wall_ms() + wait);
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(RETRY_WAIT_MS_MAX);
+    let next_retry_ms = Some(host.wall_ms() + wait_ms);
     tx.set_write_state(write, &WriteState::Pending { attempts, last_refusal: Some(refusal), next_retry_ms })?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use sync_core::ids::{Seq, TreeId};
 use super::world::{self, found};
 use crate::{
     AheadRow, PeerHeads, PeerKind, PeerRow, Store, StoreKind, SyncItem, SyncItemKind, VerdictKind, VerdictRow,
-    WriteClass, WriteState, WriteTx,
+    WriteClass, WriteId, WriteState, WriteTx,
 };
 
 fn tree(n: u8) -> TreeId {
@@ -145,9 +145,22 @@ async fn counts_and_pages_are_of_the_rows() {
         [(WriteClass::Pending, 4), (WriteClass::Retrying, 1), (WriteClass::Logged, 1), (WriteClass::Refused, 1)];
     assert_eq!(brief, expected);
     assert_eq!((counts[1].attempts_max, counts[1].next_retry_ms), (4, Some(66)));
-    let page = store.read(|tx| tx.writes_of(space, WriteClass::Pending, None, 2)).unwrap();
-    let rest = store.read(|tx| tx.writes_of(space, WriteClass::Pending, page.last().map(|w| w.id), 9)).unwrap();
-    assert_eq!((page.len(), rest.len()), (2, 2));
+    let ids = |class, skip, max| -> Vec<u64> {
+        store.read(|tx| tx.writes_of(space, class, skip, max)).unwrap().iter().map(|w| w.id.0).collect()
+    };
+    assert_eq!((ids(WriteClass::Pending, 0, 2), ids(WriteClass::Pending, 2, 9)), (vec![4, 5], vec![6, 7]));
+    let others = [WriteClass::Retrying, WriteClass::Logged, WriteClass::Refused].map(|class| ids(class, 0, 9));
+    assert_eq!(others, [vec![3], vec![1], vec![2]]);
+
+    let lines = |after, max| store.read(|tx| tx.pending_lines(space, after, max)).unwrap();
+    let first = lines(None, 2);
+    assert_eq!(first.iter().map(|l| (l.id.0, l.next_retry_ms)).collect::<Vec<_>>(), [(3, Some(66)), (4, None)]);
+    assert_eq!(lines(first.last().map(|l| l.id), 9).len(), 3);
+    assert_eq!(store.read(|tx| tx.pending_trees(space)).unwrap(), [of].into());
+    let unlogged = store.read(|tx| tx.unlogged_writes(space, WriteId(1), WriteId(4))).unwrap();
+    let mut unlogged: Vec<_> = unlogged.into_iter().map(|(id, class)| (id.0, class)).collect();
+    unlogged.sort_unstable();
+    assert_eq!(unlogged, [(2, WriteClass::Refused), (3, WriteClass::Retrying), (4, WriteClass::Pending)]);
     assert_eq!(store.read(|tx| tx.writes_of_tree(space, of)).unwrap().len(), 7);
     assert_eq!(store.read(|tx| tx.open_writes(space)).unwrap().len(), 7);
     assert_eq!(

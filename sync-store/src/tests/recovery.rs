@@ -110,12 +110,12 @@ async fn a_write_whose_bytes_were_dropped_gets_them_back() {
     assert_eq!(within(range(2, 9)), [(write, Seq(4))]);
     assert_eq!(within(range(4, 9)), []);
     assert_eq!(within(range(2, 3)), []);
-    assert!(store.read(|tx| tx.outbox(space)).unwrap().is_empty());
+    assert!(store.read(|tx| tx.open_writes(space)).unwrap().is_empty());
 
     let state = WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None };
     let (r, c, s) = (root.clone(), record.clone(), state.clone());
     store.write(move |tx| tx.revive_write(write, tree, Some(&r), &c, b"anew", &s)).await.unwrap();
-    let outbox = store.read(|tx| tx.outbox(space)).unwrap();
+    let outbox = store.read(|tx| tx.pending(space, None, 9)).unwrap();
     assert_eq!(outbox.len(), 1);
     let row = &outbox[0];
     assert_eq!((row.id, row.tree, &row.root, &row.record), (write, tree, &Some(root), &record));
