@@ -120,10 +120,15 @@ impl SpaceInner {
             let Some(code) = code_of_verdict(kind) else { continue };
             let first = tx.verdicts_of(self.id, kind, None, limits::REASON_EXAMPLES_MAX)?;
             let mut reason = group(code, "change", count, first.into_iter().map(verdict_example).collect());
-            if kind == VerdictKind::Missing {
-                reason.causes.extend(self.item_reason(tx, SyncItemKind::Content)?);
+            match kind {
+                VerdictKind::Missing => reason.causes.extend(self.item_reason(tx, SyncItemKind::Content)?),
+                VerdictKind::Quarantined => reason.causes.extend(self.item_reason(tx, SyncItemKind::Judge)?),
+                VerdictKind::Broken | VerdictKind::Void | VerdictKind::Hidden | VerdictKind::Misplaced => {}
             }
             reasons.push(reason);
+        }
+        if !reasons.iter().any(|r| r.code == ReasonCode::Quarantined) {
+            reasons.extend(self.item_reason(tx, SyncItemKind::Judge)?);
         }
         Ok(reasons)
     }
@@ -133,7 +138,7 @@ impl SpaceInner {
         let counted = tx.sync_item_counts(self.id)?.into_iter().find(|(k, _, _)| *k == kind);
         let Some((_, count, _)) = counted else { return Ok(None) };
         let first = tx.sync_items_of(self.id, kind, 0, limits::REASON_EXAMPLES_MAX)?;
-        Ok(Some(items_reason(count, &first, self.shared.host.wall_ms())))
+        Ok(Some(items_reason(kind, count, &first, self.shared.host.wall_ms())))
     }
 
     /// With what the connection adds: below everything that waits for it, or alone.
@@ -169,7 +174,9 @@ impl SpaceInner {
             let first = of_kind.into_iter().take(limits::REASON_EXAMPLES_MAX).map(verdict_example).collect();
             let mut reason = group(code, "change", count, first);
             if kind == VerdictKind::Missing {
-                reason.causes.extend(content.iter().map(|item| items_reason(1, std::slice::from_ref(item), now_ms)));
+                reason
+                    .causes
+                    .extend(content.iter().map(|item| items_reason(item.kind, 1, std::slice::from_ref(item), now_ms)));
             }
             reasons.push(reason);
         }
@@ -184,7 +191,7 @@ impl SpaceInner {
         }
         let mut reason = Reason::new(ReasonCode::Missing, tree.short(), "the log here does not have it");
         if let Some(item) = tx.sync_item(self.id, tree, SyncItemKind::Fetch)? {
-            reason.causes.push(items_reason(1, &[item], self.shared.host.wall_ms()));
+            reason.causes.push(items_reason(SyncItemKind::Fetch, 1, &[item], self.shared.host.wall_ms()));
         }
         let here = tx.space(self.id)?.map(|row| row.position.seq).unwrap_or_default();
         if self.node_seq() > here {
@@ -259,9 +266,12 @@ const fn waits_for_the_node(code: ReasonCode) -> bool {
     )
 }
 
-fn items_reason(count: u64, first: &[SyncItem], now_ms: u64) -> Reason {
-    let mut reason =
-        group(ReasonCode::Fetching, "tree", count, first.iter().map(|item| item_example(item, now_ms)).collect());
+fn items_reason(kind: SyncItemKind, count: u64, first: &[SyncItem], now_ms: u64) -> Reason {
+    let code = match kind {
+        SyncItemKind::Fetch | SyncItemKind::Content => ReasonCode::Fetching,
+        SyncItemKind::Judge => ReasonCode::Different,
+    };
+    let mut reason = group(code, "tree", count, first.iter().map(|item| item_example(item, now_ms)).collect());
     reason.since_ms = first.iter().map(|i| i.since_ms).min();
     reason.attempts = first.iter().map(|i| i.attempts).max().unwrap_or_default();
     reason
@@ -270,6 +280,7 @@ fn items_reason(count: u64, first: &[SyncItem], now_ms: u64) -> Reason {
 fn item_example(item: &SyncItem, now_ms: u64) -> Example {
     let detail = match &item.error {
         Some((_, text)) => text.clone(),
+        None if item.kind == SyncItemKind::Judge => "it is derived again from the log".to_owned(),
         None => "asked for".to_owned(),
     };
     let left = item.next_retry_ms.saturating_sub(now_ms);

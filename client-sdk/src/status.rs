@@ -251,7 +251,7 @@ reason_codes! {
     LostByNode "LOST_BY_NODE" "the node lost it and its log has gone another way: write it again if it is still wanted, and dismiss it",
     Recovering "RECOVERING" "the node was restored from a backup and takes nothing new for a while; it is tried again by itself",
     Forked "FORKED" "the node told two different stories: keep the receipts and tell the other members",
-    Different "DIFFERENT" "what both sides derived from the same log differs: it is fetched and rebuilt",
+    Different "DIFFERENT" "what both sides derived from the same log differs: it is derived again by itself",
     StoreFull "STORE_FULL" "make room on this machine's disk; what is missing comes by itself",
     StoreFailed "STORE_FAILED" "look at the disk and start again; nothing acknowledged is lost",
     TimedOut "TIMED_OUT" "try again with more time",

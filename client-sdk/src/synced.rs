@@ -802,7 +802,7 @@ impl SpaceInner {
     }
 
     /// What a receipt that does not fit our log leads to: the log was taken back since it was asked for, or the node lies.
-    async fn judge<T>(&self, certified: &Certified, differs: &str) -> Result<Claim<T>, NotSynced> {
+    async fn anew_or_fault<T>(&self, certified: &Certified, differs: &str) -> Result<Claim<T>, NotSynced> {
         if certified.rewinds != self.recovery.rewinds() {
             return Ok(Claim::Anew);
         }
@@ -827,7 +827,7 @@ impl SpaceInner {
             // The node has told that it went back since: what it signed is not what it has.
             Ok(_) if self.recovery.is_parted() => Ok(Claim::Anew),
             Ok(claim) => Ok(claim),
-            Err(differs) => self.judge(certified, differs).await,
+            Err(differs) => self.anew_or_fault(certified, differs).await,
         }
     }
 
@@ -909,7 +909,7 @@ impl SpaceInner {
         });
         match read.map_err(|e| store_failed(&e))? {
             Ok(claim) => Ok(claim),
-            Err(differs) => self.judge(certified, differs).await,
+            Err(differs) => self.anew_or_fault(certified, differs).await,
         }
     }
 

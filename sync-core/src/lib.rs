@@ -2,7 +2,7 @@
 //!
 //! Bytes become a [`record::RawRecord`], a raw record becomes [`record::Verified`], a verified record becomes a
 //! [`log::Decision`], and a decision that was stored becomes [`log::Committed`]. Never backwards. Each module imports only
-//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> code -> reconcile -> receipt ->
+//! from those before it: `ids -> limits -> record -> acl -> tree -> log -> judge -> code -> reconcile -> receipt ->
 //! history -> evidence -> token -> session -> syncer`.
 //!
 //! # Never here
@@ -15,6 +15,7 @@ pub mod code;
 pub mod evidence;
 pub mod history;
 pub mod ids;
+pub mod judge;
 pub mod limits;
 pub mod log;
 pub mod receipt;

@@ -22,6 +22,8 @@ pub enum Want {
     Fetch,
     /// Content of its changes that came without it.
     Content,
+    /// Its entries judged again: what is derived from them here is not what the peer derived.
+    Judge,
 }
 
 /// Who waits for it: the first goes first.
@@ -367,7 +369,7 @@ impl Syncer {
 
     /// The most urgent item whose worker is free.
     fn next(&self) -> Option<Place> {
-        let head_worker_busy = self.in_flight.keys().any(|key| key.want == Want::Content);
+        let head_worker_busy = self.in_flight.keys().any(|key| key.want != Want::Fetch);
         let free = |item: &Item| item.key.want == Want::Fetch || !head_worker_busy;
         self.queue.iter().find(|(_, item)| free(item)).map(|(place, _)| *place)
     }

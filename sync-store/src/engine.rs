@@ -26,6 +26,8 @@ pub enum SyncItemKind {
     Fetch,
     /// Content of logged changes that came without it.
     Content,
+    /// Its entries, judged again.
+    Judge,
 }
 
 /// Something that a client fetches by itself, for as long as it takes.
@@ -74,6 +76,15 @@ pub struct PeerHeads {
     pub heads: Vec<ChangeId>,
     pub seq: Seq,
     pub told_ms: u64,
+}
+
+/// How heads that a peer told compare to the logged ones here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadsTold {
+    Equal,
+    /// It told something else before, or nothing.
+    Apart,
+    ApartAsBefore,
 }
 
 /// An entry that was fetched before the tail brought it.
@@ -305,6 +316,18 @@ impl ReadTx<'_> {
             (space_no, tree.as_bytes()),
             read_verdict,
         )
+    }
+
+    /// Whether any change of a tree is in quarantine.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn has_quarantined(&self, space: SpaceId, tree: TreeId) -> Result<bool> {
+        const SQL: &str = "SELECT 1 FROM verdicts INDEXED BY verdicts_by_kind
+             WHERE space_no = ?1 AND kind = ?2 AND tree = ?3 LIMIT 1";
+        let Some(space_no) = self.space_no(&space)? else { return Ok(false) };
+        let code = verdict_code(VerdictKind::Quarantined);
+        Ok(self.db.one(SQL, (space_no, code, tree.as_bytes()), |_| Ok(()))?.is_some())
     }
 
     /// How many items of each kind are wanted, and how many of them failed before.
@@ -560,20 +583,21 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// Keeps the heads that a peer told of, unless they are the logged ones here: then nothing is kept.
+    /// Keeps the heads that a peer told of, unless they are the logged ones here: then nothing is kept. Says how they compare.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn put_peer_heads(&mut self, space: SpaceId, told: &PeerHeads) -> Result<()> {
-        let Some(space_no) = self.space_no(&space)? else { return Ok(()) };
+    pub fn put_peer_heads(&mut self, space: SpaceId, told: &PeerHeads) -> Result<HeadsTold> {
+        let Some(space_no) = self.space_no(&space)? else { return Ok(HeadsTold::Equal) };
         let ours = self.tree(space, told.tree)?.map(|t| t.heads).unwrap_or_default();
         if told.heads.iter().copied().collect::<std::collections::BTreeSet<_>>() == ours {
             self.db.execute(
                 "DELETE FROM peer_heads WHERE space_no = ?1 AND peer = ?2 AND tree = ?3",
                 (space_no, told.peer, told.tree.as_bytes()),
             )?;
-            return Ok(());
+            return Ok(HeadsTold::Equal);
         }
+        let before = self.peer_heads_of(space, told.tree)?.into_iter().find(|known| known.peer == told.peer);
         let heads = encode_heads(&told.heads.iter().copied().collect());
         let (seq, at) = (integer("log position", told.seq.0)?, integer("time", told.told_ms)?);
         self.db.execute(
@@ -581,7 +605,8 @@ impl WriteTx<'_> {
              SET heads = excluded.heads, seq = excluded.seq, told_ms = excluded.told_ms",
             (space_no, told.peer, told.tree.as_bytes(), heads, seq, at),
         )?;
-        Ok(())
+        let as_before = before.is_some_and(|before| before.heads == told.heads);
+        Ok(if as_before { HeadsTold::ApartAsBefore } else { HeadsTold::Apart })
     }
 
     /// Keeps an entry that was fetched ahead of the tail; what is kept for that place already stays.
@@ -677,6 +702,7 @@ const fn item_code(kind: SyncItemKind) -> i64 {
     match kind {
         SyncItemKind::Fetch => 1,
         SyncItemKind::Content => 2,
+        SyncItemKind::Judge => 3,
     }
 }
 
@@ -684,6 +710,7 @@ fn item_kind(column: usize, code: i64) -> rusqlite::Result<SyncItemKind> {
     match code {
         1 => Ok(SyncItemKind::Fetch),
         2 => Ok(SyncItemKind::Content),
+        3 => Ok(SyncItemKind::Judge),
         other => Err(misfit(column, format!("{other} is no kind of item"))),
     }
 }

@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod feed;
 mod job;
+mod judged;
 pub mod memory;
 mod open;
 mod read;
@@ -40,8 +41,8 @@ pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
 };
 pub use engine::{
-    AheadRow, PeerHeads, PeerKind, PeerRow, PendingLine, SyncItem, SyncItemKind, SyncLoad, WriteClass, WriteCount,
-    WriteLine,
+    AheadRow, HeadsTold, PeerHeads, PeerKind, PeerRow, PendingLine, SyncItem, SyncItemKind, SyncLoad, WriteClass,
+    WriteCount, WriteLine,
 };
 pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use feed::{ElementFeed, ElementsMoved};

@@ -122,11 +122,7 @@ impl WriteTx<'_> {
                 continue;
             }
             update_tree(&self.db, tree_no, &self.tree_of_log(space, tree, tree_no)?, 0)?;
-            self.db.execute(
-                "UPDATE trees SET changes = (SELECT count(*) FROM log WHERE log.tree_no = ?1 AND kind = 4)
-                 WHERE tree_no = ?1",
-                [tree_no],
-            )?;
+            self.count_changes(tree_no)?;
             shortened.push(tree);
         }
         Ok((shortened, gone))

@@ -201,7 +201,7 @@ CREATE TABLE accusations (
     at_ms    INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX accusations_by_space ON accusations (space_no, id);
--- What a client still wants of a tree. kind: 1 fetch, 2 content. Times are milliseconds since 1970.
+-- What a client still wants of a tree. kind: 1 fetch, 2 content, 3 judge. Times are milliseconds since 1970.
 CREATE TABLE sync_items (
     space_no      INTEGER NOT NULL,
     tree          BLOB NOT NULL,

@@ -199,7 +199,7 @@ impl<'c> WriteTx<'c> {
         self.read.staging_mut().feeds.follow(space)
     }
 
-    fn note_move(&mut self, space: SpaceId, moved: impl FnOnce() -> Moved) {
+    pub(crate) fn note_move(&mut self, space: SpaceId, moved: impl FnOnce() -> Moved) {
         let staging = self.read.staging_mut();
         if staging.feeds.is_followed(&space) {
             staging.job.moves.push((space, moved()));
@@ -220,7 +220,7 @@ impl<'c> WriteTx<'c> {
         Ok(dropped)
     }
 
-    fn drop_tree(&self, space_no: i64, tree_no: i64) -> Result<u64> {
+    pub(crate) fn drop_tree(&self, space_no: i64, tree_no: i64) -> Result<u64> {
         let held = self.db.one(
             "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE tree_no = ?1 AND kind = 4",
             [tree_no],
@@ -390,8 +390,22 @@ impl<'c> WriteTx<'c> {
             return Ok(Rebuilt::Unchanged);
         }
         live.head.digest = digest;
-        self.read.staging_mut().job.spaces.insert(space, live);
+        self.put_live(space, live);
         Ok(Rebuilt::Repaired)
+    }
+
+    /// The end of a log as this job leaves it.
+    pub(crate) fn put_live(&mut self, space: SpaceId, live: Live) {
+        self.read.staging_mut().job.spaces.insert(space, live);
+    }
+
+    pub(crate) fn count_changes(&self, tree_no: i64) -> Result<()> {
+        self.db.execute(
+            "UPDATE trees SET changes = (SELECT count(*) FROM log WHERE log.tree_no = ?1 AND kind = 4)
+             WHERE tree_no = ?1",
+            [tree_no],
+        )?;
+        Ok(())
     }
 
     pub(crate) fn tree_of_log(&self, space: SpaceId, tree: TreeId, tree_no: i64) -> Result<TreeState> {
@@ -462,7 +476,7 @@ fn head_values(head: &Head) -> Result<impl rusqlite::Params + '_> {
     ))
 }
 
-fn insert_tree(db: &Db<'_>, space_no: i64, tree: &TreeId, state: &TreeState, changes: i64) -> Result<i64> {
+pub(crate) fn insert_tree(db: &Db<'_>, space_no: i64, tree: &TreeId, state: &TreeState, changes: i64) -> Result<i64> {
     let (purged_at, purged_by) = purge_values(state)?;
     db.insert(
         "INSERT INTO trees (space_no, id8, id, root, created, first_author, heads, changes, purged_at, purged_by)

@@ -5,12 +5,17 @@ use std::time::Duration;
 use client_sdk::{NewObject, Space, SyncState};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, until};
+use sync_tests::relay::{Fate, Relay, entries};
 
 const FEW: usize = 500;
 const MANY: usize = 4_000;
-/// One by one, as an application writes.
 const READS: usize = 200;
+/// As an application writes.
+const ONE_BY_ONE: usize = 300;
+
+/// One at a time: each counts the time of the process, which has all of them when they run as one program.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The processor's time that this process has had.
 fn spent() -> Outcome<Duration> {
@@ -57,12 +62,46 @@ async fn drain(count: usize) -> Outcome<(f64, f64)> {
     Ok((write, status))
 }
 
-/// Eight times as many, each at most three times as dear: with a read of all of them for each batch it was more than that.
+/// Eight times as many, each at most three times as dear.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_outbox_is_not_read_whole() -> Outcome {
+    let _alone = ALONE.lock().await;
     let (few, few_status) = drain(FEW).await?;
     let (many, many_status) = drain(MANY).await?;
     assert!(many < few * 3.0, "{:.0} µs a write of {MANY}, {:.0} µs of {FEW}", many * 1e6, few * 1e6);
     assert!(many_status < few_status * 3.0, "{:.0} µs, {:.0} µs", many_status * 1e6, few_status * 1e6);
+    Ok(())
+}
+
+/// Writes one by one while the node takes them and its log does not come back: what each write costs behind so many.
+async fn behind(waiting: usize) -> Outcome<f64> {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let client = TestClient::create("Writer", relay.address()).await;
+    let space = client.create_space("Many").await?;
+    space.await_synced_within(PATIENCE).await?;
+    relay.frames(|frame| if entries(frame) > 0 { Fate::Hold } else { Fate::Pass });
+    write_many(&space, waiting).await?;
+    // A root and a change each: the node has them all, and says so with its heartbeat.
+    until(&space, || Ok((space.status()?.node_seq >= 2 * waiting as u64).then_some(()))).await?;
+    let begun = spent()?;
+    for n in 0..ONE_BY_ONE {
+        space.objects().put("late", &n.to_string(), json!({ "n": n })).await?;
+    }
+    let each = spent()?.saturating_sub(begun).as_secs_f64() / ONE_BY_ONE as f64;
+    assert_eq!(space.status()?.pending, waiting + ONE_BY_ONE, "none came back");
+    eprintln!("behind {waiting}: {:.0} µs a write", each * 1e6);
+    relay.heal();
+    space.await_synced_within(PATIENCE * 4).await?;
+    assert_eq!(space.objects().list("late")?.len(), ONE_BY_ONE);
+    Ok(each)
+}
+
+/// When all that waits was read for each new write, it cost more than ten times as much behind many.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_does_not_pay_for_those_before_it() -> Outcome {
+    let _alone = ALONE.lock().await;
+    let (few, many) = (behind(FEW).await?, behind(MANY).await?);
+    assert!(many < few * 3.0, "{:.0} µs behind {MANY}, {:.0} µs behind {FEW}", many * 1e6, few * 1e6);
     Ok(())
 }

@@ -97,8 +97,8 @@ struct Applied {
     ahead_taken: bool,
     /// The node had shown another entry here before it came to the log.
     showed_another: Option<Seq>,
-    /// Content is wanted that did not come.
-    wants_content: bool,
+    /// Content that did not come is wanted, or something is to be judged again.
+    wants: bool,
     /// Because of what records had seen.
     accused: Vec<AccusationId>,
 }
@@ -120,10 +120,10 @@ impl SpaceInner {
             for step in &steps {
                 batch.step(tx, step)?;
             }
-            let applied = batch.finish(tx)?;
+            let mut applied = batch.finish(tx)?;
             let end = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
             worker::settle(tx, space, arrived.durable.min(end))?;
-            heads::apply(tx, &shared, space, told)?;
+            applied.wants |= heads::apply(tx, &shared, space, told)? == heads::Wants::Something;
             if end >= node_seq {
                 // The tail brought what was to be read ahead of it.
                 tx.drop_sync_items(space, SyncItemKind::Fetch)?;
@@ -146,7 +146,7 @@ impl SpaceInner {
         if let Some(seq) = applied.showed_another {
             self.accuse_of_showing_another(seq).await;
         }
-        if applied.wants_content {
+        if applied.wants {
             self.sync_wanted.notify_one();
         }
         self.announce_applied(applied, written.commit);
@@ -176,7 +176,7 @@ impl SpaceInner {
         if applied.acl_moved {
             self.emit(Event::Acl { space: self.id });
             // Keys and roles moved: what was held back may go out now.
-            self.push_wanted.notify_one();
+            self.push_anew();
         }
         if applied.deleted {
             self.refresh_all();
@@ -471,7 +471,7 @@ impl<'a> Batch<'a> {
 
     fn finish(mut self, tx: &mut WriteTx<'_>) -> Result<Applied, ApplyError> {
         let end = tx.space(self.space)?.ok_or(ReadError::UnknownSpace(self.space))?.position.seq;
-        self.applied.wants_content = self.projection.wants_content();
+        self.applied.wants = self.projection.wants_content();
         self.applied.objects = std::mem::take(&mut self.projection).flush(tx, self.shared, self.space, end)?;
         if self.keys_came {
             // A log is older than one's membership in it: what came before the keys is opened now.

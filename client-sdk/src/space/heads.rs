@@ -8,9 +8,11 @@
 
 use sync_core::ids::{Seq, SpaceId};
 use sync_core::record::TreeHeads;
-use sync_store::{PeerHeads, WriteTx};
+use sync_core::syncer::Priority;
+use sync_store::{HeadsTold, PeerHeads, SyncItemKind, WriteTx};
 
 use super::SpaceInner;
+use super::syncer::wanted;
 use crate::client::Shared;
 use crate::error::ReadError;
 
@@ -22,13 +24,26 @@ pub(super) struct Told {
     pub(super) now_ms: u64,
 }
 
-/// *HeadsApply*: with the entries of the peer in the log, its heads are the ones here, or that is noted.
-pub(super) fn apply(tx: &mut WriteTx<'_>, shared: &Shared, space: SpaceId, told: Told) -> Result<(), ReadError> {
+/// Whether something is to be fetched or judged because of what a peer told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    Something,
+    Nothing,
+}
+
+/// *HeadsApply*: with the entries of the peer in the log, its heads are the ones here, or that is noted. A tree with changes in
+/// quarantine, of which it tells heads that are news, is judged again.
+pub(super) fn apply(tx: &mut WriteTx<'_>, shared: &Shared, space: SpaceId, told: Told) -> Result<Wants, ReadError> {
     let peer = *shared.address.authority.as_bytes();
+    let mut wants = Wants::Nothing;
     for TreeHeads { tree, heads } in told.heads {
-        tx.put_peer_heads(space, &PeerHeads { peer, tree, heads, seq: told.seq, told_ms: told.now_ms })?;
+        let found = tx.put_peer_heads(space, &PeerHeads { peer, tree, heads, seq: told.seq, told_ms: told.now_ms })?;
+        if found == HeadsTold::Apart && tx.has_quarantined(space, tree)? {
+            tx.want_sync_item(space, &wanted(tree, SyncItemKind::Judge, Priority::Gap, told.now_ms))?;
+            wants = Wants::Something;
+        }
     }
-    Ok(())
+    Ok(wants)
 }
 
 impl SpaceInner {
@@ -40,8 +55,10 @@ impl SpaceInner {
         let (space, shared) = (self.id, self.shared.clone());
         let told = Told { heads, seq, now_ms: shared.host.wall_ms() };
         let job = move |tx: &mut WriteTx<'_>| apply(tx, &shared, space, told);
-        if let Err(error) = self.shared.store.write(job).await {
-            tracing::warn!(space = %space.short(), error = %error, "told heads could not be noted");
+        match self.shared.store.write(job).await {
+            Ok(written) if written.value == Wants::Something => self.sync_wanted.notify_one(),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(space = %space.short(), error = %error, "told heads could not be noted"),
         }
         self.touch();
     }

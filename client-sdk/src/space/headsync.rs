@@ -7,8 +7,10 @@ use sync_core::ids::{Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::EntryKind;
 use sync_core::reconcile::{Asking, Decoded, Difference, Element, Next, Sketch, SymbolKey, TreePrefix, difference};
+use sync_core::session::pause;
+use sync_core::syncer::Priority;
 use sync_proto::v1::{self, head_sync_request::Message as Ask, head_sync_response::Message as Answer};
-use sync_store::{ReadTx, Rebuilt, WriteTx};
+use sync_store::{ReadTx, Rebuilt, SyncItemKind, WriteTx};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -16,18 +18,34 @@ use tonic::Streaming;
 
 use super::SpaceInner;
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, ReadError, local};
+use crate::error::{CallError, ReadError, from_store_write, local};
 use crate::status::Confirmed;
 
 pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: CancellationToken) {
-    let compared = tokio::select! {
-        biased;
-        () = space.closed.cancelled() => return,
-        () = superseded.cancelled() => return,
-        compared = space.compare(&conn) => compared,
-    };
-    if let Err(error) = compared {
+    let mut connection = space.shared.connection.clone();
+    let mut failures = 0;
+    loop {
+        let compared = tokio::select! {
+            biased;
+            () = space.closed.cancelled() => return,
+            () = superseded.cancelled() => return,
+            compared = space.compare(&conn) => compared,
+        };
+        let Err(error) = compared else { return };
         tracing::debug!(space = %space.id.short(), error = %error, "HeadSync did not finish");
+        if !error.is_transient() {
+            return;
+        }
+        failures += 1;
+        let [jitter] = space.shared.host.random();
+        tokio::select! {
+            biased;
+            () = space.closed.cancelled() => return,
+            () = superseded.cancelled() => return,
+            // The next connection compares for itself.
+            _ = connection.wait_for(|c| c.generation() != Some(conn.generation())) => return,
+            () = tokio::time::sleep(pause(failures, jitter)) => {}
+        }
     }
 }
 
@@ -43,9 +61,11 @@ enum Compared {
 }
 
 impl SpaceInner {
-    /// Compares until both sides stood at one seq; repairs what differs, once.
+    /// Compares until both sides are found equal. What differs is judged again from the log, which both agree on; as long as
+    /// the same still differs then, it is compared again, and no more is done about it: it is not ours.
     async fn compare(&self, conn: &Conn) -> Result<(), CallError> {
-        let mut repaired = false;
+        let mut judged: Option<Difference> = None;
+        let mut failures = 0;
         loop {
             match self.compare_once(conn).await? {
                 Compared::Equal(seq) => {
@@ -57,16 +77,18 @@ impl SpaceInner {
                     self.saw_node_seq(node);
                     self.comes_closer(ours, node).await;
                 }
-                Compared::Different(found) if repaired => {
-                    let text = format!("{} still after a rebuild", in_words(&found));
+                Compared::Different(found) if judged.as_ref() == Some(&found) => {
+                    let text = format!("{} still after they were derived again", in_words(&found));
                     self.note_trouble(|t| t.different = Some(text));
-                    return Ok(());
+                    failures += 1;
+                    let [jitter] = self.shared.host.random();
+                    tokio::time::sleep(pause(failures, jitter)).await;
                 }
                 Compared::Different(found) => {
                     let text = in_words(&found);
                     self.note_trouble(|t| t.different = Some(text));
-                    self.repair(found).await.map_err(|e| CallError::Broken(e.to_string()))?;
-                    repaired = true;
+                    self.derive_again(&found).await?;
+                    judged = Some(found);
                 }
             }
         }
@@ -247,27 +269,30 @@ impl SpaceInner {
         })
     }
 
-    /// Derives the named trees and the digest again from the log, which both sides agree on.
-    async fn repair(&self, found: Difference) -> Result<(), crate::error::WriteError> {
+    /// Sums the digest up again, queues what differs or is missing here, and waits until the engine has judged all of it.
+    async fn derive_again(&self, found: &Difference) -> Result<(), CallError> {
+        let broken = |e: &dyn std::fmt::Display| CallError::Broken(e.to_string());
         let space = self.id;
-        let trees = found.trees.clone();
-        let job = move |tx: &mut WriteTx<'_>| -> Result<usize, ReadError> {
-            let mut repaired = 0;
-            for tree in found.trees {
-                if tx.tree(space, tree)?.is_some() && tx.rebuild_tree(space, tree)? == Rebuilt::Repaired {
-                    repaired += 1;
-                }
-            }
-            tx.rebuild_digest(space)?;
-            Ok(repaired)
-        };
-        let written = self.shared.store.write(job).await;
-        let repaired = written.map_err(crate::error::from_store_write)?.value;
-        tracing::warn!(space = %self.id.short(), differing = trees.len(), repaired, "HeadSync found a difference");
-        for tree in trees {
-            self.refresh(tree);
+        let job = move |tx: &mut WriteTx<'_>| -> Result<Rebuilt, ReadError> { Ok(tx.rebuild_digest(space)?) };
+        let digest = self.shared.store.write(job).await.map_err(|e| broken(&from_store_write(e)))?.value;
+        let named: BTreeSet<TreeId> = found.trees.iter().copied().collect();
+        // What only the node told of stands in our log, too, if the logs are one.
+        let elsewhere = found.elsewhere.iter().copied().collect();
+        let places = self.places_of(named.clone(), elsewhere).await.map_err(|e| broken(&e))?;
+        let trees: Vec<_> =
+            named.into_iter().chain(places.of.into_keys()).collect::<BTreeSet<_>>().into_iter().collect();
+        tracing::warn!(space = %space.short(), differing = trees.len(), ?digest, "HeadSync found a difference");
+        self.want(trees, SyncItemKind::Judge, Priority::Gap).await.map_err(|e| broken(&e))?;
+        let mut moved = self.moved.subscribe();
+        while self.is_judging().map_err(local)? {
+            moved.changed().await.map_err(|_| self.shared.offline())?;
         }
         Ok(())
+    }
+
+    fn is_judging(&self) -> Result<bool, ReadError> {
+        let counts = self.shared.store.read(|tx| tx.sync_item_counts(self.id))?;
+        Ok(counts.iter().any(|(kind, count, _)| *kind == SyncItemKind::Judge && *count > 0))
     }
 }
 

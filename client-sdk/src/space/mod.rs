@@ -6,6 +6,7 @@ mod contained;
 mod fetch;
 mod heads;
 mod headsync;
+mod judge;
 mod live;
 mod outbox;
 mod project;
@@ -71,6 +72,8 @@ pub(crate) struct SpaceInner {
     events: broadcast::Sender<Event>,
     pub(crate) inbox: mpsc::Sender<Inbound>,
     push_wanted: Notify,
+    /// Something else than a new write happened to what is pending.
+    outbox_moved: AtomicBool,
     /// Something more is wanted, and kept.
     sync_wanted: Notify,
     /// What trees that were fetched ahead of the tail are read with.
@@ -124,6 +127,7 @@ impl SpaceInner {
             events: broadcast::channel(EVENTS_KEPT).0,
             inbox,
             push_wanted: Notify::new(),
+            outbox_moved: AtomicBool::new(false),
             sync_wanted: Notify::new(),
             ahead: RwLock::new(ahead),
             ahead_acl: ahead::Shown::default(),

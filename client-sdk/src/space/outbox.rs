@@ -184,7 +184,7 @@ impl SpaceInner {
         let tree = self.shared.store.write(job).await.map_err(from_store_write)?.value;
         self.refresh(tree);
         self.emit(Event::Tree { space: self.id, tree });
-        self.push_wanted.notify_one();
+        self.push_anew();
         self.touch();
         Ok(())
     }

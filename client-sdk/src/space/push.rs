@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sync_core::code::{Code, NextStep};
@@ -125,12 +126,11 @@ impl SpaceInner {
     async fn push_on(&self, conn: &Conn, failures: &mut u32) -> Result<(), CallError> {
         self.registered().await?;
         let mut pusher = None;
-        // Accepted on this connection and on their way back on the tail. A new connection asks again: `Known` costs little.
-        let mut sent = BTreeSet::new();
+        let mut out = Outgoing::default();
         loop {
             let wanted = self.push_wanted.notified();
             self.tail_answered(conn.generation()).await;
-            let batch = self.next_batch(&mut sent).map_err(|e| CallError::Broken(e.to_string()))?;
+            let batch = self.next_batch(&mut out).map_err(|e| CallError::Broken(e.to_string()))?;
             if batch.ready.is_empty() {
                 // A connection has room for few streams; many spaces share it.
                 pusher = None;
@@ -149,43 +149,60 @@ impl SpaceInner {
             let verdicts = pusher.exchange(request(self.id, &batch.ready)).await?;
             *failures = 0;
             self.shared.with_budget(sync_core::syncer::Budget::keeps_up);
-            let accepted = self.take_verdicts(batch.ready, verdicts).await;
-            sent.extend(accepted.map_err(|e| CallError::Broken(e.to_string()))?);
+            let answered = self.take_verdicts(batch.ready, verdicts).await;
+            let answered = answered.map_err(|e| CallError::Broken(e.to_string()))?;
+            if answered.rejected {
+                out.read_again();
+            }
+            out.sent.extend(answered.accepted);
+            if let Some(hold) = answered.recovering {
+                // The node takes nothing of this space now: one batch in a while is enough to hear when it does.
+                tokio::time::sleep(hold.clamp(limits::RETRY_FIRST, limits::RETRY_HINT_MAX)).await;
+            }
         }
     }
 
-    /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already. Reads
-    /// the bytes of what it takes and no others, and stops where the batch is full.
-    fn next_batch(&self, sent: &mut BTreeSet<WriteId>) -> Result<Batch, ReadError> {
+    /// What is pending may be other than it was, not only more: it is read from its beginning, and goes out.
+    pub(super) fn push_anew(&self) {
+        self.outbox_moved.store(true, Ordering::Release);
+        self.push_wanted.notify_one();
+    }
+
+    /// What may go out now: in order, and nothing whose tree is held up by an earlier write or that is on its way already. Begins
+    /// where nothing is left to look at, stops where the batch is full, and reads the bytes of what it takes alone.
+    fn next_batch(&self, out: &mut Outgoing) -> Result<Batch, ReadError> {
         let mut batch = Batch::default();
         if self.salvage_waits()? {
             // What the node lost goes before what is new.
             return Ok(batch);
         }
+        if self.outbox_moved.swap(false, Ordering::AcqRel) || out.is_crowded() {
+            out.read_again();
+        }
         let now_ms = self.shared.host.wall_ms();
         let room = self.batch_bytes_max();
+        let mut reading = Reading::from(out.done_to);
         let read = self.shared.store.read(|tx| -> Result<(), ReadError> {
-            while !batch.is_full {
-                let page = tx.pending_lines(self.id, batch.read_to, limits::PUSH_ITEMS_MAX)?;
+            loop {
+                let page = tx.pending_lines(self.id, reading.at, limits::PUSH_ITEMS_MAX)?;
                 if page.is_empty() {
-                    break;
+                    return Ok(());
                 }
                 for line in page {
-                    batch.read_to = Some(line.id);
-                    if batch.takes(&line, sent, now_ms) {
-                        // The line was read in this very moment.
-                        let Some(write) = tx.open_write(self.id, line.id)? else { continue };
+                    if reading.takes(&line, &out.sent, now_ms)
+                        && let Some(write) = tx.open_write(self.id, line.id)?
+                    {
                         batch.push(write, room);
                     }
                     if batch.is_full {
-                        break;
+                        return Ok(());
                     }
                 }
             }
-            Ok(())
         });
         read?;
-        batch.forget_answered(sent);
+        batch.next_retry_ms = reading.next_retry_ms;
+        out.follow(reading, batch.is_full);
         Ok(batch)
     }
 
@@ -200,7 +217,7 @@ impl SpaceInner {
         &self,
         batch: Vec<PendingWrite>,
         verdicts: Vec<v1::Verdict>,
-    ) -> Result<Vec<WriteId>, WriteError> {
+    ) -> Result<Answered, WriteError> {
         let by_id: BTreeMap<u64, PendingWrite> = batch.into_iter().map(|w| (w.id.0, w)).collect();
         let mut rejected = Vec::new();
         let mut accepted = Vec::new();
@@ -222,11 +239,13 @@ impl SpaceInner {
         }
         let recovering = rejected.iter().find(|(_, failure)| failure.code == Code::Recovering);
         self.note_recovering(recovering.map(|(_, failure)| failure.message.clone()));
+        let recovering = recovering.map(|(_, failure)| Duration::from_millis(failure.retry_after_ms));
+        let answered = Answered { accepted, rejected: !rejected.is_empty(), recovering };
         if rejected.is_empty() {
-            return Ok(accepted);
+            return Ok(answered);
         }
         self.keep_rejections(rejected).await?;
-        Ok(accepted)
+        Ok(answered)
     }
 
     /// In a task of its own: a connection that ends takes whoever pushes with it, and what was kept is to be told.
@@ -403,46 +422,97 @@ pub(super) fn accepted_of(verdict: v1::Verdict) -> Result<Seq, Failure> {
     }
 }
 
+/// What the node said to a batch.
+struct Answered {
+    accepted: Vec<WriteId>,
+    /// Some of it was not taken: it is tried again, made anew, or refused.
+    rejected: bool,
+    /// The node takes nothing new, and asks to be left alone for so long.
+    recovering: Option<Duration>,
+}
+
 #[derive(Default)]
 struct Batch {
     ready: Vec<PendingWrite>,
     bytes: usize,
     is_full: bool,
     next_retry_ms: Option<u64>,
-    /// Trees with a write that is not to be tried yet.
-    held: BTreeSet<TreeId>,
-    /// What was sent before and is still pending, up to `read_to`.
-    still_sent: BTreeSet<WriteId>,
-    /// How far the pending writes were read; all of them, unless the batch is full.
-    read_to: Option<WriteId>,
 }
 
 impl Batch {
-    /// Whether a write goes with this batch, after those before it.
-    fn takes(&mut self, line: &PendingLine, sent: &BTreeSet<WriteId>, now_ms: u64) -> bool {
-        if sent.contains(&line.id) {
-            self.still_sent.insert(line.id);
-            return false;
-        }
-        // A moment further away than any pause is from before the clock was set back.
-        if let Some(at) = line.next_retry_ms.filter(|at| *at > now_ms && *at <= now_ms + RETRY_WAIT_MS_MAX) {
-            self.held.insert(line.tree);
-            self.next_retry_ms = Some(self.next_retry_ms.map_or(at, |known| known.min(at)));
-            return false;
-        }
-        !self.held.contains(&line.tree)
-    }
-
     fn push(&mut self, write: PendingWrite, bytes_max: usize) {
         self.bytes += write.record.wire_bytes() + write.root.as_ref().map_or(0, |r| r.wire_bytes());
         self.is_full = self.bytes > bytes_max || self.ready.len() + 1 >= limits::PUSH_ITEMS_MAX;
         self.ready.push(write);
     }
+}
 
-    /// What is not pending any more needs no note that it was sent. What was not read may be.
-    fn forget_answered(&self, sent: &mut BTreeSet<WriteId>) {
-        let unread = |write: &WriteId| self.is_full && Some(*write) > self.read_to;
-        sent.retain(|write| self.still_sent.contains(write) || unread(write));
+/// What went out on one connection, so that what waits behind it is not looked at again and again.
+#[derive(Default)]
+struct Outgoing {
+    /// Accepted, and on their way back on the tail. A new connection asks again: `Known` costs little.
+    sent: BTreeSet<WriteId>,
+    /// Everything that is pending up to here was sent.
+    done_to: Option<WriteId>,
+    /// How many notes of what was sent were left when they were last compared with what is pending.
+    noted: usize,
+}
+
+impl Outgoing {
+    /// Notes of what the log has meanwhile are most of all.
+    fn is_crowded(&self) -> bool {
+        self.sent.len() > self.noted * 2 + limits::PUSH_ITEMS_MAX
+    }
+
+    fn read_again(&mut self) {
+        self.done_to = None;
+    }
+
+    fn follow(&mut self, reading: Reading, is_full: bool) {
+        if self.done_to.is_none() {
+            // What is not pending any more needs no note. What was not read may be.
+            let unread = |write: &WriteId| is_full && Some(*write) > reading.at;
+            self.sent.retain(|write| reading.still_sent.contains(write) || unread(write));
+            self.noted = self.sent.len();
+        }
+        self.done_to = reading.done_to;
+    }
+}
+
+/// One walk over what is pending.
+struct Reading {
+    at: Option<WriteId>,
+    done_to: Option<WriteId>,
+    /// Trees with a write that is not to be tried yet.
+    held: BTreeSet<TreeId>,
+    still_sent: BTreeSet<WriteId>,
+    next_retry_ms: Option<u64>,
+}
+
+impl Reading {
+    fn from(done_to: Option<WriteId>) -> Self {
+        Self { at: done_to, done_to, held: BTreeSet::new(), still_sent: BTreeSet::new(), next_retry_ms: None }
+    }
+
+    /// Whether the next write goes out now, after those before it.
+    fn takes(&mut self, line: &PendingLine, sent: &BTreeSet<WriteId>, now_ms: u64) -> bool {
+        self.at = Some(line.id);
+        if sent.contains(&line.id) {
+            self.still_sent.insert(line.id);
+        } else {
+            // A moment further away than any pause is from before the clock was set back.
+            if let Some(at) = line.next_retry_ms.filter(|at| *at > now_ms && *at <= now_ms + RETRY_WAIT_MS_MAX) {
+                self.held.insert(line.tree);
+                self.next_retry_ms = Some(self.next_retry_ms.map_or(at, |known| known.min(at)));
+            }
+            if self.held.contains(&line.tree) {
+                return false;
+            }
+        }
+        if self.held.is_empty() {
+            self.done_to = self.at;
+        }
+        !sent.contains(&line.id)
     }
 }
 

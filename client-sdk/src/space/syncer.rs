@@ -280,6 +280,7 @@ impl SpaceInner {
         match key.want {
             Want::Content => self.fetch_content(conn, key.tree).await,
             Want::Fetch => self.fetch_ahead(conn, key.tree).await,
+            Want::Judge => self.judge_wanted(key.tree).await,
         }
     }
 }
@@ -301,6 +302,7 @@ fn item_of(row: &SyncItem) -> Item {
     let want = match row.kind {
         SyncItemKind::Fetch => Want::Fetch,
         SyncItemKind::Content => Want::Content,
+        SyncItemKind::Judge => Want::Judge,
     };
     let key = Key { tree: row.tree, want };
     Item { key, priority: Priority::from_number(row.priority), attempts: row.attempts }
@@ -310,5 +312,6 @@ const fn kind_of(want: Want) -> SyncItemKind {
     match want {
         Want::Fetch => SyncItemKind::Fetch,
         Want::Content => SyncItemKind::Content,
+        Want::Judge => SyncItemKind::Judge,
     }
 }

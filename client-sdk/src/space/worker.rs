@@ -63,7 +63,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 space.note_trouble(|t| t.refused = None);
                 space.note_tail(Tail::Asked);
                 online = Some(conn.clone());
-                space.push_wanted.notify_one();
+                space.push_anew();
                 space.drive_intents();
                 // One at a time: a newer connection makes an older comparison worthless.
                 comparison.cancel();

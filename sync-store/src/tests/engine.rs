@@ -99,14 +99,19 @@ async fn peers_are_remembered_and_heads_only_while_they_differ() {
     write(&store, move |tx| {
         tx.put_peer(space, &row(2, PeerKind::Client))?;
         tx.put_peer(space, &row(1, PeerKind::Node))?;
-        tx.put_peer_heads(space, &given)
+        tx.put_peer_heads(space, &given).map(|told| assert_eq!(told, crate::HeadsTold::Apart))
     })
     .await;
     assert_eq!(store.read(|tx| tx.peers(space)).unwrap(), [row(1, PeerKind::Node), row(2, PeerKind::Client)]);
     assert_eq!(store.read(|tx| tx.peer_heads_of(space, tree(1))).unwrap(), [apart]);
     assert_eq!(store.read(|tx| tx.peer_head_counts(space)).unwrap(), [([1; 32], 1)]);
     // There is no such tree here, and now none there.
-    write(&store, move |tx| tx.put_peer_heads(space, &told(Vec::new()))).await;
+    write(&store, move |tx| {
+        let told = tx.put_peer_heads(space, &told(Vec::new()))?;
+        assert_eq!(told, crate::HeadsTold::Equal);
+        Ok(())
+    })
+    .await;
     assert_eq!(store.read(|tx| tx.peer_head_counts(space)).unwrap(), []);
 }
 

@@ -162,7 +162,7 @@ impl SpaceInner {
         });
         if moved {
             self.note_trouble(|t| t.rewound = None);
-            self.push_wanted.notify_one();
+            self.push_anew();
             self.recovery.salvage_wanted.notify_one();
         }
     }

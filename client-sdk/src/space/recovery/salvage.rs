@@ -65,7 +65,7 @@ pub(in crate::space) async fn run(space: Arc<SpaceInner>) {
             }
             Ok(Round::Nothing) => {
                 // What was held back for the salvage may go out.
-                space.push_wanted.notify_one();
+                space.push_anew();
                 None
             }
             Ok(Round::Stuck(failure)) => Some(failure.retry_after_ms),
@@ -125,7 +125,7 @@ impl SpaceInner {
         self.touch();
         if !self.salvage_waits().map_err(local)? {
             // What was held back for it may go out.
-            self.push_wanted.notify_one();
+            self.push_anew();
         }
         Ok(settled)
     }
