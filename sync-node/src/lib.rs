@@ -35,6 +35,6 @@ pub use identity::{IdentityError, NodeKeys};
 pub use incoming::Arrived;
 pub use metrics::{MetricsError, serve as serve_metrics};
 pub use node::{ADDRESS_FILE, Node, RunningNode, StartError, Stopped};
-pub use recovering::RECOVERING_FILE;
-pub use restore::{RestoreError, Restored, back_up, restore};
+pub use recovering::{RECOVERING_FILE, Recovering};
+pub use restore::{RestoreError, Restored, back_up, restore, restore_on};
 pub use tls::{CERTIFICATE_NAME, TlsError};

@@ -151,6 +151,21 @@ impl Node {
         incoming: impl Stream<Item = io::Result<Arrived>> + Send + 'static,
         config: NodeConfig,
     ) -> Result<RunningNode, StartError> {
+        Self::start_restored_on(host, store, keys, incoming, config, Recovering::default()).await
+    }
+
+    /// As [`Node::start_on`], within the time after a restore ([`crate::restore_on`]).
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_restored_on(
+        host: Host,
+        store: Store,
+        keys: &NodeKeys,
+        incoming: impl Stream<Item = io::Result<Arrived>> + Send + 'static,
+        config: NodeConfig,
+        recovering: Recovering,
+    ) -> Result<RunningNode, StartError> {
         let identity = Identity::of(&host, keys)?;
         let address = NodeAddress {
             transport: Transport::Plain,
@@ -158,7 +173,6 @@ impl Node {
             endpoint: config.advertise.clone().unwrap_or_else(|| config.listen.clone()),
         };
         let (protection, arriving) = (Protection::Plain, Box::pin(incoming));
-        let recovering = Recovering::default();
         let ground = Ground { host, store, identity, protection, arriving, recovering, local: None };
         Self::run(ground, address, &config).await
     }

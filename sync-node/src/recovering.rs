@@ -2,7 +2,8 @@
 //! anybody writes over it.
 //!
 //! The file `recovering` in the data directory stands for it. `restore` makes it; the first start writes into it when the time
-//! is over; it goes when it is over. An operator ends it earlier by removing the file.
+//! is over; it goes when it is over. An operator ends it earlier by removing the file. A node without a directory
+//! ([`crate::Node::start_on`]) is handed it by whoever starts it.
 
 use std::fs;
 use std::io;
@@ -23,13 +24,14 @@ pub const RECOVERING_FILE: &str = "recovering";
 /// How often the node looks whether its operator has ended it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Whether the node takes nothing new at present. A clone is the same.
+/// Whether a node takes nothing new at present; by default it does take it. A clone is the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Recovering(Option<Arc<Window>>);
+pub struct Recovering(Option<Arc<Window>>);
 
 #[derive(Debug)]
 struct Window {
-    file: PathBuf,
+    /// None where whoever started the node keeps it.
+    file: Option<PathBuf>,
     until_ms: u64,
     /// A clock that was set back does not make it longer.
     length: Duration,
@@ -37,6 +39,23 @@ struct Window {
 }
 
 impl Recovering {
+    /// From now on for so long, by the clock of `host`. For a node that [`crate::Node::start_on`] starts, and starts again.
+    #[must_use]
+    pub fn lasting(host: &Host, length: Duration) -> Self {
+        Self::until(None, host.wall_ms().saturating_add(millis(length)), length)
+    }
+
+    /// Ends it now, as an operator does who removes the file.
+    pub fn end(&self) {
+        if let Some(window) = &self.0 {
+            window.is_over.store(true, Ordering::Release);
+        }
+    }
+
+    fn until(file: Option<PathBuf>, until_ms: u64, length: Duration) -> Self {
+        Self(Some(Arc::new(Window { file, until_ms, length, is_over: AtomicBool::new(false) })))
+    }
+
     /// Goes on with what a restore or an earlier start left in `data`, if anything.
     ///
     /// # Errors
@@ -57,7 +76,7 @@ impl Recovering {
                 until_ms
             }
         };
-        Ok(Self(Some(Arc::new(Window { file, until_ms, length, is_over: AtomicBool::new(false) }))))
+        Ok(Self::until(Some(file), until_ms, length))
     }
 
     /// Has the next start begin it.
@@ -83,14 +102,16 @@ impl Recovering {
         metrics::recovery_began();
         info!(left = ?self.left(&host), "restored from a backup: nothing new is taken for a while");
         let watching = async move {
-            while recovering.left(&host).is_some() && window.file.exists() {
+            let ended = || window.file.as_ref().is_some_and(|file| !file.exists());
+            while recovering.left(&host).is_some() && !ended() {
                 if stop.unless_stopped(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
                     return;
                 }
             }
             window.is_over.store(true, Ordering::Release);
             metrics::recovery_over();
-            match fs::remove_file(&window.file) {
+            let Some(file) = &window.file else { return };
+            match fs::remove_file(file) {
                 Ok(()) => info!("the time after the restore is over"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     info!("the operator has ended the time after the restore");

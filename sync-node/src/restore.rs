@@ -13,7 +13,7 @@ use sync_core::record::{HistoryStarted, Verified};
 use sync_host::Host;
 use sync_store::{BackupError, DATABASE_FILE, OpenError, SpaceRow, Store, StoreError, StoreKind, WriteError, WriteTx};
 
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, NodeKeys};
 use crate::node::{KEYS_DIR, STORE_DIR};
 use crate::recovering::Recovering;
 
@@ -92,6 +92,15 @@ pub async fn restore(data: &Path, backup: Option<&Path>) -> Result<Restored, Res
             Ok(Restored { spaces, replaced })
         }
     }
+}
+
+/// As [`restore`], for a store without a directory, see [`crate::Node::start_on`]: the older store is in place already. Closes
+/// it. The caller sees to the time after it, with [`crate::Recovering::lasting`]. For simulated worlds.
+///
+/// # Errors
+/// See [`RestoreError`].
+pub async fn restore_on(host: &Host, store: Store, keys: &NodeKeys) -> Result<usize, RestoreError> {
+    renew(host, &Identity::of(host, keys)?, store).await
 }
 
 /// A store of its own with what the backup says.

@@ -31,11 +31,11 @@ pub(crate) fn ledger(image: Image, kind: StoreKind) -> Result<Store, Violation> 
     Store::open_on(&disk, kind).map_err(|e| Violation::new("every_image_opens", "a store that opens", e))
 }
 
-fn read<T>(store: &Store, f: impl FnOnce(&ReadTx<'_>) -> Result<T, StoreError>) -> Result<T, Violation> {
+pub(crate) fn read<T>(store: &Store, f: impl FnOnce(&ReadTx<'_>) -> Result<T, StoreError>) -> Result<T, Violation> {
     store.read(f).map_err(|e| Violation::new("every_store_is_readable", "rows that can be read", e))
 }
 
-fn unless(holds: bool, violation: impl FnOnce() -> Violation) -> Held {
+pub(crate) fn unless(holds: bool, violation: impl FnOnce() -> Violation) -> Held {
     if holds { Ok(()) } else { Err(violation()) }
 }
 
@@ -138,7 +138,12 @@ impl Audited {
 
 /// Every receipt that a client accepted is true of the node's disk, as a power cut would leave it.
 pub(crate) fn every_acknowledged_change_survives_a_crash(told: &Told, node: &Store) -> Held {
-    let certified = told.lock().certified.clone();
+    let (certified, set_backs) = {
+        let everything = told.lock();
+        (everything.certified.clone(), everything.set_backs.len())
+    };
+    // What was certified before the node was set back may be on its way back, or written over.
+    let certified: Vec<_> = certified.into_iter().filter(|c| c.since == set_backs).collect();
     let found = read(node, |tx| {
         certified
             .iter()
@@ -205,7 +210,8 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 /// Every write that returned is known, and has gone forward or stands where it stood.
 pub(crate) fn writes_only_go_forward(told: &Told, who: Who, client: &Client) -> Held {
     let mut everything = told.lock();
-    let lost_power = everything.node_lost_power;
+    let is_set_back = !everything.set_backs.is_empty();
+    let lost_power = everything.node_lost_power || is_set_back;
     for write in everything.writes.iter_mut().filter(|w| w.by == who) {
         let Ok(space) = client.space(write.space) else { continue };
         let state = space.write_state(write.id);
@@ -219,9 +225,11 @@ pub(crate) fn writes_only_go_forward(told: &Told, who: Who, client: &Client) -> 
             (Stage::Pending, _) | (Stage::Refused, Stage::Refused | Stage::Dismissed) => true,
             (Stage::Logged(_), Stage::Pending | Stage::Refused) => lost_power,
             (Stage::Logged(a), Stage::Logged(b) | Stage::Durable(b)) => a == b || lost_power,
-            (Stage::Durable(a), Stage::Durable(b)) => a == b,
+            (Stage::Durable(a), Stage::Durable(b)) => a == b || is_set_back,
+            (Stage::Durable(_), Stage::Pending | Stage::Logged(_) | Stage::Refused) => is_set_back,
             (Stage::Dismissed, Stage::Dismissed) => true,
-            (Stage::Logged(_) | Stage::Durable(_) | Stage::Refused | Stage::Dismissed, _) => false,
+            (Stage::Logged(_) | Stage::Durable(_), Stage::Dismissed) => is_set_back,
+            (Stage::Refused | Stage::Dismissed, _) => false,
         };
         unless(forward, || {
             let expected = format!("write {} of {who} after {:?}", write.id, write.state);
@@ -246,14 +254,16 @@ pub(crate) fn status_is_not_silent(who: Who, space: &Space) -> Held {
     })
 }
 
-/// Where nobody lies, nobody is accused.
-pub(crate) fn no_honest_party_is_accused(who: Who, space: &Space) -> Held {
+/// Where nobody lies, nobody is accused; `is_true` says what may be said of somebody who does.
+pub(crate) fn no_honest_party_is_accused(who: Who, space: &Space, is_true: impl Fn(ReasonCode) -> bool) -> Held {
     let Ok(reasons) = space.explain() else { return Ok(()) };
     let accuses = |code| {
         matches!(
             code,
             ReasonCode::Forked
                 | ReasonCode::Rewound
+                | ReasonCode::RolledBack
+                | ReasonCode::LostByNode
                 | ReasonCode::Faulted
                 | ReasonCode::Quarantined
                 | ReasonCode::ContentMissing
@@ -261,7 +271,7 @@ pub(crate) fn no_honest_party_is_accused(who: Who, space: &Space) -> Held {
                 | ReasonCode::Different
         )
     };
-    match reasons.iter().find(|r| accuses(r.code)) {
+    match reasons.iter().find(|r| accuses(r.code) && !is_true(r.code)) {
         None => Ok(()),
         Some(reason) => Err(Violation::new("no_honest_party_is_accused", format!("{who}: no accusation"), reason)),
     }
@@ -305,9 +315,9 @@ pub(crate) fn ready_means_readable(who: Who, space: &Space, profile: &Field) -> 
 /// `await_synced` said yes: then everything that was pending is on the node's disk, the log here is the log there, and
 /// everything readable up to that place is shown.
 pub(crate) fn synced_means_equal(world: &World, told: &Told, claim: &Claim<'_>) -> Held {
-    claim.receipt_is_true(world)?;
+    claim.receipt_is_true(world, told)?;
     claim.own_writes_are_there()?;
-    claim.everything_is_shown(told)
+    claim.everything_is_shown(world, told)
 }
 
 /// What an await said, and what there was when it was asked.
@@ -319,13 +329,15 @@ pub(crate) struct Claim<'a> {
     /// Own writes that had returned at the call.
     pub(crate) before: Vec<Written>,
     pub(crate) node: &'a str,
+    /// How often the node had been set back when it was asked.
+    pub(crate) since: usize,
 }
 
 const SYNCED: &str = "synced_means_equal";
 
 impl Claim<'_> {
     /// The node's disk, and our own log, say at that place what the receipt says.
-    pub(crate) fn receipt_is_true(&self, world: &World) -> Held {
+    pub(crate) fn receipt_is_true(&self, world: &World, told: &Told) -> Held {
         let body = self.receipt.body();
         let id = self.space.id();
         let Some(image) = world.disk(self.node).safe_image() else {
@@ -333,7 +345,8 @@ impl Claim<'_> {
         };
         let node = ledger(image, StoreKind::Node)?;
         let there = read(&node, |tx| tx.position_at(id, body.seq))?.map(|p| p.chain);
-        unless(there == Some(body.chain), || {
+        let is_there = there == Some(body.chain) || told.was_true(self.since, id, body.seq, body.chain);
+        unless(is_there, || {
             Violation::new(SYNCED, format!("{}: on the node's disk at {}: {}", self.who, body.seq, body.chain), there)
         })?;
         let Ok(store) = world.store(self.who.name()) else { return Ok(()) };
@@ -341,6 +354,16 @@ impl Claim<'_> {
         unless(here == Some(body.chain), || {
             Violation::new(SYNCED, format!("{}: here at {}: {}", self.who, body.seq, body.chain), here)
         })
+    }
+
+    /// Where the node may tell more than one log: the write is durable in one that is not this client's.
+    fn is_of_another_log(&self, world: &World, told: &Told, write: &Written, at: Seq) -> Result<bool, Violation> {
+        if !told.is_set_back() {
+            return Ok(false);
+        }
+        let Ok(store) = world.store(self.who.name()) else { return Ok(true) };
+        let here = read(&store, |tx| tx.position_at(write.space, at))?.map(|p| p.chain);
+        Ok(write.chain.is_none() || write.chain != here)
     }
 
     fn own_writes_are_there(&self) -> Held {
@@ -361,7 +384,7 @@ impl Claim<'_> {
         Ok(())
     }
 
-    fn everything_is_shown(&self, told: &Told) -> Held {
+    fn everything_is_shown(&self, world: &World, told: &Told) -> Held {
         let id = self.space.id();
         let Some(from) = reads_from(self.space, &self.client.account()) else { return Ok(()) };
         let seq = self.receipt.body().seq;
@@ -369,7 +392,7 @@ impl Claim<'_> {
         for write in writes {
             let Some(field) = &write.field else { continue };
             let Stage::Durable(at) = write.state else { continue };
-            if at > seq || at < from || told.is_erased(id, field) {
+            if at > seq || at < from || told.is_erased(id, field) || self.is_of_another_log(world, told, &write, at)? {
                 continue;
             }
             let shown = self.space.objects().get(field.object_type, &field.object).ok().flatten();

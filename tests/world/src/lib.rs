@@ -52,6 +52,7 @@
 //! No second implementation of a rule that the product has, unless to compare the two. No real clock, no real socket, no thread:
 //! one world is one thread. No waiting for real time.
 
+mod foe;
 mod invariants;
 mod machine;
 mod net;
@@ -63,6 +64,7 @@ mod trace;
 mod violation;
 mod world;
 
+pub use foe::{Deed, Foe, Restore};
 pub use net::Latency;
 pub use shrink::{Shrunk, shrink};
 pub use story::{Act, Direction, Given, History, Mishap, Place, Profile, Step, Story, Way, Who};

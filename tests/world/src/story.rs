@@ -8,6 +8,7 @@ use std::fmt;
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
+use crate::foe::{self, Deed, Foe};
 use crate::machine::dice;
 use crate::world::{CLIENT_NAMES, Faults};
 
@@ -143,6 +144,7 @@ pub enum Act {
     Fill { place: Place },
     MakeRoom { place: Place },
     Fail { place: Place, mishap: Mishap },
+    Foe(Deed),
 }
 
 impl fmt::Display for Step {
@@ -188,6 +190,7 @@ impl fmt::Display for Act {
             Self::Fill { place } => write!(f, "the disk of {place} is full"),
             Self::MakeRoom { place } => write!(f, "the disk of {place} has room"),
             Self::Fail { place, mishap } => write!(f, "the disk of {place}: {mishap:?}"),
+            Self::Foe(deed) => write!(f, "{deed}"),
         }
     }
 }
@@ -198,13 +201,17 @@ pub struct Story {
     pub seed: u64,
     pub clients: usize,
     pub faults: Faults,
+    /// Who does not play by the rules, if anybody.
+    pub foe: Option<Foe>,
     pub steps: Vec<Step>,
 }
 
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weather = if self.faults == Faults::none() { "good weather" } else { "bad weather" };
-        writeln!(f, "{} clients, {weather}", self.clients)?;
+        write!(f, "{} clients, {weather}", self.clients)?;
+        self.foe.map_or(Ok(()), |foe| write!(f, ", {foe}"))?;
+        writeln!(f)?;
         self.steps.iter().try_for_each(|step| writeln!(f, "  {step}"))
     }
 }
@@ -290,7 +297,9 @@ impl Story {
         for _ in 0..length {
             maker.anything();
         }
-        Self { seed, clients, faults, steps: maker.steps }
+        let mut story = Self { seed, clients, faults, foe: None, steps: maker.steps };
+        foe::add_to(&mut story);
+        story
     }
 }
 

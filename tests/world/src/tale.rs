@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_sdk::{
-    AclError, Client, HistoryMode, InviteOptions, NewTree, NotSyncedCode, Role, Space, SpaceId, SpaceOptions, TreeId,
-    TreeWrite, Update, WriteError, WriteId, WriteRule,
+    AclError, Client, HistoryMode, InviteOptions, NewTree, NotSyncedCode, ReasonCode, Role, Space, SpaceId,
+    SpaceOptions, TreeId, TreeWrite, Update, WriteError, WriteId, WriteRule,
 };
 use serde_json::json;
 use sync_store::StoreKind;
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::foe::{Foes, set_back};
 use crate::invariants as hold;
 use crate::invariants::{Auditor, Claim, NEEDLE, Replica};
 use crate::story::{Act, Direction, Given, History, Mishap, NODE, Place, Profile, Step, Story, Way, Who};
@@ -88,6 +89,9 @@ struct Teller {
     /// The tree that each slot of a space holds.
     trees: Trees,
     clients: Vec<Who>,
+    foes: Foes,
+    /// The weather is good, and everything that was begun is over.
+    settled: bool,
 }
 
 type Trees = std::sync::Arc<std::sync::Mutex<BTreeMap<(SpaceId, usize), TreeId>>>;
@@ -96,7 +100,8 @@ impl Teller {
     fn new(world: World) -> Self {
         let clients = (0..crate::world::CLIENT_NAMES.len()).map(Who).filter(|w| world.has(w.name())).collect();
         let (told, auditor, work, down) = (Told::default(), Auditor::default(), Vec::new(), BTreeMap::new());
-        Self { world, told, auditor, work, down, trees: Trees::default(), clients }
+        let foes = Foes::new(world.clone(), told.clone());
+        Self { world, told, auditor, work, down, trees: Trees::default(), clients, foes, settled: false }
     }
 
     async fn tell(&mut self, steps: &[Step]) -> Result<(), Violation> {
@@ -150,6 +155,11 @@ impl Teller {
             Act::Fill { place } => self.world.disk(place.name()).fill(),
             Act::MakeRoom { place } => self.world.disk(place.name()).make_room(),
             Act::Fail { place, mishap } => self.fail(place, mishap),
+            Act::Foe(deed) => {
+                self.foes.act(deed).await;
+                // What the node has may be another log than it was.
+                self.auditor.begin_anew();
+            }
             Act::Create { by, .. }
             | Act::Admit { by, .. }
             | Act::Put { by, .. }
@@ -255,9 +265,13 @@ impl Teller {
     fn check_client(&self, who: Who) -> Result<(), Violation> {
         let Ok(client) = self.world.client(who.name()) else { return Ok(()) };
         hold::writes_only_go_forward(&self.told, who, &client)?;
+        self.told.lock().accounts.insert(who, client.account());
+        if let (true, Ok(store)) = (self.told.is_set_back(), self.world.store(who.name())) {
+            set_back::note_chains(&self.told, who, &store);
+        }
         for space in self.spaces_of(&client) {
             hold::status_is_not_silent(who, &space)?;
-            hold::no_honest_party_is_accused(who, &space)?;
+            hold::no_honest_party_is_accused(who, &space, |code| self.foes.is_true(space.id(), code))?;
         }
         Ok(())
     }
@@ -274,6 +288,10 @@ impl Teller {
         let node = hold::ledger(image, StoreKind::Node)?;
         hold::every_acknowledged_change_survives_a_crash(&self.told, &node)?;
         for who in &self.clients {
+            // What the node lost is on its way back.
+            if self.told.is_set_back() && !self.settled {
+                continue;
+            }
             if let Ok(store) = self.world.store(who.name()) {
                 hold::acl_records_are_never_undone(who.name(), &store, &node)?;
                 hold::heads_are_the_changes_without_children(who.name(), &store)?;
@@ -289,7 +307,9 @@ impl Teller {
         self.check_disks()?;
         let cleared = self.world.clear_up().await;
         cleared.map_err(|e| Violation::new("settle_terminates", "every machine starts", e))?;
+        self.foes.come_to_an_end().await;
         Box::pin(self.settle_terminates()).await?;
+        self.settled = true;
         let last = Step { number: u32::MAX, act: Act::Heal { who: Who(0) }, then_ms: 0 };
         self.check(&last)?;
         self.check_disks()?;
@@ -307,7 +327,8 @@ impl Teller {
                 replicas.push(replica);
             }
         }
-        hold::replicas_converge(&replicas)
+        hold::replicas_converge(&replicas)?;
+        self.foes.judge()
     }
 
     async fn settle_terminates(&mut self) -> Result<(), Violation> {
@@ -339,10 +360,11 @@ impl Teller {
     }
 
     async fn synced_at_last(&self, who: Who, client: &Client, space: &Space) -> Result<(), Violation> {
-        let before = self.told.writes_of(who, space.id());
+        let (before, since) = (self.told.writes_of(who, space.id()), self.told.lock().set_backs.len());
         let mut synced = space.await_synced_within(SETTLED_WITHIN).await;
         for _ in 0..ROUNDS {
-            if !matches!(&synced, Err(not) if not.code == NotSyncedCode::Refused) {
+            let is_lost = |not: &client_sdk::NotSynced| not.residue.iter().any(|r| r.code == ReasonCode::LostByNode);
+            if !matches!(&synced, Err(not) if not.code == NotSyncedCode::Refused || is_lost(not)) {
                 break;
             }
             // Written while the client was away, and refused when it was back: a no that names it is the right answer.
@@ -352,7 +374,7 @@ impl Teller {
         let before = before.into_iter().filter(|w| is_open(space, w.id)).collect();
         match synced {
             Ok(synced) => {
-                let claim = Claim { who, client, space, receipt: &synced.receipt, before, node: NODE };
+                let claim = Claim { who, client, space, receipt: &synced.receipt, before, node: NODE, since };
                 hold::synced_means_equal(&self.world, &self.told, &claim)
             }
             // The end of a membership may only be heard of now, and the entry that says so come after the word of the node.
@@ -392,10 +414,14 @@ fn is_open(space: &Space, write: WriteId) -> bool {
     state.is_some_and(|state| !matches!(Stage::of(&state), Stage::Refused | Stage::Dismissed))
 }
 
+/// What was refused, or lost by the node: somebody has seen it.
 async fn set_refused_aside(space: &Space) {
     for refused in space.refused().unwrap_or_default() {
         // One that is gone meanwhile is set aside.
         let _ = space.dismiss(refused.write).await;
+    }
+    for lost in space.lost(0, usize::MAX).unwrap_or_default() {
+        let _ = space.dismiss_lost(lost.id).await;
     }
 }
 
@@ -446,7 +472,8 @@ impl Hand {
             | Act::Start { .. }
             | Act::Fill { .. }
             | Act::MakeRoom { .. }
-            | Act::Fail { .. } => {}
+            | Act::Fail { .. }
+            | Act::Foe(_) => {}
         }
     }
 
@@ -668,6 +695,7 @@ impl Hand {
                     field,
                     locally_durable: false,
                     state: Stage::Pending,
+                    chain: None,
                 };
                 self.told.lock().writes.push(written);
             }
@@ -680,7 +708,7 @@ impl Hand {
 
     async fn await_synced(&self, slot: usize, deadline_ms: u64) {
         let Some(space) = self.space(slot) else { return };
-        let before = self.told.writes_of(self.by, space.id());
+        let (before, since) = (self.told.writes_of(self.by, space.id()), self.told.lock().set_backs.len());
         let before: Vec<Written> = before.into_iter().filter(|w| is_open(&space, w.id)).collect();
         match space.await_synced_within(Duration::from_millis(deadline_ms)).await {
             Ok(synced) => {
@@ -692,9 +720,10 @@ impl Hand {
                     receipt: &synced.receipt,
                     before,
                     node: NODE,
+                    since,
                 };
                 self.judge(hold::synced_means_equal(&self.world, &self.told, &claim));
-                self.certified(&space, &synced.receipt);
+                self.certified(&space, &synced.receipt, since);
             }
             Err(not) => {
                 self.say(format_args!("not synced: {not}"));
@@ -710,22 +739,23 @@ impl Hand {
         let Some(space) = self.space(slot) else { return };
         let writes = self.told.writes_of(self.by, space.id());
         let Some(write) = writes.last() else { return };
+        let since = self.told.lock().set_backs.len();
         match space.await_durable(write.id).await {
             Ok(receipt) => {
                 self.say(format_args!("write {} is durable at {}", write.id, receipt.body().seq));
                 let before = vec![write.clone()];
-                let claim =
-                    Claim { who: self.by, client: &self.client, space: &space, receipt: &receipt, before, node: NODE };
-                self.judge(claim.receipt_is_true(&self.world));
-                self.certified(&space, &receipt);
+                let (who, client) = (self.by, &self.client);
+                let claim = Claim { who, client, space: &space, receipt: &receipt, before, node: NODE, since };
+                self.judge(claim.receipt_is_true(&self.world, &self.told));
+                self.certified(&space, &receipt, since);
             }
             Err(not) => self.say(format_args!("not durable: {not}")),
         }
     }
 
-    fn certified(&self, space: &Space, receipt: &client_sdk::SignedReceipt) {
+    fn certified(&self, space: &Space, receipt: &client_sdk::SignedReceipt, since: usize) {
         let body = receipt.body();
-        self.told.lock().certified.push(Certified { space: space.id(), seq: body.seq, chain: body.chain });
+        self.told.lock().certified.push(Certified { space: space.id(), seq: body.seq, chain: body.chain, since });
     }
 
     fn judge(&self, held: Result<(), Violation>) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client_sdk::{AccountId, Chain, Seq, SpaceId, WriteId, WriteState};
 
+use crate::foe::set_back::SetBack;
 use crate::story::Who;
 use crate::violation::Violation;
 
@@ -21,6 +22,8 @@ pub(crate) struct Written {
     /// The author was told that it survives a power cut here.
     pub(crate) locally_durable: bool,
     pub(crate) state: Stage,
+    /// Of the log that it is durable in, at its place; only noted where the node may tell more than one.
+    pub(crate) chain: Option<Chain>,
 }
 
 /// A field of an object, with a value that stands nowhere else.
@@ -60,6 +63,8 @@ pub(crate) struct Certified {
     pub(crate) space: SpaceId,
     pub(crate) seq: Seq,
     pub(crate) chain: Chain,
+    /// How often the node had been set back when the client asked.
+    pub(crate) since: usize,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +78,9 @@ pub(crate) struct Everything {
     pub(crate) erased: BTreeSet<(SpaceId, &'static str, String)>,
     /// The node lost power at some time: what was only logged may have gone back to being pending.
     pub(crate) node_lost_power: bool,
+    /// The node's disk was put back to an older state.
+    pub(crate) set_backs: Vec<SetBack>,
+    pub(crate) accounts: BTreeMap<Who, AccountId>,
     /// What a task found.
     pub(crate) violations: Vec<Violation>,
 }
@@ -118,6 +126,8 @@ impl Told {
 
     /// The power of a client was cut: it owes nothing but what it called durable.
     pub(crate) fn forget_undurable(&self, by: Who) {
-        self.lock().writes.retain(|w| w.by != by || w.locally_durable);
+        let mut everything = self.lock();
+        everything.writes.retain(|w| w.by != by || w.locally_durable);
+        everything.set_backs.iter_mut().for_each(|set_back| set_back.client_lost_power = true);
     }
 }

@@ -13,7 +13,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use sync_core::ids::AuthorityId;
 use sync_core::limits;
-use sync_node::{Node, NodeConfig, NodeKeys, RunningNode};
+use sync_node::{Node, NodeConfig, NodeKeys, Recovering, RestoreError, RunningNode};
 use sync_store::memory::{AtCommit, Disk, Fate};
 use sync_store::{Store, StoreKind};
 use tokio::task::JoinHandle;
@@ -178,7 +178,7 @@ struct Machine {
 }
 
 enum Kind {
-    Node { keys: NodeKeys, address: NodeAddress },
+    Node { keys: NodeKeys, address: NodeAddress, recovering: Recovering },
     Client { vault: MemoryVault, node: String, is_made: bool },
 }
 
@@ -304,7 +304,7 @@ impl World {
             authority: AuthorityId::from(&SigningKey::from_bytes(&keys.authority).verifying_key()),
             endpoint,
         };
-        self.add(name, Kind::Node { keys, address });
+        self.add(name, Kind::Node { keys, address, recovering: Recovering::default() });
     }
 
     /// A new machine that will run a client of a node; [`World::start`] starts it, and makes its account the first time.
@@ -387,13 +387,13 @@ impl World {
     }
 
     async fn start_node(&self, name: &str, host: sync_host::Host, store: Store) -> Result<What, StartError> {
-        let (keys, address) = match &self.lock().machine(name).kind {
-            Kind::Node { keys, address } => (keys.clone(), address.clone()),
+        let (keys, address, recovering) = match &self.lock().machine(name).kind {
+            Kind::Node { keys, address, recovering } => (keys.clone(), address.clone(), recovering.clone()),
             Kind::Client { .. } => panic!("{name} is a client"),
         };
         let arriving = UnboundedReceiverStream::new(self.inner.ground.net.listen(name, &address.endpoint));
         let config = NodeConfig { listen: address.endpoint, plaintext: true, ..NodeConfig::default() };
-        let node = Node::start_on(host, store.clone(), &keys, arriving, config).await?;
+        let node = Node::start_restored_on(host, store.clone(), &keys, arriving, config, recovering).await?;
         tokio::spawn(supervise(self.clone(), name.to_owned(), self.life(name), store));
         Ok(What::Node(node))
     }
@@ -499,6 +499,37 @@ impl World {
     pub fn restore(&self, name: &str, image: sync_store::memory::Image) {
         self.note(format_args!("{name} is restored from a backup"));
         self.end(name, Gone::Killed, |disk| disk.restore(image));
+    }
+
+    /// Makes what [`World::restore`] put on the disk of a node a recognised restore, as `sync-node restore` does: with the next
+    /// start it takes nothing new for so long, or until [`World::end_recovery`].
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    pub async fn recognise_restore(&self, node: &str, window: Duration) -> Result<(), RestoreError> {
+        let (disk, keys, skew_ms, life) = {
+            let mut state = self.lock();
+            let machine = state.machine(node);
+            machine.lives += 1;
+            let Kind::Node { keys, .. } = &machine.kind else { panic!("{node} is a client") };
+            (machine.disk.clone(), keys.clone(), machine.skew_ms, machine.lives)
+        };
+        let (host, _alive) = Process::host(&self.inner.ground, node, skew_ms, life);
+        let spaces = sync_node::restore_on(&host, Store::open_on(&disk, StoreKind::Node)?, &keys).await?;
+        disk.kill();
+        if let Kind::Node { recovering, .. } = &mut self.lock().machine(node).kind {
+            *recovering = Recovering::lasting(&host, window);
+        }
+        self.note(format_args!("{node} has new histories of {spaces} spaces"));
+        Ok(())
+    }
+
+    /// The operator of a node ends the time in which it takes nothing new.
+    pub fn end_recovery(&self, node: &str) {
+        self.note(format_args!("{node} takes what is new"));
+        if let Kind::Node { recovering, .. } = &self.lock().machine(node).kind {
+            recovering.end();
+        }
     }
 
     fn end(&self, name: &str, how: Gone, disk_does: impl FnOnce(&Disk)) {

@@ -74,6 +74,14 @@ impl SpaceInner {
         }
     }
 
+    /// As [`SpaceInner::accuse_plainly`], of having had the end of our log, which its tail brought.
+    pub(super) async fn accuse_of_unsigned(&self, detail: &str) {
+        if let Ok(Some(row)) = self.shared.store.read(|tx| tx.space(self.id)) {
+            let (kind, claim, detail) = (AccusationKind::Rollback, row.position, detail.to_owned());
+            self.accuse(New { kind, claim, detail, evidence: None }).await;
+        }
+    }
+
     /// What the node is known to have had: the position of its last durable receipt, or what its tail brought.
     pub(super) fn claim(&self) -> Result<Option<Position>, ReadError> {
         let receipt = self.last_receipt()?.filter(|r| r.body().durable).map(|r| r.position());

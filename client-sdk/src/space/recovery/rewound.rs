@@ -145,7 +145,8 @@ impl SpaceInner {
         let heard = self.shared.store.read(|tx| self.heard(tx, node.history)).map_err(local)?;
         if self.chain_at(node.end.seq).map_err(local)? == Some(node.end.chain) {
             let signed = self.signed_now(conn).await.ok().flatten();
-            if signed.as_ref().is_some_and(|(before, now)| self.is_whole_again(before, now)) {
+            let grew = |now: &SignedReceipt| now.body().seq > node.end.seq;
+            if signed.as_ref().is_some_and(|(before, now)| self.is_whole_again(before, now) && grew(now)) {
                 // Others were faster than this answer.
                 return Ok(Then::Subscribe);
             }
@@ -195,11 +196,11 @@ impl SpaceInner {
                 let detail = format!("the node was at entry {detail}");
                 self.accuse(New { kind, claim, detail, evidence: Some(evidence.to_message()) }).await;
             }
-            None => self.accuse_plainly("it lost entries that it had and did not sign for").await,
+            None => self.accuse_of_unsigned("it lost entries that it had and did not sign for").await,
         }
     }
 
-    /// The node signs for our log, as far as it signed for it before.
+    /// The node signs for our log, as far as it signed for it before. Its tail may have brought more.
     fn is_whole_again(&self, before: &SignedReceipt, now: &SignedReceipt) -> bool {
         let own = self.chain_at(now.body().seq).ok().flatten();
         now.body().durable && now.body().seq >= before.body().seq && own == Some(now.body().chain)

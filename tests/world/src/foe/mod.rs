@@ -1,0 +1,142 @@
+//! Enemies: in some stories somebody does not play by the rules. What must hold does not change by that, but for what an enemy is
+//! rightly accused of.
+//!
+//! Who the enemy is, and what it does when, is drawn from the seed like everything else; its deeds are steps of the story.
+
+pub(crate) mod set_back;
+
+use std::fmt;
+
+use client_sdk::{ReasonCode, SpaceId};
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+use sync_store::memory::Image;
+
+use crate::machine::dice;
+use crate::story::{Act, NODE, Step, Story};
+use crate::told::Told;
+use crate::violation::Violation;
+use crate::world::World;
+
+/// Who does not play by the rules in a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foe {
+    /// The operator of the node, who puts an older disk into it.
+    Operator(Restore),
+}
+
+/// How a node is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restore {
+    /// It just starts with the older disk.
+    Silent,
+    /// With `sync-node restore`, so that clients know.
+    Recognised,
+}
+
+/// What an enemy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// Copies what is safe on the node's disk.
+    BackUp,
+    /// Puts the copy back, and starts the node.
+    SetBack(Restore),
+}
+
+impl fmt::Display for Foe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator(Restore::Silent) => f.write_str("the node's disk is set back"),
+            Self::Operator(Restore::Recognised) => f.write_str("the node is restored"),
+        }
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackUp => f.write_str("a backup of the node is made"),
+            Self::SetBack(Restore::Silent) => f.write_str("the node starts with the backup on its disk"),
+            Self::SetBack(Restore::Recognised) => {
+                f.write_str("the node is restored from the backup, and clients are told")
+            }
+        }
+    }
+}
+
+/// One story of so many has an enemy.
+const ONE_IN: u32 = 5;
+
+impl Foe {
+    fn draw(dice: &mut ChaCha8Rng) -> Option<Self> {
+        if !dice.random_ratio(1, ONE_IN) {
+            return None;
+        }
+        let restore = if dice.random_bool(0.5) { Restore::Silent } else { Restore::Recognised };
+        Some(Self::Operator(restore))
+    }
+}
+
+/// Gives a story its enemy, if the seed has one for it, and puts the deeds between the steps.
+pub(crate) fn add_to(story: &mut Story) {
+    let mut dice = dice(story.seed, "foes");
+    story.foe = Foe::draw(&mut dice);
+    let deeds = match story.foe {
+        None => Vec::new(),
+        Some(Foe::Operator(restore)) => set_back::deeds(&mut dice, restore),
+    };
+    insert(&mut dice, story, deeds);
+}
+
+/// In their order, at places that the dice choose, none before everybody was let in.
+fn insert(dice: &mut ChaCha8Rng, story: &mut Story, deeds: Vec<Deed>) {
+    let first = story.clients.min(story.steps.len());
+    let mut places: Vec<usize> = deeds.iter().map(|_| dice.random_range(first..=story.steps.len())).collect();
+    places.sort_unstable();
+    for (before, (place, deed)) in places.into_iter().zip(deeds).enumerate() {
+        let number = u32::try_from(story.steps.len()).unwrap_or(u32::MAX);
+        let then_ms = if dice.random_bool(0.5) { 0 } else { dice.random_range(0..3000) };
+        story.steps.insert(place + before, Step { number, act: Act::Foe(deed), then_ms });
+    }
+}
+
+/// The enemies of a story that is being told.
+pub(crate) struct Foes {
+    world: World,
+    told: Told,
+    backup: Option<Image>,
+}
+
+impl Foes {
+    pub(crate) fn new(world: World, told: Told) -> Self {
+        Self { world, told, backup: None }
+    }
+
+    pub(crate) async fn act(&mut self, deed: Deed) {
+        match deed {
+            Deed::BackUp => self.backup = self.world.disk(NODE).safe_image(),
+            Deed::SetBack(restore) => {
+                if let Some(image) = self.backup.clone() {
+                    set_back::set_back(&self.world, &self.told, image, restore).await;
+                }
+            }
+        }
+    }
+
+    /// The weather is good: what an enemy still does ends here, with the time that those who suffered from it need.
+    pub(crate) async fn come_to_an_end(&mut self) {
+        if self.told.is_set_back() {
+            set_back::end_recovery(&self.world).await;
+        }
+    }
+
+    /// What a client may say of the node in this story and be right.
+    pub(crate) fn is_true(&self, space: SpaceId, code: ReasonCode) -> bool {
+        set_back::is_true(&self.told, space, code)
+    }
+
+    /// What must hold when everything is over.
+    pub(crate) fn judge(&self) -> Result<(), Violation> {
+        set_back::judge(&self.world, &self.told)
+    }
+}
