@@ -54,6 +54,7 @@
 
 mod foe;
 mod invariants;
+mod line;
 mod machine;
 mod net;
 mod shrink;
@@ -65,6 +66,7 @@ mod violation;
 mod world;
 
 pub use foe::{Deed, Foe, Restore};
+pub use line::Garble;
 pub use net::Latency;
 pub use shrink::{Shrunk, shrink};
 pub use story::{Act, Direction, Given, History, Mishap, Place, Profile, Step, Story, Way, Who};

@@ -1,7 +1,8 @@
 //! The network of a world: connections as pipes, with delays from the seed and cuts on call.
 //!
 //! A way leads from one machine to another, and each direction can be cut by itself. As with TCP, a cut loses nothing: what is
-//! on its way waits until the way is open again, or until an end gives the connection up. A machine that is killed resets its
+//! on its way waits until the way is open again, or until an end gives the connection up. What loses whole messages is a
+//! [`crate::line`]. A machine that is killed resets its
 //! connections; one that loses power says nothing until it is started again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,6 +21,8 @@ use sync_node::Arrived;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::line::{self, Garble, Line};
 
 /// Bytes on their way in one direction of a connection, beyond which a writer waits.
 const IN_FLIGHT_MAX: usize = 256 << 10;
@@ -59,6 +62,8 @@ struct State {
     /// Directions that are cut, from and to.
     cut: BTreeSet<(String, String)>,
     listeners: BTreeMap<String, Listener>,
+    /// Of machines whose messages can be garbled.
+    lines: BTreeMap<String, Arc<Line>>,
     pipes: BTreeMap<u64, Placed>,
     next: u64,
 }
@@ -91,6 +96,7 @@ impl Net {
             latency: Latency::CALM,
             cut: BTreeSet::new(),
             listeners: BTreeMap::new(),
+            lines: BTreeMap::new(),
             pipes: BTreeMap::new(),
             next: 0,
         };
@@ -115,7 +121,11 @@ impl Net {
             if let Some(connected) = self.try_connect(&from, &endpoint) {
                 let back = self.lock().delay();
                 sleep(back).await;
-                return connected;
+                let line = self.line(&from);
+                return connected.map(|stream| match line {
+                    Some(line) => line::put_into(stream, line),
+                    None => stream,
+                });
             }
             // The sender lives in `self`.
             let _ = opened.changed().await;
@@ -140,6 +150,21 @@ impl Net {
             Ok(()) => Some(Ok(Box::new(ours) as Stream)),
             Err(_) => refused(),
         }
+    }
+
+    /// From now on, what a machine connects to is reached by way of this line.
+    pub(crate) fn lay(&self, machine: &str, line: Line) {
+        self.lock().lines.insert(machine.to_owned(), Arc::new(line));
+    }
+
+    /// The line of a machine that has one.
+    pub(crate) fn line(&self, machine: &str) -> Option<Arc<Line>> {
+        self.lock().lines.get(machine).cloned()
+    }
+
+    /// Messages of every machine come as they were sent.
+    pub(crate) fn clear_lines(&self) {
+        self.lock().lines.values().for_each(|line| line.garble(Garble::CLEAR));
     }
 
     pub(crate) fn set_latency(&self, latency: Latency) {

@@ -9,6 +9,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
 use crate::foe::{self, Deed, Foe};
+use crate::line::Garble;
 use crate::machine::dice;
 use crate::world::{CLIENT_NAMES, Faults};
 
@@ -118,32 +119,122 @@ pub enum Direction {
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    Create { by: Who, space: usize, history: History },
-    Admit { by: Who, space: usize, who: Who, way: Way, given: Given, profile: Profile },
-    Put { by: Who, space: usize, object: usize },
-    Merge { by: Who, space: usize, object: usize },
-    Erase { by: Who, space: usize, object: usize },
-    Purge { by: Who, space: usize, object: usize },
-    Grow { by: Who, space: usize, tree: usize },
-    ChangeRole { by: Who, space: usize, who: Who, given: Given },
-    Remove { by: Who, space: usize, who: Who },
-    Leave { who: Who, space: usize },
-    Rotate { by: Who, space: usize },
-    AwaitSynced { by: Who, space: usize, deadline_ms: u64 },
-    AwaitDurable { by: Who, space: usize },
-    AwaitLocally { by: Who, space: usize },
-    AwaitObject { by: Who, space: usize, object: usize },
-    Read { by: Who, space: usize },
-    Cut { who: Who, direction: Direction },
-    Heal { who: Who },
-    Sever { who: Who },
-    Kill { place: Place },
-    PowerCut { place: Place },
-    Stop { place: Place },
-    Start { place: Place },
-    Fill { place: Place },
-    MakeRoom { place: Place },
-    Fail { place: Place, mishap: Mishap },
+    Create {
+        by: Who,
+        space: usize,
+        history: History,
+    },
+    Admit {
+        by: Who,
+        space: usize,
+        who: Who,
+        way: Way,
+        given: Given,
+        profile: Profile,
+    },
+    Put {
+        by: Who,
+        space: usize,
+        object: usize,
+    },
+    Merge {
+        by: Who,
+        space: usize,
+        object: usize,
+    },
+    Erase {
+        by: Who,
+        space: usize,
+        object: usize,
+    },
+    Purge {
+        by: Who,
+        space: usize,
+        object: usize,
+    },
+    Grow {
+        by: Who,
+        space: usize,
+        tree: usize,
+    },
+    ChangeRole {
+        by: Who,
+        space: usize,
+        who: Who,
+        given: Given,
+    },
+    Remove {
+        by: Who,
+        space: usize,
+        who: Who,
+    },
+    Leave {
+        who: Who,
+        space: usize,
+    },
+    Rotate {
+        by: Who,
+        space: usize,
+    },
+    AwaitSynced {
+        by: Who,
+        space: usize,
+        deadline_ms: u64,
+    },
+    AwaitDurable {
+        by: Who,
+        space: usize,
+    },
+    AwaitLocally {
+        by: Who,
+        space: usize,
+    },
+    AwaitObject {
+        by: Who,
+        space: usize,
+        object: usize,
+    },
+    Read {
+        by: Who,
+        space: usize,
+    },
+    Cut {
+        who: Who,
+        direction: Direction,
+    },
+    Heal {
+        who: Who,
+    },
+    Sever {
+        who: Who,
+    },
+    /// The line of a client loses, repeats, swaps and delays messages from now on; or none any more.
+    Garble {
+        who: Who,
+        garble: Garble,
+    },
+    Kill {
+        place: Place,
+    },
+    PowerCut {
+        place: Place,
+    },
+    Stop {
+        place: Place,
+    },
+    Start {
+        place: Place,
+    },
+    Fill {
+        place: Place,
+    },
+    MakeRoom {
+        place: Place,
+    },
+    Fail {
+        place: Place,
+        mishap: Mishap,
+    },
     Foe(Deed),
 }
 
@@ -183,6 +274,8 @@ impl fmt::Display for Act {
             Self::Cut { who, direction } => write!(f, "{who} is cut off ({direction:?})"),
             Self::Heal { who } => write!(f, "{who} is connected again"),
             Self::Sever { who } => write!(f, "the connections of {who} are reset"),
+            Self::Garble { who, garble } if *garble == Garble::CLEAR => write!(f, "the line of {who} is clear"),
+            Self::Garble { who, garble } => write!(f, "the line of {who}: {garble}"),
             Self::Kill { place } => write!(f, "{place} is killed"),
             Self::PowerCut { place } => write!(f, "{place} loses power"),
             Self::Stop { place } => write!(f, "{place} stops in good order"),
@@ -291,7 +384,7 @@ impl Story {
         let swarm = Swarm::draw(&mut dice);
         let clients = dice.random_range(2..=4);
         let faults = if swarm.weather { Faults::all() } else { Faults::none() };
-        let mut maker = Maker { dice, swarm, clients, steps: Vec::new() };
+        let mut maker = Maker { dice, swarm, clients, steps: Vec::new(), lines: Lines::draw(seed) };
         maker.beginning();
         let length = maker.dice.random_range(15..=45);
         for _ in 0..length {
@@ -308,6 +401,32 @@ struct Maker {
     swarm: Swarm,
     clients: usize,
     steps: Vec<Step>,
+    lines: Lines,
+}
+
+/// Whether lines are garbled in a story, and when. With dice of its own: what else happens does not depend on it.
+struct Lines {
+    dice: ChaCha8Rng,
+    swarm: Garble,
+}
+
+impl Lines {
+    fn draw(seed: u64) -> Self {
+        let mut dice = dice(seed, "lines");
+        let is_garbled = dice.random_bool(0.35);
+        let mut share = || if is_garbled && dice.random_bool(0.6) { dice.random_range(1..=15) } else { 0 };
+        let swarm = Garble { lost: share(), twice: share(), swapped: share(), late: share() };
+        Self { dice, swarm }
+    }
+
+    fn maybe(&mut self, clients: usize) -> Option<Act> {
+        if self.swarm == Garble::CLEAR || !self.dice.random_bool(0.2) {
+            return None;
+        }
+        let who = Who(self.dice.random_range(0..clients));
+        let garble = if self.dice.random_bool(0.3) { Garble::CLEAR } else { self.swarm };
+        Some(Act::Garble { who, garble })
+    }
 }
 
 impl Maker {
@@ -384,6 +503,9 @@ impl Maker {
     }
 
     fn anything(&mut self) {
+        if let Some(act) = self.lines.maybe(self.clients) {
+            self.add(act, 0);
+        }
         let then_ms = self.pause();
         // What the seed does not allow becomes what every story has.
         let act = self.rare().unwrap_or_else(|| self.common());

@@ -65,6 +65,7 @@ impl Story {
         PANICKED.with(|seen| seen.borrow_mut().take());
         let steps = self.steps.clone();
         let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults);
+        let plan = if self.steps.iter().any(|s| matches!(s.act, Act::Garble { .. })) { plan.lines() } else { plan };
         plan.run(|world| async move {
             let mut teller = Teller::new(world.clone());
             let told = Box::pin(teller.tell(&steps)).await;
@@ -148,6 +149,7 @@ impl Teller {
             },
             Act::Heal { who } => self.world.heal(who.name(), NODE),
             Act::Sever { who } => self.world.sever(who.name(), NODE),
+            Act::Garble { who, garble } => self.world.garble(who.name(), garble),
             Act::Kill { place } => self.world.kill(place.name()),
             Act::PowerCut { place } => self.power_cut(place),
             Act::Stop { place } => self.world.stop(place.name()).await,
@@ -466,6 +468,7 @@ impl Hand {
             | Act::Cut { .. }
             | Act::Heal { .. }
             | Act::Sever { .. }
+            | Act::Garble { .. }
             | Act::Kill { .. }
             | Act::PowerCut { .. }
             | Act::Stop { .. }

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use crate::line::{Garble, Line};
 use crate::machine::{Ground, Process, dice};
 use crate::net::{Gone, Latency, Net};
 use crate::trace::Trace;
@@ -76,6 +77,15 @@ pub struct Plan {
     nodes: usize,
     faults: Faults,
     types: Vec<ObjectType>,
+    lines: Lines,
+}
+
+/// How the clients of a world reach their nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    Direct,
+    /// By way of a [`Line`].
+    Garbled,
 }
 
 impl Plan {
@@ -97,6 +107,13 @@ impl Plan {
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// With a line between each client and its node that [`World::garble`] can make lose, repeat, swap and delay messages.
+    #[must_use]
+    pub fn lines(mut self) -> Self {
+        self.lines = Lines::Garbled;
         self
     }
 
@@ -224,7 +241,7 @@ impl World {
     /// A world of this seed: the same seed, plan and story give the same world, to the last message.
     #[must_use]
     pub fn seeded(seed: u64) -> Plan {
-        Plan { seed, clients: 2, nodes: 1, faults: Faults::none(), types: Vec::new() }
+        Plan { seed, clients: 2, nodes: 1, faults: Faults::none(), types: Vec::new(), lines: Lines::Direct }
     }
 
     async fn build(plan: Plan) -> Self {
@@ -245,6 +262,10 @@ impl World {
         }
         for name in &CLIENT_NAMES[..plan.clients] {
             world.add_client(name, "node-0");
+            if plan.lines == Lines::Garbled {
+                let dice = dice(plan.seed, &format!("line of {name}"));
+                world.inner.ground.net.lay(name, Line::new(dice));
+            }
         }
         for name in world.machines() {
             world.start(&name).await.unwrap_or_else(|e| panic!("{name} starts in a new world: {e}"));
@@ -597,7 +618,15 @@ impl World {
         self.inner.ground.net.sever(a, b);
     }
 
-    /// The weather clears for good: every way is open, every disk has room and is quick, and every machine runs.
+    /// From now on, the line of a client does this to messages; nothing happens without [`Plan::lines`].
+    pub fn garble(&self, client: &str, garble: Garble) {
+        self.note(format_args!("the line of {client}: {garble}"));
+        if let Some(line) = self.inner.ground.net.line(client) {
+            line.garble(garble);
+        }
+    }
+
+    /// The weather clears for good: every way is open, every line is clear, every disk has room and is quick, and every machine runs.
     ///
     /// # Errors
     /// If a machine does not start.
@@ -606,6 +635,7 @@ impl World {
         self.inner.calm.store(true, Ordering::Relaxed);
         self.inner.ground.net.set_latency(Latency::CALM);
         self.inner.ground.net.heal_all();
+        self.inner.ground.net.clear_lines();
         for name in self.machines() {
             self.disk(&name).mend();
             if self.has_failed(&name) {
