@@ -227,6 +227,9 @@ impl Shell {
                 self.deliver(&space, Inbound::Durable(Seq(durable_seq))).await;
             }
             Answer::Subscribed(subscribed) => {
+                if let Ok(space) = SpaceId::try_from(subscribed.space.as_ref()) {
+                    self.handle(Input::Subscribed { space }).await;
+                }
                 let space = subscribed.space.clone();
                 self.deliver(&space, Inbound::Subscribed(subscribed)).await;
             }

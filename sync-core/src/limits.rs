@@ -128,10 +128,12 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// TLS handshake, preface and authentication, each.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a subscription may be silent, which brings a heartbeat every [`HEARTBEAT_INTERVAL`]: then it is made anew.
+pub const TAIL_SILENT_MAX: Duration = Duration::from_secs(30);
+/// How long a stream that waits for a decision may be silent before everything is asked again.
+pub const FOLLOW_SILENT_MAX: Duration = Duration::from_secs(300);
 /// A unary call.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
-/// A message of a push, from its first byte to the last verdict: on a slow line most of it is the way there.
-pub const PUSH_ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a question is asked again that was answered with what passes by itself, before whoever asks hears of it.
 pub const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How long an act on an ACL is made again while other admins are faster.

@@ -186,6 +186,10 @@ pub enum Input {
         space: SpaceId,
         cursor: Seq,
     },
+    /// The node answered the subscription: its log continues ours, and frames follow.
+    Subscribed {
+        space: SpaceId,
+    },
     /// The node refused the subscription, or the arrived entries could not be applied.
     SubscriptionFailed {
         space: SpaceId,
@@ -238,8 +242,37 @@ enum Tail {
     /// No subscription, and none wanted before this moment.
     Idle { retry: Moment },
     /// Subscribed; everything up to `expected` arrived. `asked`: when the rest was last asked for again, because entries were
-    /// lost on the way.
-    Live { expected: Seq, asked: Option<Moment> },
+    /// lost on the way. `heard`: when anything was last heard of the subscription, which is its answer first.
+    Live { expected: Seq, asked: Option<Moment>, heard: Heard },
+}
+
+/// What was heard of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// Nothing since it was made, then. What comes may be of one before.
+    Nothing(Moment),
+    /// It stands; the last frame came then.
+    Frames(Moment),
+}
+
+impl Heard {
+    const fn at(self) -> Moment {
+        match self {
+            Self::Nothing(at) | Self::Frames(at) => at,
+        }
+    }
+
+    const fn frame(self, now: Moment) -> Self {
+        match self {
+            Self::Nothing(_) => self,
+            Self::Frames(_) => Self::Frames(now),
+        }
+    }
+
+    /// When the subscription is made anew if nothing more is heard.
+    fn silent(self) -> Moment {
+        self.at().plus(limits::TAIL_SILENT_MAX)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -317,9 +350,9 @@ impl Link {
             Phase::Asleep | Phase::Dialing => None,
             Phase::Waiting { until } => Some(until),
             Phase::Connected => {
-                let retries = self.spaces.values().filter_map(|s| match s.tail {
-                    Tail::Idle { retry } => Some(retry),
-                    Tail::Live { .. } => None,
+                let retries = self.spaces.values().map(|s| match s.tail {
+                    Tail::Idle { retry } => retry,
+                    Tail::Live { heard, .. } => heard.silent(),
                 });
                 retries.chain(self.pings.due).min()
             }
@@ -384,15 +417,20 @@ impl Link {
                 if let Some(link) = self.spaces.get_mut(&space) {
                     link.cursor = link.cursor.max(cursor);
                     link.failures = 0;
-                    if let Tail::Live { expected, asked } = link.tail {
+                    if let Tail::Live { expected, asked, heard } = link.tail {
                         // What is stored need not come again, whichever way it came.
-                        link.tail = Tail::Live { expected: expected.max(cursor), asked };
+                        link.tail = Tail::Live { expected: expected.max(cursor), asked, heard };
                     }
                 }
             }
             Input::Rewound { space, cursor } => {
                 if let Some(link) = self.spaces.get_mut(&space) {
                     *link = SpaceLink { cursor, tail: Tail::Idle { retry: now }, failures: 0 };
+                }
+            }
+            Input::Subscribed { space } => {
+                if let Some(SpaceLink { tail: Tail::Live { heard, .. }, .. }) = self.spaces.get_mut(&space) {
+                    *heard = Heard::Frames(now);
                 }
             }
             Input::SubscriptionFailed { space } => self.subscription_failed(space, now),
@@ -436,12 +474,14 @@ impl Link {
     fn entries_arrived(&mut self, space: SpaceId, first: Seq, last: Seq, now: Moment) {
         let Some(link) = self.spaces.get_mut(&space) else { return };
         // What arrives for an ended subscription is from before its end.
-        let Tail::Live { expected, .. } = link.tail else { return };
+        let Tail::Live { expected, asked, heard } = link.tail else { return };
+        let heard = heard.frame(now);
+        link.tail = Tail::Live { expected, asked, heard };
         if last <= expected || last < first {
             // A repetition.
         } else if first <= expected.next() {
             // It may begin with entries that are here already: what is asked for again comes from what is stored.
-            link.tail = Tail::Live { expected: last, asked: None };
+            link.tail = Tail::Live { expected: last, asked: None, heard };
             self.outputs.push_back(Output::Apply { space, first, last });
         } else {
             self.ask_again(space, now);
@@ -449,8 +489,11 @@ impl Link {
     }
 
     fn node_reaches(&mut self, space: SpaceId, seq: Seq, now: Moment) {
-        let tail = self.spaces.get(&space).map(|link| link.tail);
-        if matches!(tail, Some(Tail::Live { expected, .. }) if seq > expected) {
+        let Some(SpaceLink { tail: Tail::Live { expected, heard, .. }, .. }) = self.spaces.get_mut(&space) else {
+            return;
+        };
+        *heard = heard.frame(now);
+        if seq > *expected {
             self.ask_again(space, now);
         }
     }
@@ -459,11 +502,11 @@ impl Link {
     /// on its way from before.
     fn ask_again(&mut self, space: SpaceId, now: Moment) {
         let Some(link) = self.spaces.get_mut(&space) else { return };
-        let Tail::Live { expected, asked } = link.tail else { return };
+        let Tail::Live { expected, asked, .. } = link.tail else { return };
         if asked.is_some_and(|at| now < at.plus(limits::RETRY_FIRST)) {
             return;
         }
-        link.tail = Tail::Live { expected, asked: Some(now) };
+        link.tail = Tail::Live { expected, asked: Some(now), heard: Heard::Nothing(now) };
         self.outputs.push_back(Output::Subscribe { space, cursor: link.cursor });
     }
 
@@ -489,6 +532,7 @@ impl Link {
             Phase::Connected if self.pings.is_dead(now) => self.outputs.push_back(Output::HangUp),
             Phase::Connected => {
                 self.subscribe_idle(now);
+                self.subscribe_silent(now);
                 if let Some(number) = self.pings.send(now) {
                     self.outputs.push_back(Output::Ping { number });
                 }
@@ -499,9 +543,22 @@ impl Link {
     fn subscribe_idle(&mut self, now: Moment) {
         for (space, link) in &mut self.spaces {
             if matches!(link.tail, Tail::Idle { retry } if retry <= now) {
-                link.tail = Tail::Live { expected: link.cursor, asked: None };
+                link.tail = Tail::Live { expected: link.cursor, asked: None, heard: Heard::Nothing(now) };
                 self.outputs.push_back(Output::Subscribe { space: *space, cursor: link.cursor });
                 self.outputs.push_back(Output::Online { space: *space });
+            }
+        }
+    }
+
+    /// A subscription lives as long as its heartbeats. What became of one that is silent nobody knows: its beginning, the
+    /// answer to it, or the word of its end was lost on the way.
+    fn subscribe_silent(&mut self, now: Moment) {
+        for (space, link) in &mut self.spaces {
+            if let Tail::Live { expected, heard, .. } = link.tail
+                && heard.silent() <= now
+            {
+                link.tail = Tail::Live { expected, asked: Some(now), heard: Heard::Nothing(now) };
+                self.outputs.push_back(Output::Subscribe { space: *space, cursor: link.cursor });
             }
         }
     }
@@ -613,6 +670,43 @@ mod tests {
         assert_eq!(drain(&mut link), [], "it was just asked for");
         link.handle(reaches, at(2000));
         assert_eq!(drain(&mut link), again, "the answer was lost, too");
+    }
+
+    #[test]
+    fn a_silent_subscription_is_made_anew() {
+        let mut link = online();
+        let silent = u64::try_from(limits::TAIL_SILENT_MAX.as_millis()).expect("seconds");
+        let pong = |link: &mut Link, ms| {
+            // The link itself is alive.
+            let number = link.pings.next;
+            link.handle(Input::PongArrived { number }, at(ms));
+            drain(link).into_iter().filter(|o| !matches!(o, Output::Ping { .. })).collect::<Vec<_>>()
+        };
+        let anew = [Output::Subscribe { space: SPACE, cursor: Seq(2) }];
+        let mut now = 10;
+        let mut wait = |link: &mut Link, ms: u64| {
+            let until = now + ms;
+            let mut seen = Vec::new();
+            while now < until {
+                now = (now + 2500).min(until);
+                seen.extend(pong(link, now));
+            }
+            (seen, now)
+        };
+        // Frames are of a subscription before this one until it is answered.
+        link.handle(Input::NodeReaches { space: SPACE, seq: Seq(2) }, at(10));
+        assert_eq!(wait(&mut link, silent - 1).0, []);
+        assert_eq!(wait(&mut link, 1).0, anew, "the question or its answer was lost");
+        let (seen, now) = wait(&mut link, silent - 1);
+        assert_eq!(seen, []);
+        link.handle(Input::Subscribed { space: SPACE }, at(now));
+        let (seen, now) = wait(&mut link, silent - 1);
+        assert_eq!(seen, []);
+        link.handle(Input::NodeReaches { space: SPACE, seq: Seq(2) }, at(now));
+        assert_eq!(wait(&mut link, silent - 1).0, [], "a heartbeat came");
+        assert_eq!(wait(&mut link, 1).0, anew, "none came");
+        link.handle(Input::SubscriptionFailed { space: SPACE }, at(wait(&mut link, 0).1));
+        assert_eq!(drain(&mut link), [], "what is known to have ended is asked for after its pause");
     }
 
     #[test]

@@ -69,6 +69,13 @@ impl AclRead {
 
     fn take(&mut self, entry: v1::AclReadEntry) -> Result<(), JoinError> {
         let bad = |text: String| JoinError::NodeFault(text);
+        if entry.seq <= self.position.seq.0 {
+            // Sent twice; what was verified then stands.
+            return Ok(());
+        }
+        if entry.seq > self.position.seq.next().0 {
+            return Err(broken_off("entries of the ACL did not come"));
+        }
         let next = match entry.entry.ok_or_else(|| bad("an empty entry".to_owned()))? {
             Entry::Id(id) => self.position.after(&EntryId::try_from(id.as_ref()).map_err(|e| bad(e.to_string()))?),
             Entry::Acl(record) => {
@@ -117,28 +124,34 @@ impl Shared {
         let (_conn, mut stream) = self.insist(limits::ASK_AGAIN_MAX, opening).await?;
         let mut read: Option<AclRead> = None;
         let mut header = None;
-        let mut first = None;
+        let mut first: Option<v1::AclReadEntry> = None;
+        let mut complete = false;
         loop {
-            let message = match follow {
-                Follow::No => tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message())
-                    .await
-                    .map_err(|_| CallError::TimedOut)?,
-                Follow::UntilDecided => stream.message().await,
+            let wait = match follow {
+                Follow::UntilDecided if complete => limits::FOLLOW_SILENT_MAX,
+                Follow::No | Follow::UntilDecided => limits::UNARY_TIMEOUT,
             };
+            let message = tokio::time::timeout(wait, stream.message()).await.map_err(|_| CallError::TimedOut)?;
             let message = message.map_err(|s| CallError::from(failure(&s)))?;
             let Some(message) = message else {
-                return read.ok_or_else(|| JoinError::NodeFault("the ACL ended before it began".to_owned()));
+                let broken = || broken_off("the ACL ended before its end");
+                return read.filter(|_| complete).ok_or_else(broken);
             };
             header = header.or(message.header);
             for entry in message.entries {
                 match (&mut read, &first) {
                     (Some(read), _) => read.take(entry)?,
+                    (None, None) if entry.seq > 1 => return Err(broken_off("the beginning of the ACL did not come")),
                     (None, None) => first = Some(entry),
+                    (None, Some(first)) if entry.seq <= first.seq => {}
+                    (None, Some(_)) if entry.seq > 2 => {
+                        return Err(broken_off("the beginning of the ACL did not come"));
+                    }
                     (None, Some(first)) => read = Some(begin(space, header.as_ref(), first, &entry)?),
                 }
             }
             let Some(read_so_far) = &read else { continue };
-            let complete = message.complete_to_seq != 0 && read_so_far.position.seq.0 >= message.complete_to_seq;
+            complete |= message.complete_to_seq != 0 && read_so_far.position.seq.0 >= message.complete_to_seq;
             let decided = !matches!(standing(&read_so_far.state, self), Standing::Pending);
             match follow {
                 Follow::No if complete => break,
@@ -186,6 +199,11 @@ impl Shared {
         self.link(Input::AskAgain { space });
         Ok(())
     }
+}
+
+/// Something is lacking of an answer. That is nobody's word for anything: the line may have lost it.
+fn broken_off(what: &str) -> JoinError {
+    CallError::Broken(what.to_owned()).into()
 }
 
 /// The first two entries, against the space id that the token names.

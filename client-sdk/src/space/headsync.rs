@@ -112,7 +112,9 @@ impl SpaceInner {
         let (requests, outgoing) = mpsc::channel(1);
         let open = v1::HeadSyncOpen { space: self.id.to_bytes(), seq: seq.0, digest: digest.to_vec().into() };
         ask(&requests, Ask::Open(open)).await?;
-        let answers = conn.rpc().head_sync(ReceiverStream::new(outgoing)).await;
+        let mut rpc = conn.rpc();
+        let answers = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.head_sync(ReceiverStream::new(outgoing))).await;
+        let answers = answers.map_err(|_| CallError::TimedOut)?;
         let mut answers = answers.map_err(|s| CallError::from(failure(&s)))?.into_inner();
         match next(&mut answers).await? {
             Answer::Equal(_) => Ok(Compared::Equal(seq)),
@@ -338,7 +340,8 @@ async fn ask(requests: &mpsc::Sender<v1::HeadSyncRequest>, message: Ask) -> Resu
 }
 
 async fn next(answers: &mut Streaming<v1::HeadSyncResponse>) -> Result<Answer, CallError> {
-    let message = answers.message().await.map_err(|s| CallError::from(failure(&s)))?;
+    let message = tokio::time::timeout(limits::UNARY_TIMEOUT, answers.message()).await;
+    let message = message.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
     message.and_then(|m| m.message).ok_or_else(|| CallError::Broken("the HeadSync stream ended".to_owned()))
 }
 

@@ -75,25 +75,22 @@ impl Pusher {
     pub(super) async fn open(conn: &Conn) -> Result<Self, CallError> {
         let (requests, outgoing) = mpsc::channel(1);
         let mut rpc = conn.rpc();
-        let opening = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.push(ReceiverStream::new(outgoing)));
-        let responses = opening.await.map_err(|_| CallError::TimedOut)?.map_err(|s| failure(&s))?.into_inner();
+        let opened = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.push(ReceiverStream::new(outgoing))).await;
+        let responses = opened.map_err(|_| CallError::TimedOut)?.map_err(|s| failure(&s))?.into_inner();
         Ok(Self { requests, responses })
     }
 
-    /// A connection that lives, and a node that does not answer, are no reason to wait for ever.
+    /// One verdict for each item. A stream on which none comes for long has lost the question or the answer.
     pub(super) async fn exchange(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
-        let answered = tokio::time::timeout(limits::PUSH_ANSWER_TIMEOUT, self.answers_to(request)).await;
-        answered.map_err(|_| CallError::TimedOut)?
-    }
-
-    async fn answers_to(&mut self, request: v1::PushRequest) -> Result<Vec<v1::Verdict>, CallError> {
-        let expected = request.items.len();
+        let mut open: BTreeSet<u64> = request.items.iter().map(|item| item.tag).collect();
+        let mut verdicts = Vec::with_capacity(open.len());
         let closed = || CallError::Broken("the push stream ended".to_owned());
         self.requests.send(request).await.map_err(|_| closed())?;
-        let mut verdicts = Vec::with_capacity(expected);
-        while verdicts.len() < expected {
-            let message = self.responses.message().await.map_err(|s| CallError::from(failure(&s)))?;
-            verdicts.extend(message.ok_or_else(closed)?.verdicts);
+        while !open.is_empty() {
+            let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, self.responses.message());
+            let message = answer.await.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
+            // What is said twice, or of what nobody asked, is no verdict.
+            verdicts.extend(message.ok_or_else(closed)?.verdicts.into_iter().filter(|v| open.remove(&v.tag)));
         }
         Ok(verdicts)
     }
