@@ -82,7 +82,11 @@ impl MemoryVault {
         Ok(())
     }
 
-    fn open(&self) -> Result<Secrets, OpenError> {
+    /// What is in it: who keeps a vault in memory keeps what opens it. For whoever checks that none of it is seen anywhere.
+    ///
+    /// # Errors
+    /// [`OpenError::NoAccount`] while it is empty.
+    pub fn secrets(&self) -> Result<Secrets, OpenError> {
         let locked = self.locked().clone().ok_or_else(|| OpenError::NoAccount { dir: IN_MEMORY.into() })?;
         Ok(vault::unlock(&locked.bytes, &vault::Unlock::KeyFile(&locked.key))?)
     }
@@ -112,7 +116,7 @@ impl Home {
     pub(crate) fn secrets(&self) -> Result<Secrets, OpenError> {
         match self {
             Self::Directory { dir, unlock } => open(dir, unlock),
-            Self::Memory { vault, .. } => vault.open(),
+            Self::Memory { vault, .. } => vault.secrets(),
         }
     }
 

@@ -123,8 +123,9 @@ impl SpaceKeys {
         aead::hkdf(b"", &self.read_key.0, &[PROFILE])
     }
 
-    /// name key ‖ read key ‖ history key, or without the last.
-    pub(crate) fn to_plaintext(&self) -> Zeroizing<Vec<u8>> {
+    /// name key ‖ read key ‖ history key, or without the last: what is sealed, and what must stand nowhere unsealed.
+    #[must_use]
+    pub fn to_plaintext(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(96));
         bytes.extend_from_slice(&self.name_key.0);
         bytes.extend_from_slice(&self.read_key.0);

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use client_sdk::{
-    AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, TreeId,
+    AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, Tree,
+    TreeId,
 };
 use sync_core::acl::AclState;
 use sync_core::log::{EntryKind, Position};
@@ -20,7 +21,7 @@ use crate::told::{Field, Stage, Told, Written};
 use crate::violation::Violation;
 use crate::world::World;
 
-type Held = Result<(), Violation>;
+pub(crate) type Held = Result<(), Violation>;
 
 /// What stands in every plaintext of a story, and in nothing else.
 pub(crate) const NEEDLE: &str = "zqxneedle";
@@ -185,26 +186,6 @@ pub(crate) fn acl_records_are_never_undone(machine: &str, client: &Store, node: 
     })
 }
 
-/// Nothing that a story wrote in plaintext stands on the node's disk.
-pub(crate) fn the_node_never_holds_plaintext_or_keys(image: &Image, secrets: &[String]) -> Held {
-    let needles = secrets.iter().map(String::as_str).chain([NEEDLE]);
-    needles.map(|needle| (needle, contains(image.bytes(), needle.as_bytes()))).try_for_each(|(needle, is_there)| {
-        unless(!is_there, || Violation::new("the_node_never_holds_plaintext_or_keys", "nothing to read", needle))
-    })
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    let Some(first) = needle.first() else { return false };
-    let mut from = 0;
-    while let Some(at) = haystack[from..].iter().position(|b| b == first) {
-        if haystack[from + at..].starts_with(needle) {
-            return true;
-        }
-        from += at + 1;
-    }
-    false
-}
-
 // ---- of one client --------------------------------------------------------------------------------------------------
 
 /// Every write that returned is known, and has gone forward or stands where it stood.
@@ -288,6 +269,28 @@ pub(crate) fn one_live_instance_per_tree(who: Who, space: &Space, objects: &[Obj
         unless(by_name.is_same_instance(&by_id), || Violation::new(NAME, format!("{who}: one instance"), object))?;
     }
     Ok(())
+}
+
+/// A live tree that somebody holds is the one that everybody gets, however many others were asked for since.
+pub(crate) fn a_held_tree_is_the_instance(who: Who, space: &Space, held: &[Tree]) -> Held {
+    held.iter().try_for_each(|tree| match space.tree(tree.id()) {
+        Ok(Some(now)) => unless(now.is_same_instance(tree), || {
+            Violation::new("one_live_instance_per_tree", format!("{who}: the instance that is held"), &now)
+        }),
+        // Of another space; or the store failed.
+        Ok(None) | Err(_) => Ok(()),
+    })
+}
+
+/// As [`a_live_tree_shows_what_is_stored`], of trees that were held all the while.
+pub(crate) fn a_held_tree_shows_what_is_stored(who: Who, objects: &[Object], held: &[Tree]) -> Held {
+    held.iter().try_for_each(|tree| {
+        let Some(object) = objects.iter().find(|object| object.tree == tree.id()) else { return Ok(()) };
+        let shown = tree.snapshot().ok().and_then(|s| s.object.clone());
+        unless(shown.as_ref() == Some(object), || {
+            Violation::new("a_live_tree_shows_what_is_stored", format!("{who}, held: {object:?}"), &shown)
+        })
+    })
 }
 
 /// When nothing is under way, a live tree shows what the list shows: one is kept up by commits, the other read from rows.
@@ -415,6 +418,14 @@ pub(crate) fn reads_from(space: &Space, account: &AccountId) -> Option<Seq> {
 
 // ---- at the end -----------------------------------------------------------------------------------------------------
 
+/// A new device of an account, which was given nothing but the words, shows what the account's other device shows.
+pub(crate) fn a_fresh_replica_is_the_same(old: &[Replica], fresh: &Replica) -> Held {
+    let held = old.iter().filter(|r| r.space == fresh.space && r.account == fresh.account).cloned();
+    let all: Vec<Replica> = held.chain([fresh.clone()]).collect();
+    let named = |violation| Violation { invariant: "a_fresh_replica_is_the_same", ..violation };
+    replicas_converge(&all).map_err(named)
+}
+
 /// Replicas of one log show the same: the chain, the ACL, the heads, and, who reads from the same epoch on, the objects.
 pub(crate) fn replicas_converge(replicas: &[Replica]) -> Held {
     for replica in replicas {
@@ -446,8 +457,10 @@ fn differ(
 }
 
 /// What a member holds of a space.
+#[derive(Clone)]
 pub(crate) struct Replica {
     pub(crate) who: String,
+    account: AccountId,
     pub(crate) space: SpaceId,
     chain: Option<Chain>,
     acl: Arc<AclState>,
@@ -469,6 +482,7 @@ impl Replica {
         })?;
         Ok(Self {
             who: who.to_owned(),
+            account: client.account(),
             space: id,
             chain,
             acl: space.acl().map_err(unreadable)?,

@@ -53,10 +53,12 @@
 //! one world is one thread. No waiting for real time.
 
 mod foe;
+mod follow;
 mod invariants;
 mod line;
 mod machine;
 mod net;
+mod secrets;
 mod shrink;
 mod story;
 mod tale;

@@ -4,6 +4,7 @@
 //! that nobody made) does nothing. So a long story that breaks an invariant can be made short.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::foe::{self, Deed, Foe};
 use crate::line::Garble;
 use crate::machine::dice;
-use crate::world::{CLIENT_NAMES, Faults};
+use crate::world::{CACHED_TREES, CLIENT_NAMES, Faults};
 
 /// What happens, and how long the world then waits before the next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -296,13 +297,15 @@ pub struct Story {
     pub faults: Faults,
     /// Who does not play by the rules, if anybody.
     pub foe: Option<Foe>,
+    /// Live trees that a client keeps in each space although nobody holds them.
+    pub cached_trees: NonZeroUsize,
     pub steps: Vec<Step>,
 }
 
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let weather = if self.faults == Faults::none() { "good weather" } else { "bad weather" };
-        write!(f, "{} clients, {weather}", self.clients)?;
+        write!(f, "{} clients, {weather}, {} live trees kept", self.clients, self.cached_trees)?;
         self.foe.map_or(Ok(()), |foe| write!(f, ", {foe}"))?;
         writeln!(f)?;
         self.steps.iter().try_for_each(|step| writeln!(f, "  {step}"))
@@ -390,10 +393,16 @@ impl Story {
         for _ in 0..length {
             maker.anything();
         }
-        let mut story = Self { seed, clients, faults, foe: None, steps: maker.steps };
+        let cached_trees = cached_trees(seed);
+        let mut story = Self { seed, clients, faults, foe: None, cached_trees, steps: maker.steps };
         foe::add_to(&mut story);
         story
     }
+}
+
+/// In half of the stories a live tree is let go as soon as another one is asked for.
+fn cached_trees(seed: u64) -> NonZeroUsize {
+    if dice(seed, "live trees").random_bool(0.5) { NonZeroUsize::MIN } else { CACHED_TREES }
 }
 
 struct Maker {

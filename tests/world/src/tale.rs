@@ -18,8 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::foe::{Foes, set_back};
+use crate::follow::Readers;
 use crate::invariants as hold;
 use crate::invariants::{Auditor, Claim, NEEDLE, Replica};
+use crate::secrets::{self, Secrets};
 use crate::story::{Act, Direction, Given, History, Mishap, NODE, Place, Profile, Step, Story, Way, Who};
 use crate::told::{Certified, Field, Stage, Told, Written};
 use crate::violation::Violation;
@@ -64,7 +66,7 @@ impl Story {
     pub fn tell(&self) -> Ending {
         PANICKED.with(|seen| seen.borrow_mut().take());
         let steps = self.steps.clone();
-        let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults);
+        let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults).cached_trees(self.cached_trees);
         let plan = if self.steps.iter().any(|s| matches!(s.act, Act::Garble { .. })) { plan.lines() } else { plan };
         plan.run(|world| async move {
             let mut teller = Teller::new(world.clone());
@@ -85,6 +87,7 @@ struct Teller {
     world: World,
     told: Told,
     auditor: Auditor,
+    readers: Readers,
     work: Vec<JoinHandle<()>>,
     down: BTreeMap<String, Instant>,
     /// The tree that each slot of a space holds.
@@ -100,9 +103,10 @@ type Trees = std::sync::Arc<std::sync::Mutex<BTreeMap<(SpaceId, usize), TreeId>>
 impl Teller {
     fn new(world: World) -> Self {
         let clients = (0..crate::world::CLIENT_NAMES.len()).map(Who).filter(|w| world.has(w.name())).collect();
-        let (told, auditor, work, down) = (Told::default(), Auditor::default(), Vec::new(), BTreeMap::new());
+        let (told, auditor, readers) = (Told::default(), Auditor::default(), Readers::default());
+        let (work, down, trees) = (Vec::new(), BTreeMap::new(), Trees::default());
         let foes = Foes::new(world.clone(), told.clone());
-        Self { world, told, auditor, work, down, trees: Trees::default(), clients, foes, settled: false }
+        Self { world, told, auditor, readers, work, down, trees, clients, foes, settled: false }
     }
 
     async fn tell(&mut self, steps: &[Step]) -> Result<(), Violation> {
@@ -240,6 +244,8 @@ impl Teller {
         self.check_node()?;
         for who in self.clients.clone() {
             self.check_client(who)?;
+            // A reader that goes away in the middle now and then.
+            self.read_on(who, 1 + step.number as usize % 5)?;
         }
         // One machine after the other.
         let machines = self.world.machines();
@@ -278,6 +284,11 @@ impl Teller {
         Ok(())
     }
 
+    fn read_on(&mut self, who: Who, most: usize) -> Result<(), Violation> {
+        let Ok(client) = self.world.client(who.name()) else { return Ok(()) };
+        self.spaces_of(&client).iter().try_for_each(|space| self.readers.read_on(who, space, most))
+    }
+
     fn spaces_of(&self, client: &Client) -> Vec<Space> {
         let ids: Vec<SpaceId> = self.told.lock().spaces.values().copied().collect();
         ids.into_iter().filter_map(|id| client.space(id).ok()).collect()
@@ -286,7 +297,8 @@ impl Teller {
     /// The node's disk, as a power cut would leave it.
     fn check_disks(&self) -> Result<(), Violation> {
         let Some(image) = self.world.disk(NODE).safe_image() else { return Ok(()) };
-        hold::the_node_never_holds_plaintext_or_keys(&image, &[])?;
+        let secrets = Secrets::of(&self.world, &self.told, &self.clients)?;
+        secrets::the_node_never_holds_plaintext_or_keys(&image, &secrets)?;
         let node = hold::ledger(image, StoreKind::Node)?;
         hold::every_acknowledged_change_survives_a_crash(&self.told, &node)?;
         for who in &self.clients {
@@ -298,6 +310,10 @@ impl Teller {
                 hold::acl_records_are_never_undone(who.name(), &store, &node)?;
                 hold::heads_are_the_changes_without_children(who.name(), &store)?;
             }
+            if let Some(image) = self.world.disk(who.name()).image() {
+                secrets::a_stolen_disk_shows_nothing(*who, &image, &secrets)?;
+            }
+            secrets::the_removed_read_nothing_new(&self.world, &self.told, *who, &node)?;
         }
         hold::heads_are_the_changes_without_children(NODE, &node)
     }
@@ -324,13 +340,35 @@ impl Teller {
                 let replica = Replica::of(who.name(), &client, &store, space)?;
                 let objects = space.objects().list_all().unwrap_or_default();
                 hold::one_live_instance_per_tree(who, space, &objects)?;
+                let held = self.told.held(who, self.world.life(who.name()));
+                hold::a_held_tree_is_the_instance(who, space, &held)?;
                 hold::a_live_tree_shows_what_is_stored(who, space, &objects)?;
+                hold::a_held_tree_shows_what_is_stored(who, &objects, &held)?;
+                self.readers.have_been_told_all(who, space, &store)?;
                 self.world.note(format_args!("{who} has {} objects in {}", objects.len(), space.id()));
                 replicas.push(replica);
             }
         }
         hold::replicas_converge(&replicas)?;
-        self.foes.judge()
+        self.foes.judge()?;
+        Box::pin(self.begin_anew(&replicas)).await
+    }
+
+    /// One of the accounts on a new machine: it reads everything from nothing.
+    async fn begin_anew(&self, replicas: &[Replica]) -> Result<(), Violation> {
+        const FRESH: &str = "fresh";
+        let who = self.clients[usize::try_from(self.world.seed()).unwrap_or(0) % self.clients.len()];
+        let absent = |e: &dyn std::fmt::Debug| Violation::new("settle_terminates", format!("{who} on a new device"), e);
+        self.world.add_device(FRESH, who.name());
+        self.world.start(FRESH).await.map_err(|e| absent(&e))?;
+        let (client, store) = (self.world.client(FRESH), self.world.store(FRESH));
+        let (client, store) = (client.map_err(|e| absent(&e))?, store.map_err(|e| absent(&e))?);
+        client.recovered(SETTLED_WITHIN).await.map_err(|e| absent(&e))?;
+        for space in self.spaces_of(&client).iter().filter(|space| is_member(&client, space)) {
+            let fresh = Replica::of(FRESH, &client, &store, space)?;
+            hold::a_fresh_replica_is_the_same(replicas, &fresh)?;
+        }
+        Ok(())
     }
 
     async fn settle_terminates(&mut self) -> Result<(), Violation> {
@@ -528,6 +566,7 @@ impl Hand {
             return;
         };
         self.say("invited");
+        self.told.lock().tokens.insert(invite.token.clone());
         if token.send(invite.token).is_err() {
             return;
         }
@@ -796,7 +835,14 @@ impl Hand {
         match space.objects().list_all() {
             Ok(objects) => {
                 self.say(format_args!("reads {} objects", objects.len()));
+                let life = self.world.life(self.by.name());
+                let held = self.told.held(self.by, life);
+                self.judge(hold::a_held_tree_is_the_instance(self.by, &space, &held));
                 self.judge(hold::one_live_instance_per_tree(self.by, &space, &objects));
+                let one = objects.get(self.step.number as usize % objects.len().max(1));
+                if let Some(Ok(Some(tree))) = one.map(|object| space.tree(object.tree)) {
+                    self.told.lock().held.push((self.by, life, tree));
+                }
             }
             Err(error) => self.say(error),
         }

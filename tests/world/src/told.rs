@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use client_sdk::{AccountId, Chain, Seq, SpaceId, WriteId, WriteState};
+use client_sdk::{AccountId, Chain, Seq, SpaceId, Tree, WriteId, WriteState};
 
 use crate::foe::set_back::SetBack;
 use crate::story::Who;
@@ -72,6 +72,8 @@ pub(crate) struct Everything {
     pub(crate) spaces: BTreeMap<usize, SpaceId>,
     pub(crate) writes: Vec<Written>,
     pub(crate) certified: Vec<Certified>,
+    /// Of invites, as they were handed over.
+    pub(crate) tokens: BTreeSet<String>,
     /// How often somebody began to let an account into a space.
     pub(crate) admitted: BTreeMap<(SpaceId, AccountId), u32>,
     /// Objects that somebody began to delete or purge: what they hold is nobody's promise.
@@ -81,6 +83,8 @@ pub(crate) struct Everything {
     /// The node's disk was put back to an older state.
     pub(crate) set_backs: Vec<SetBack>,
     pub(crate) accounts: BTreeMap<Who, AccountId>,
+    /// Live trees that an application holds: of a client, in one life of its process.
+    pub(crate) held: Vec<(Who, u64, Tree)>,
     /// What a task found.
     pub(crate) violations: Vec<Violation>,
 }
@@ -114,6 +118,13 @@ impl Told {
 
     pub(crate) fn is_erased(&self, space: SpaceId, field: &Field) -> bool {
         self.lock().erased.contains(&(space, field.object_type, field.object.clone()))
+    }
+
+    /// The live trees that the present process of a client gave out and that are held since. What an earlier one gave is let go.
+    pub(crate) fn held(&self, by: Who, life: u64) -> Vec<Tree> {
+        let mut everything = self.lock();
+        everything.held.retain(|(who, of, _)| *who != by || *of == life);
+        everything.held.iter().filter(|(who, ..)| *who == by).map(|(.., tree)| tree.clone()).collect()
     }
 
     pub(crate) fn locally_durable(&self, by: Who, writes: &[WriteId]) {

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client_sdk::{Client, ClientConfig, MemoryVault, NodeAddress, ObjectType};
+use client_sdk::{Client, ClientConfig, MemoryVault, Mnemonic, NodeAddress, ObjectType};
 use ed25519_dalek::SigningKey;
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use sync_core::ids::AuthorityId;
 use sync_core::limits;
+use sync_e2ee::Secrets;
 use sync_node::{Node, NodeConfig, NodeKeys, Recovering, RestoreError, RunningNode};
 use sync_store::memory::{AtCommit, Disk, Fate};
 use sync_store::{Store, StoreKind};
@@ -78,7 +80,11 @@ pub struct Plan {
     faults: Faults,
     types: Vec<ObjectType>,
     lines: Lines,
+    cached_trees: NonZeroUsize,
 }
+
+/// Live trees that a client keeps unless it is told otherwise: more than a story has.
+pub(crate) const CACHED_TREES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 
 /// How the clients of a world reach their nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +120,13 @@ impl Plan {
     #[must_use]
     pub fn lines(mut self) -> Self {
         self.lines = Lines::Garbled;
+        self
+    }
+
+    /// With so many live trees that a client keeps in each space although nobody holds them.
+    #[must_use]
+    pub fn cached_trees(mut self, trees: NonZeroUsize) -> Self {
+        self.cached_trees = trees;
         self
     }
 
@@ -175,6 +188,7 @@ struct Inner {
     ground: Ground,
     faults: Faults,
     types: Vec<ObjectType>,
+    cached_trees: NonZeroUsize,
     calm: AtomicBool,
     state: Mutex<State>,
     trace: Trace,
@@ -196,7 +210,17 @@ struct Machine {
 
 enum Kind {
     Node { keys: NodeKeys, address: NodeAddress, recovering: Recovering },
-    Client { vault: MemoryVault, node: String, is_made: bool },
+    Client { vault: MemoryVault, node: String, account: Account },
+}
+
+/// Which account a client is at its next start.
+#[derive(Clone)]
+enum Account {
+    New,
+    /// The one of these words, on a new device.
+    Of(Mnemonic),
+    /// The one in its vault.
+    Kept,
 }
 
 /// A process.
@@ -241,7 +265,15 @@ impl World {
     /// A world of this seed: the same seed, plan and story give the same world, to the last message.
     #[must_use]
     pub fn seeded(seed: u64) -> Plan {
-        Plan { seed, clients: 2, nodes: 1, faults: Faults::none(), types: Vec::new(), lines: Lines::Direct }
+        Plan {
+            seed,
+            clients: 2,
+            nodes: 1,
+            faults: Faults::none(),
+            types: Vec::new(),
+            lines: Lines::Direct,
+            cached_trees: CACHED_TREES,
+        }
     }
 
     async fn build(plan: Plan) -> Self {
@@ -252,6 +284,7 @@ impl World {
             ground,
             faults: plan.faults,
             types: plan.types,
+            cached_trees: plan.cached_trees,
             calm: AtomicBool::new(false),
             state: Mutex::default(),
             trace: Trace::new(),
@@ -330,7 +363,33 @@ impl World {
 
     /// A new machine that will run a client of a node; [`World::start`] starts it, and makes its account the first time.
     pub fn add_client(&self, name: &str, node: &str) {
-        self.add(name, Kind::Client { vault: MemoryVault::default(), node: node.to_owned(), is_made: false });
+        let vault = MemoryVault::default();
+        self.add(name, Kind::Client { vault, node: node.to_owned(), account: Account::New });
+    }
+
+    /// A new machine that will run another device of a client's account, which knows nothing but the words.
+    ///
+    /// # Panics
+    /// If there is no such client.
+    pub fn add_device(&self, name: &str, of: &str) {
+        let words = self.secrets(of).unwrap_or_else(|| panic!("{of} is a client that was started")).mnemonic;
+        let Some(node) = self.node_of(of) else { panic!("{of} is a node") };
+        self.add(name, Kind::Client { vault: MemoryVault::default(), node, account: Account::Of(words) });
+    }
+
+    fn node_of(&self, client: &str) -> Option<String> {
+        match &self.lock().machine(client).kind {
+            Kind::Client { node, .. } => Some(node.clone()),
+            Kind::Node { .. } => None,
+        }
+    }
+
+    /// What a client keeps in its vault; `None` of a node, and before the first start.
+    pub(crate) fn secrets(&self, client: &str) -> Option<Secrets> {
+        match &self.lock().machine(client).kind {
+            Kind::Client { vault, .. } => vault.secrets().ok(),
+            Kind::Node { .. } => None,
+        }
     }
 
     fn add(&self, name: &str, kind: Kind) {
@@ -420,26 +479,32 @@ impl World {
     }
 
     async fn start_client(&self, name: &str, host: sync_host::Host, store: Store) -> Result<What, StartError> {
-        let (vault, address, is_made) = {
+        let (vault, address, account) = {
             let mut state = self.lock();
-            let (vault, node, is_made) = match &state.machine(name).kind {
-                Kind::Client { vault, node, is_made } => (vault.clone(), node.clone(), *is_made),
+            let (vault, node, account) = match &state.machine(name).kind {
+                Kind::Client { vault, node, account } => (vault.clone(), node.clone(), account.clone()),
                 Kind::Node { .. } => panic!("{name} is a node"),
             };
-            (vault, state.address(&node), is_made)
+            (vault, state.address(&node), account)
         };
         let mut config = ClientConfig::on(host, vault, store).node(address).name(format!("{name}-the-person"));
         for object_type in &self.inner.types {
             config = config.object_type(object_type.clone());
         }
-        let client = if is_made { Client::open(config).await? } else { Client::create(config).await?.0 };
-        if let Kind::Client { is_made, .. } = &mut self.lock().machine(name).kind {
-            *is_made = true;
+        config = config.cached_trees(self.inner.cached_trees);
+        let client = match account {
+            Account::New => Client::create(config).await?.0,
+            Account::Of(words) => Client::restore(config, words).await?,
+            Account::Kept => Client::open(config).await?,
+        };
+        if let Kind::Client { account, .. } = &mut self.lock().machine(name).kind {
+            *account = Account::Kept;
         }
         Ok(What::Client(client))
     }
 
-    fn life(&self, name: &str) -> u64 {
+    /// Which process of a machine runs, counted from its first.
+    pub(crate) fn life(&self, name: &str) -> u64 {
         self.lock().machine(name).lives
     }
 
