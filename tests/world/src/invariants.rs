@@ -419,11 +419,12 @@ pub(crate) fn reads_from(space: &Space, account: &AccountId) -> Option<Seq> {
 // ---- at the end -----------------------------------------------------------------------------------------------------
 
 /// A new device of an account, which was given nothing but the words, shows what the account's other device shows.
-pub(crate) fn a_fresh_replica_is_the_same(old: &[Replica], fresh: &Replica) -> Held {
-    let held = old.iter().filter(|r| r.space == fresh.space && r.account == fresh.account).cloned();
-    let all: Vec<Replica> = held.chain([fresh.clone()]).collect();
-    let named = |violation| Violation { invariant: "a_fresh_replica_is_the_same", ..violation };
-    replicas_converge(&all).map_err(named)
+pub(crate) fn a_fresh_replica_is_the_same(old: &[Replica], fresh: &[Replica]) -> Held {
+    const NAME: &str = "a_fresh_replica_is_the_same";
+    let spaces = |replicas: &[Replica]| replicas.iter().map(|r| r.space).collect::<BTreeSet<_>>();
+    unless(spaces(old) == spaces(fresh), || Violation::new(NAME, format!("{:?}", spaces(old)), spaces(fresh)))?;
+    let all = [old, fresh].concat();
+    replicas_converge(&all).map_err(|violation| Violation { invariant: NAME, ..violation })
 }
 
 /// Replicas of one log show the same: the chain, the ACL, the heads, and, who reads from the same epoch on, the objects.
@@ -460,7 +461,6 @@ fn differ(
 #[derive(Clone)]
 pub(crate) struct Replica {
     pub(crate) who: String,
-    account: AccountId,
     pub(crate) space: SpaceId,
     chain: Option<Chain>,
     acl: Arc<AclState>,
@@ -482,7 +482,6 @@ impl Replica {
         })?;
         Ok(Self {
             who: who.to_owned(),
-            account: client.account(),
             space: id,
             chain,
             acl: space.acl().map_err(unreadable)?,

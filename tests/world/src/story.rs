@@ -423,7 +423,8 @@ impl Lines {
     fn draw(seed: u64) -> Self {
         let mut dice = dice(seed, "lines");
         let is_garbled = dice.random_bool(0.35);
-        let mut share = || if is_garbled && dice.random_bool(0.6) { dice.random_range(1..=15) } else { 0 };
+        let most = if dice.random_bool(0.2) { 25 } else { 12 };
+        let mut share = || if is_garbled && dice.random_bool(0.6) { dice.random_range(1..=most) } else { 0 };
         let swarm = Garble { lost: share(), twice: share(), swapped: share(), late: share() };
         Self { dice, swarm }
     }

@@ -359,16 +359,21 @@ impl Teller {
         const FRESH: &str = "fresh";
         let who = self.clients[usize::try_from(self.world.seed()).unwrap_or(0) % self.clients.len()];
         let absent = |e: &dyn std::fmt::Debug| Violation::new("settle_terminates", format!("{who} on a new device"), e);
+        let old = self.world.client(who.name()).map_err(|e| absent(&e))?;
+        // From now on another device finds everything: so says the call.
+        old.account_synced(SETTLED_WITHIN).await.map_err(|e| absent(&e))?;
         self.world.add_device(FRESH, who.name());
         self.world.start(FRESH).await.map_err(|e| absent(&e))?;
         let (client, store) = (self.world.client(FRESH), self.world.store(FRESH));
         let (client, store) = (client.map_err(|e| absent(&e))?, store.map_err(|e| absent(&e))?);
         client.recovered(SETTLED_WITHIN).await.map_err(|e| absent(&e))?;
+        let mut fresh = Vec::new();
         for space in self.spaces_of(&client).iter().filter(|space| is_member(&client, space)) {
-            let fresh = Replica::of(FRESH, &client, &store, space)?;
-            hold::a_fresh_replica_is_the_same(replicas, &fresh)?;
+            fresh.push(Replica::of(FRESH, &client, &store, space)?);
         }
-        Ok(())
+        self.world.note(format_args!("{who} has {} spaces on a new device", fresh.len()));
+        let old: Vec<Replica> = replicas.iter().filter(|r| r.who == who.name()).cloned().collect();
+        hold::a_fresh_replica_is_the_same(&old, &fresh)
     }
 
     async fn settle_terminates(&mut self) -> Result<(), Violation> {
