@@ -43,7 +43,7 @@ const REACHED: &[(ReasonCode, &str, &str)] = &[
     (ReasonCode::Recovering, "rollback", "ReasonCode::Recovering"),
     (ReasonCode::Panicked, "live", "s24_a_panic_over_one_tree_is_contained_and_visible"),
     (ReasonCode::Forked, "rollback", "ReasonCode::Forked"),
-    (ReasonCode::Different, "derived", "what_headsync_finds_to_differ_is_derived_again"),
+    (ReasonCode::Different, "derived", "a_node_that_derived_wrongly_differs"),
     (ReasonCode::StoreFull, "faults_of_disks", "ReasonCode::StoreFull"),
     (ReasonCode::StoreFailed, "faults_of_disks", "STORE_FAILED"),
     (ReasonCode::TimedOut, "status", "an_await_without_time_says_that"),
@@ -140,6 +140,39 @@ async fn a_link_without_heartbeats_is_not_synced() -> Outcome {
     Ok(())
 }
 
+/// Whoever follows the status hears that it is not fresh when that begins, and not at the next occasion.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_freshness_is_told_when_it_comes() -> Outcome {
+    use sync_core::limits::HEARTBEAT_INTERVAL;
+    use sync_proto::v1::head_updates_response::Message;
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    space.await_synced().await?;
+    let word = |frame: &_| matches!(frame, Message::Pong(_) | Message::Heartbeat(_) | Message::Durable(_));
+    relay.frames(move |frame| if word(frame) { Fate::Drop } else { Fate::Pass });
+    // From now on it only grows.
+    let age = space.fresh_within().ok_or("it was just heard")?;
+    let ends = std::time::Instant::now() + (HEARTBEAT_INTERVAL * 2).saturating_sub(age);
+    // Out of step with whatever is looked at every few seconds.
+    tokio::time::sleep(HEARTBEAT_INTERVAL / 2).await;
+    let mut statuses = space.status_stream();
+    let stale = async {
+        loop {
+            let status = statuses.next().await?.ok_or("the space is open")?;
+            if Reason::find(&status.reasons, ReasonCode::NotFresh).is_some() {
+                return Outcome::Ok(std::time::Instant::now());
+            }
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, stale).await??;
+    assert!(told >= ends, "not before");
+    assert!(told - ends < Duration::from_secs(1), "{:?} late", told - ends);
+    relay.heal();
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_is_logged_and_not_certified_says_so() -> Outcome {
     use sync_proto::v1::head_updates_response::Message;
@@ -188,10 +221,13 @@ async fn a_purged_object_is_never_waited_for() -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_await_without_time_says_that() -> Outcome {
-    let node = NodeProcess::start();
-    let admin = TestClient::create("Admin", node.address()).await;
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", relay.address()).await;
     let space = admin.create_space("Club").await?;
     space.await_synced().await?;
+    // However fast the node is, and however slow a clock that counts milliseconds.
+    relay.calls(|name| if name == "Certify" { Calls::HangBefore } else { Calls::Forward });
     let no = space.await_synced_within(Duration::ZERO).await.expect_err("there was no time");
     assert_eq!((no.code, no.residue[0].code), (NotSyncedCode::DeadlineExceeded, ReasonCode::TimedOut), "{no:?}");
     Ok(())

@@ -11,6 +11,7 @@ mod canonical;
 mod decide;
 mod evidence;
 mod fixture;
+mod judge;
 mod limit;
 mod link;
 #[expect(unreachable_pub, reason = "shared with the scenario tests, where it is public")]
