@@ -4,6 +4,7 @@
 //! (`OFFLINE`, `TIMED_OUT`, …). Programs match on variants or codes, never on texts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, AuthorityId, SpaceId, TreeId};
@@ -218,6 +219,14 @@ impl From<RpcError> for CallError {
 }
 
 impl CallError {
+    /// How long the node asks to be left alone.
+    pub(crate) const fn hint(&self) -> Duration {
+        match self {
+            Self::Refused(failure) => Duration::from_millis(failure.retry_after_ms),
+            Self::Offline { .. } | Self::TimedOut | Self::Broken(_) | Self::BadAnswer(_) => Duration::ZERO,
+        }
+    }
+
     /// True if the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {

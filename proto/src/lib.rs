@@ -13,46 +13,38 @@ mod to_wire;
 
 pub use from_wire::{WireError, array, id, read_record, read_verified, required};
 
-/// Generated from `sync.proto`.
-pub mod v1 {
-    #![allow(
-        missing_debug_implementations,
-        unreachable_pub,
-        clippy::large_enum_variant,
-        clippy::wildcard_enum_match_arm,
-        clippy::default_trait_access,
-        rust_2018_idioms,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("headwater.sync.v1");
+/// A module of generated code, which our lints are not about.
+macro_rules! generated {
+    ($(#[$doc:meta])* $name:ident $package:literal) => {
+        $(#[$doc])*
+        pub mod $name {
+            #![allow(
+                missing_debug_implementations,
+                unreachable_pub,
+                clippy::large_enum_variant,
+                clippy::wildcard_enum_match_arm,
+                clippy::default_trait_access,
+                rust_2018_idioms,
+                reason = "generated code"
+            )]
+            tonic::include_proto!($package);
+        }
+    };
 }
 
-/// Generated from `client.proto`: the service of a client, for programs on the same machine.
-pub mod client_v1 {
-    #![allow(
-        missing_debug_implementations,
-        unreachable_pub,
-        clippy::large_enum_variant,
-        clippy::wildcard_enum_match_arm,
-        clippy::default_trait_access,
-        rust_2018_idioms,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("headwater.client.v1");
+generated! {
+    /// Generated from `sync.proto`.
+    v1 "headwater.sync.v1"
 }
 
-/// Generated from `peer.proto`: what two clients say to each other.
-pub mod peer_v1 {
-    #![allow(
-        missing_debug_implementations,
-        unreachable_pub,
-        clippy::large_enum_variant,
-        clippy::wildcard_enum_match_arm,
-        clippy::default_trait_access,
-        rust_2018_idioms,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("headwater.peer.v1");
+generated! {
+    /// Generated from `client.proto`: the service of a client, for programs on the same machine.
+    client_v1 "headwater.client.v1"
+}
+
+generated! {
+    /// Generated from `peer.proto`: what two clients say to each other.
+    peer_v1 "headwater.peer.v1"
 }
 
 /// For gRPC reflection: the node's service and every message of it, as an encoded `FileDescriptorSet`.

@@ -596,6 +596,12 @@ pub fn pause(failures: u32, jitter: u8) -> Duration {
     base - base / 4 * u32::from(jitter) / 255
 }
 
+/// The same, and no less than the peer asked for, up to a minute.
+#[must_use]
+pub fn pause_asked(failures: u32, jitter: u8, asked: Duration) -> Duration {
+    pause(failures, jitter).max(asked).min(limits::RETRY_HINT_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -746,5 +752,7 @@ mod tests {
         link.handle(Input::Connected, at(2200));
         assert!(drain(&mut link).contains(&Output::Subscribe { space: SPACE, cursor: Seq(2) }));
         assert_eq!(pause(100, 0), Duration::from_secs(20));
+        let asked = |seconds| pause_asked(1, 0, Duration::from_secs(seconds)).as_secs();
+        assert_eq!([asked(0), asked(7), asked(3600)], [1, 7, 60], "what is asked for counts, within reason");
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::ids::TreeId;
 use crate::limits;
-use crate::session::{Moment, pause};
+use crate::session::{Moment, pause, pause_asked};
 
 /// What is wanted of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -331,7 +331,7 @@ impl Syncer {
             End::Done => {}
             End::Failed { jitter } => self.retry(item, pause(item.attempts + 1, jitter), now),
             End::Pressed { hint, jitter } => {
-                let wait = pause(item.attempts + 1, jitter).max(hint).min(limits::RETRY_HINT_MAX);
+                let wait = pause_asked(item.attempts + 1, jitter, hint);
                 self.retry(item, wait, now);
             }
             End::Lost => self.enqueue(item),

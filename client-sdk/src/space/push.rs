@@ -13,7 +13,7 @@ use sync_core::ids::{Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
 use sync_core::record::{TreeChange, verify, verify_as};
-use sync_core::session::pause;
+use sync_core::session::pause_asked;
 use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -54,7 +54,7 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
             }
         };
         let [jitter] = space.shared.host.random();
-        let wait = pause(failures, jitter).max(hint).min(limits::RETRY_HINT_MAX);
+        let wait = pause_asked(failures, jitter, hint);
         tokio::select! {
             biased;
             () = space.closed.cancelled() => return,
@@ -99,12 +99,7 @@ impl Pusher {
 impl SpaceInner {
     /// A node that cannot keep up is given less at a time; how long it asks to be left alone.
     fn note_pressure(&self, error: &CallError) -> Duration {
-        let hint = match error {
-            CallError::Refused(failure) => Duration::from_millis(failure.retry_after_ms),
-            CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) | CallError::BadAnswer(_) => {
-                Duration::ZERO
-            }
-        };
+        let hint = error.hint();
         if error.is_transient() {
             let now = self.shared.host.now();
             self.shared.with_budget(|budget| budget.press(hint, now));
@@ -307,8 +302,8 @@ impl SpaceInner {
         let host = &self.shared.host;
         let later = |tx: &mut WriteTx<'_>, refusal| {
             let attempts = attempts + 1;
-            let wait = pause(attempts, jitter).max(Duration::from_millis(failure.retry_after_ms));
-            retry_after(host, tx, write.id, attempts, refusal, wait.min(limits::RETRY_HINT_MAX))
+            let wait = pause_asked(attempts, jitter, Duration::from_millis(failure.retry_after_ms));
+            retry_after(host, tx, write.id, attempts, refusal, wait)
         };
         let step = failure.code.next_step();
         match (step, self.own_verdict(tx, write, &failure)?) {
