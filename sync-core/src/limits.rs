@@ -101,6 +101,11 @@ pub const LOCAL_PAGE_MAX: usize = 1000;
 /// Items of one page where the caller does not say how many.
 pub const LOCAL_PAGE_DEFAULT: usize = 100;
 
+/// The largest ask or reply between a command and the daemon that runs it, bytes: a file that is read or written there.
+pub const LOCAL_COMMAND_BYTES_MAX: usize = 128 << 20;
+/// What the daemon holds of replies that are not whole yet, of all commands together, bytes.
+pub const LOCAL_COMMANDS_BYTES_MAX: usize = 256 << 20;
+
 /// How long a client serves another one that asks nothing.
 pub const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long a node keeps a sketch up to date that nobody asks for.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bytes::Bytes;
-use client_sdk::local::{self, LocalChannel};
+use client_sdk::local::{self, LOCAL_COMMAND_BYTES_MAX, LocalChannel};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +14,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::pb::command_server_client::CommandServerClient;
 use super::pb::{self, from_caller, reply::Reply, to_caller::Message};
-use super::wire::{Assembly, failed, os_string, path, path_bytes, pieces};
+use super::wire::{Assembly, Room, failed, os_string, path, path_bytes, pieces};
 use crate::caller;
 use crate::error::CliError;
 use crate::output::{Output, Progress};
@@ -47,7 +47,8 @@ pub(crate) async fn hand_over(dir: &Path, out: &Output) -> Result<Option<ExitCod
         Ok(answers) => answers.into_inner(),
         Err(status) => return Err(refused(&status)),
     };
-    let mut handed = Handed { say, out, pressed, assembly: Assembly::default(), shown: None };
+    let mut handed =
+        Handed { say, out, pressed, assembly: Assembly::within(Room::new(LOCAL_COMMAND_BYTES_MAX)), shown: None };
     match handed.follow(answers).await {
         Ok(exit) => Ok(Some(exit)),
         Err(Broken::Daemon(status)) => Err(refused(&status)),
@@ -138,8 +139,13 @@ impl Handed<'_> {
         let ask = self.assembly.add::<pb::Ask>(piece).map_err(|e| Status::internal(e.to_string()))?;
         let Some(ask) = ask.and_then(|a| a.ask) else { return Ok(()) };
         self.shown = None;
-        let reply = do_for(ask).await.unwrap_or_else(|error| Reply::Failed(failed(&error)));
-        for piece in pieces(&pb::Reply { reply: Some(reply) }) {
+        let done = do_for(ask).await.unwrap_or_else(|error| Reply::Failed(failed(&error)));
+        let reply = |reply| pb::Reply { reply: Some(reply) };
+        let told = match pieces(&reply(done)) {
+            Ok(pieces) => pieces,
+            Err(error) => pieces(&reply(Reply::Failed(failed(&error)))).map_err(|e| Status::internal(e.to_string()))?,
+        };
+        for piece in told {
             // A daemon that is gone says so in its answers.
             let _ = self.say.send(message(from_caller::Message::Reply(piece))).await;
         }

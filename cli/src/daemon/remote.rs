@@ -120,7 +120,7 @@ impl Remote {
 
     async fn ask(&self, ask: pb::ask::Ask) -> io::Result<pb::reply::Reply> {
         let mut replies = self.replies.lock().await;
-        for piece in pieces(&pb::Ask { ask: Some(ask) }) {
+        for piece in pieces(&pb::Ask { ask: Some(ask) })? {
             self.say.send(Message::Ask(piece)).await.map_err(|_| gone())?;
         }
         match replies.recv().await.ok_or_else(gone)?.reply {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use clap::FromArgMatches as _;
-use client_sdk::local::Current;
+use client_sdk::local::{Current, LOCAL_COMMANDS_BYTES_MAX};
 use client_sdk::{Client, ClientConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::Stream;
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::pb::command_server_server::CommandServer;
 use super::pb::{self, from_caller, to_caller::Message};
 use super::remote::{Interrupts, ProgressSlot, Remote, SAID_MAX};
-use super::wire::{Assembly, os_string, path};
+use super::wire::{Assembly, Room, os_string, path};
 use crate::app::App;
 use crate::args::{self, Cli};
 use crate::caller::Caller;
@@ -72,12 +72,15 @@ impl Open {
 pub(crate) struct Commands {
     open: Open,
     room: Arc<Semaphore>,
+    /// For what callers send.
+    replies: Room,
     closing: CancellationToken,
 }
 
 impl Commands {
     pub(crate) fn new(open: Open, closing: CancellationToken) -> Self {
-        Self { open, room: Arc::new(Semaphore::new(COMMANDS_MAX)), closing }
+        let room = Arc::new(Semaphore::new(COMMANDS_MAX));
+        Self { open, room, replies: Room::new(LOCAL_COMMANDS_BYTES_MAX), closing }
     }
 }
 
@@ -99,7 +102,8 @@ impl CommandServer for Commands {
         }
         let room = self.room.clone().try_acquire_owned();
         let room = room.map_err(|_| Status::resource_exhausted(format!("{COMMANDS_MAX} commands are running")))?;
-        let answers = answers(self.open.clone(), begin, inbound, self.closing.clone(), room);
+        let rooms = (room, self.replies.clone());
+        let answers = answers(self.open.clone(), begin, inbound, self.closing.clone(), rooms);
         Ok(Response::new(Box::pin(answers)))
     }
 }
@@ -110,10 +114,10 @@ fn answers(
     begin: pb::Begin,
     mut inbound: Streaming<pb::FromCaller>,
     closing: CancellationToken,
-    room: OwnedSemaphorePermit,
+    rooms: (OwnedSemaphorePermit, Room),
 ) -> impl Stream<Item = Result<pb::ToCaller, Status>> + Send {
     async_stream::try_stream! {
-        let mut session = Session::start(open, begin, room);
+        let mut session = Session::start(open, begin, rooms);
         let mut is_closing = false;
         loop {
             let happened = tokio::select! {
@@ -185,7 +189,7 @@ struct Session {
 
 impl Session {
     /// The command has a thread of its own: it may compute for long, and what it borrows need not move between threads.
-    fn start(open: Open, begin: pb::Begin, room: OwnedSemaphorePermit) -> Self {
+    fn start(open: Open, begin: pb::Begin, (room, replies_room): (OwnedSemaphorePermit, Room)) -> Self {
         let (say, said) = mpsc::channel(SAID_MAX);
         let (reply, replies) = mpsc::channel(1);
         let (slot, progress) = watch::channel(pb::Progress::default());
@@ -203,7 +207,7 @@ impl Session {
             progress,
             ended,
             replies: reply,
-            assembly: Assembly::default(),
+            assembly: Assembly::within(replies_room),
             interrupts,
             is_given_up: false,
             _until_dropped: given_up.drop_guard(),

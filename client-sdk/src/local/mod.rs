@@ -37,6 +37,7 @@ use tonic::transport::Server;
 pub use current::Current;
 pub use listen::Listen;
 pub use place::{ConnectError, LocalChannel, PLACE_FILE, Place, SOCKET_FILE, TOKEN_FILE, connect};
+pub use sync_core::limits::{LOCAL_COMMAND_BYTES_MAX, LOCAL_COMMANDS_BYTES_MAX};
 pub use token::Bearer;
 
 use listen::Accept;
