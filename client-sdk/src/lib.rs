@@ -74,9 +74,9 @@ pub use peer::{Comparison, Peer, PeerError, PeerIdentity, Pulled, TreeComparison
 pub use reduce::{FailedChange, FailedWhy, Order, ReduceError, ReducedChange, Reducer};
 pub use space::recovery::{Accusation, Compared, LostEntry};
 pub use space::{
-    BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, MemberInfo, NewTree, ParentRef, Place, Reduced, Reduction,
-    RefusedContent, RefusedWrite, ReplayWhy, Space, ToldStep, Tree, TreeCounters, TreeSnapshot, TreeStep, TreeWatch,
-    TreeWrite, TreeWritten,
+    BadChangeCursor, ChangeCursor, ChangeFeed, ChangePage, LoggedChange, MemberInfo, NewTree, ParentRef, Place,
+    Reduced, Reduction, RefusedContent, RefusedWrite, ReplayWhy, Space, ToldStep, Tree, TreeCounters, TreeSnapshot,
+    TreeStep, TreeWatch, TreeWrite, TreeWritten,
 };
 pub use status::{
     Confirmed, Example, PeerBudget, PeerClass, PeerStatus, Reason, ReasonCode, SpaceStatus, StatusStream, SyncState,

@@ -1,10 +1,12 @@
 //! Typed JSON objects over trees. Everybody who writes the same (type, id) writes the same tree.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use sync_core::ids::{SpaceId, TreeId};
-use sync_store::{ObjectRow, ReadTx, WriteId};
+use sync_core::ids::TreeId;
+use sync_store::{ObjectRow, WriteId};
 
 use crate::error::{ReadError, WriteError};
 use crate::events::{Event, Events};
@@ -232,9 +234,7 @@ impl Objects {
     /// # Errors
     /// [`ReadError`].
     pub fn list(&self, object_type: &str) -> Result<Vec<Object>, ReadError> {
-        let mut objects = self.collect(Some(object_type))?;
-        objects.retain(|o| o.object_type == object_type);
-        Ok(objects)
+        self.collect(Some(object_type))
     }
 
     /// Every object of the space, by type and id.
@@ -245,35 +245,86 @@ impl Objects {
         self.collect(None)
     }
 
-    fn collect(&self, object_type: Option<&str>) -> Result<Vec<Object>, ReadError> {
-        let (shared, space) = (&self.space.shared, self.space.id);
-        let mut objects = shared.store.read(|tx| -> Result<Vec<Object>, ReadError> {
-            let overlaid = |tree| read_object(tx, shared, space, tree, &tx.pending_of_tree(space, tree)?);
-            let mut pending = tx.pending_trees(space)?;
-            let tags = match object_type {
-                Some(object_type) => vec![type_tag(shared, space, object_type)],
-                None => tx.object_types(space)?,
-            };
-            let mut objects = Vec::new();
-            for tag in tags {
-                for row in rows_of(tx, space, tag)? {
-                    match pending.remove(&row.tree) {
-                        true => objects.extend(overlaid(row.tree)?),
-                        false => objects.extend(logged_object(row.tree, &open_row(shared, &row)?)),
-                    }
-                }
-            }
-            for tree in pending {
-                objects.extend(overlaid(tree)?);
-            }
-            for tree in tx.ahead_trees(space)? {
-                objects.retain(|object| object.tree != tree);
-                objects.extend(overlaid(tree)?);
-            }
-            Ok(objects)
+    /// Objects of a type (of all, without one) in the order of their trees, which no change moves: those after `after`, at most
+    /// `max`. Reads no more than it gives.
+    ///
+    /// ```no_run
+    /// # fn doc(space: client_sdk::Space) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut after = None;
+    /// loop {
+    ///     let page = space.objects().page(Some("item"), after, 100)?;
+    ///     let Some(last) = page.last() else { break };
+    ///     after = Some(last.tree);
+    ///     page.iter().for_each(|item| println!("{}", item.id));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn page(&self, object_type: Option<&str>, after: Option<TreeId>, max: usize) -> Result<Vec<Object>, ReadError> {
+        let mut page = Vec::new();
+        if max == 0 {
+            return Ok(page);
+        }
+        self.each(object_type, after, |object| {
+            page.push(object);
+            if page.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        Ok(page)
+    }
+
+    fn collect(&self, object_type: Option<&str>) -> Result<Vec<Object>, ReadError> {
+        let mut objects = Vec::new();
+        self.each(object_type, None, |object| {
+            objects.push(object);
+            ControlFlow::Continue(())
+        })?;
+        self.space.follow_list(object_type, &objects);
         objects.sort_by(|a, b| (&a.object_type, &a.id).cmp(&(&b.object_type, &b.id)));
         Ok(objects)
+    }
+
+    /// Visits objects by tree until `visit` breaks. What only waits in the outbox, or was read ahead of the tail, has its place
+    /// among what is logged.
+    pub(crate) fn each(
+        &self,
+        object_type: Option<&str>,
+        after: Option<TreeId>,
+        mut visit: impl FnMut(Object) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let (shared, space) = (&self.space.shared, self.space.id);
+        let tag = object_type.map(|object_type| type_tag(shared, space, object_type));
+        shared.store.read(|tx| -> Result<(), ReadError> {
+            let mut overlaid = tx.pending_trees(space)?;
+            overlaid.extend(tx.ahead_trees(space)?);
+            let mut at = after;
+            loop {
+                let rows = match tag {
+                    Some(tag) => tx.objects(space, tag, at, LIST_PAGE)?,
+                    None => tx.all_objects(space, at, LIST_PAGE)?,
+                };
+                // Beyond the last row of a page that is full there may be others.
+                let end = rows.last().map(|row| row.tree).filter(|_| rows.len() == LIST_PAGE);
+                let within =
+                    (at.map_or(Bound::Unbounded, Bound::Excluded), end.map_or(Bound::Unbounded, Bound::Included));
+                let mut logged: BTreeMap<TreeId, ObjectRow> = rows.into_iter().map(|row| (row.tree, row)).collect();
+                let places: BTreeSet<TreeId> = logged.keys().chain(overlaid.range(within)).copied().collect();
+                for tree in places {
+                    let object = match logged.remove(&tree).filter(|_| !overlaid.contains(&tree)) {
+                        Some(row) => logged_object(tree, &open_row(shared, &row)?),
+                        None => read_object(tx, shared, space, tree, &tx.pending_of_tree(space, tree)?)?,
+                    };
+                    let wanted = object.filter(|o| object_type.is_none_or(|wanted| o.object_type == wanted));
+                    if wanted.is_some_and(|object| visit(object).is_break()) {
+                        return Ok(());
+                    }
+                }
+                let Some(end) = end else { return Ok(()) };
+                at = Some(end);
+            }
+        })
     }
 
     /// The changes of objects of one type from now on, one event a change. A reader that is too slow is told so by
@@ -326,19 +377,6 @@ impl ObjectWatch {
                 }
                 Some(_) => {}
             }
-        }
-    }
-}
-
-fn rows_of(tx: &ReadTx<'_>, space: SpaceId, tag: [u8; 16]) -> Result<Vec<ObjectRow>, ReadError> {
-    let mut rows: Vec<ObjectRow> = Vec::new();
-    loop {
-        let after = rows.last().map(|row| row.tree);
-        let page = tx.objects(space, tag, after, LIST_PAGE)?;
-        let last = page.len() < LIST_PAGE;
-        rows.extend(page);
-        if last {
-            return Ok(rows);
         }
     }
 }

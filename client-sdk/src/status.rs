@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use sync_core::code::Code;
@@ -13,7 +14,7 @@ use sync_store::{PeerKind, PeerRow, Registration, VerdictKind, VerdictRow, Write
 
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
-use crate::space::{Space, SpaceInner};
+use crate::space::{STALE, Space, SpaceInner};
 
 /// One word for people; the numbers beside it say the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -597,6 +598,9 @@ pub(crate) fn state_of(reasons: &[Reason]) -> SyncState {
     reasons.iter().map(of).min_by_key(rank).unwrap_or(SyncState::UpToDate)
 }
 
+/// An age is told in whole milliseconds.
+const JUST_OVER: Duration = Duration::from_millis(2);
+
 /// The status of a space as it changes. Dropping it ends it.
 #[derive(Debug)]
 pub struct StatusStream {
@@ -621,9 +625,11 @@ impl StatusStream {
                 self.last = Some(timeless);
                 return Ok(Some(status));
             }
-            // Freshness ends by itself, without an event.
+            // Freshness ends by itself, without an event: that is told when it is so.
+            let age = status.fresh_ms.map(Duration::from_millis);
+            let fresh = age.map_or(limits::HEARTBEAT_INTERVAL, |age| STALE.saturating_sub(age) + JUST_OVER);
             let moved = self.space.status_changed(&mut self.since);
-            let _ = tokio::time::timeout(limits::HEARTBEAT_INTERVAL, moved).await;
+            let _ = tokio::time::timeout(fresh.min(limits::HEARTBEAT_INTERVAL), moved).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use sync_core::code::Code;
 use sync_core::ids::{ChangeId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::receipt::SignedReceipt;
-use sync_core::session::{Input, Moment, pause};
+use sync_core::session::{Input, Moment, pause_asked};
 use sync_core::syncer::Priority;
 use sync_proto::v1;
 use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteClass, WriteId, WriteState};
@@ -344,11 +344,18 @@ impl Residue {
     }
 
     fn fails(&mut self, reason: Reason) {
-        self.waits(reason.code, 1);
-        self.hopeless_count += 1;
-        if self.hopeless.len() < limits::RESIDUE_MAX {
-            self.hopeless.push(reason);
+        self.fail(1, std::iter::once(reason));
+    }
+
+    /// So many of one kind, of which some are named.
+    fn fail(&mut self, count: u64, named: impl Iterator<Item = Reason>) {
+        let mut named = named.peekable();
+        if let Some(first) = named.peek() {
+            self.waits(first.code, count);
+            self.hopeless_count += count;
         }
+        let room = limits::RESIDUE_MAX.saturating_sub(self.hopeless.len());
+        self.hopeless.extend(named.take(room).take(usize::try_from(count).unwrap_or(usize::MAX)));
     }
 
     fn left(&self) -> u64 {
@@ -546,16 +553,10 @@ impl SpaceInner {
 
     /// A session that broke is replaced by another one; one that stands is asked again after a pause.
     async fn comes_anew(&self, conn: &Conn, failures: u32, error: &CallError) {
-        let hint = match error {
-            CallError::Refused(failure) => Duration::from_millis(failure.retry_after_ms),
-            CallError::Offline { .. } | CallError::TimedOut | CallError::Broken(_) | CallError::BadAnswer(_) => {
-                Duration::ZERO
-            }
-        };
         let mut connection = self.shared.connection.clone();
         let another = connection.wait_for(|c| c.generation().is_some_and(|g| g != conn.generation()));
         let [jitter] = self.shared.host.random();
-        let wait = pause(failures, jitter).max(hint).min(limits::RETRY_HINT_MAX);
+        let wait = pause_asked(failures, jitter, error.hint());
         let _ = tokio::time::timeout(wait, another).await;
     }
 
@@ -665,28 +666,28 @@ impl SpaceInner {
         Ok(refused_reason(write, &why))
     }
 
+    /// Counted, not read: there may be many, and this is asked whenever something moved.
     fn residue_of_verdicts(&self, tx: &ReadTx<'_>, target: Seq, residue: &mut Residue) -> Result<(), ReadError> {
-        let counts = tx.verdict_counts(self.id)?;
-        let some = |kind| counts.iter().any(|(k, count)| *k == kind && *count > 0);
-        for kind in UNSETTLED.into_iter().filter(|kind| some(*kind)) {
-            for (tree, change, verdict) in tx.verdicts_of(self.id, kind, None, usize::MAX)? {
-                if verdict.seq > target {
-                    continue;
-                }
-                let asked = tx.sync_item(self.id, tree, SyncItemKind::Content)?.and_then(|item| item.error);
-                let code = asked.as_ref().and_then(|(code, _)| Code::from_number(*code));
+        for kind in UNSETTLED {
+            let mut hopeless = 0;
+            for (code, count) in tx.verdict_attempts(self.id, kind, target)? {
+                let code = code.and_then(Code::from_number);
                 match kind {
                     // It was asked for, or was not answered yet: it may still come.
                     VerdictKind::Missing if code.is_none_or(Code::is_transient) => {
-                        residue.waits(ReasonCode::ContentMissing, 1);
+                        residue.waits(ReasonCode::ContentMissing, count);
                     }
                     VerdictKind::Missing
                     | VerdictKind::Quarantined
                     | VerdictKind::Broken
                     | VerdictKind::Void
                     | VerdictKind::Hidden
-                    | VerdictKind::Misplaced => residue.fails(Reason::of_verdict(tree, change, verdict)),
+                    | VerdictKind::Misplaced => hopeless += count,
                 }
+            }
+            if hopeless > 0 {
+                let first = tx.verdicts_until(self.id, kind, target, limits::RESIDUE_MAX)?.into_iter();
+                residue.fail(hopeless, first.map(|(tree, change, verdict)| Reason::of_verdict(tree, change, verdict)));
             }
         }
         Ok(())

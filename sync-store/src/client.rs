@@ -314,6 +314,24 @@ impl ReadTx<'_> {
         )
     }
 
+    /// Objects of all types by tree id, after `after`, at most `max`.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn all_objects(&self, space: SpaceId, after: Option<TreeId>, max: usize) -> Result<Vec<ObjectRow>> {
+        let Some(space_no) = self.log_no(&space)? else { return Ok(Vec::new()) };
+        let (prefix, id) = after.as_ref().map_or((i64::MIN, &[][..]), |t| (self.db.prefix(t.prefix8()), t.as_bytes()));
+        self.db.all(
+            "SELECT t.id, o.type_tag, o.state, o.at FROM trees t INDEXED BY trees_by_id CROSS JOIN objects o USING (tree_no)
+             WHERE t.space_no = ?1 AND t.id8 >= ?2 AND (t.id8 > ?2 OR t.id > ?3) ORDER BY t.id8, t.id LIMIT ?4",
+            (space_no, prefix, id, limit(max)),
+            |row| {
+                let tree = TreeId::from_hash(hash(row, 0)?);
+                Ok(ObjectRow { tree, type_tag: row.get(1)?, state: row.get(2)?, at: seq(row, 3)? })
+            },
+        )
+    }
+
     /// The tags of all types that have objects here.
     ///
     /// # Errors

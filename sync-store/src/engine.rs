@@ -318,6 +318,40 @@ impl ReadTx<'_> {
         )
     }
 
+    /// How many changes up to a place in the log have a verdict, by the code that the last attempt to get their content failed
+    /// with; `None` where none failed yet, or nothing is wanted of them.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn verdict_attempts(&self, space: SpaceId, kind: VerdictKind, until: Seq) -> Result<Vec<(Option<i32>, u64)>> {
+        const SQL: &str = "SELECT s.code, count(*) FROM verdicts v INDEXED BY verdicts_by_kind
+             LEFT JOIN sync_items s ON s.space_no = v.space_no AND s.tree = v.tree AND s.kind = 2
+             WHERE v.space_no = ?1 AND v.kind = ?2 AND v.seq <= ?3 GROUP BY 1 ORDER BY 1";
+        let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
+        let params = (space_no, verdict_code(kind), integer("log position", until.0)?);
+        self.db.all(SQL, params, |row| Ok((row.get(0)?, number(row, 1)?)))
+    }
+
+    /// Changes with one verdict up to a place in the log, at most `max`.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn verdicts_until(
+        &self,
+        space: SpaceId,
+        kind: VerdictKind,
+        until: Seq,
+        max: usize,
+    ) -> Result<Vec<(TreeId, ChangeId, VerdictRow)>> {
+        let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
+        self.db.all(
+            "SELECT tree, change_id, kind, detail, seq FROM verdicts INDEXED BY verdicts_by_kind
+             WHERE space_no = ?1 AND kind = ?2 AND seq <= ?3 ORDER BY tree, change_id LIMIT ?4",
+            (space_no, verdict_code(kind), integer("log position", until.0)?, limit(max)),
+            read_verdict,
+        )
+    }
+
     /// Whether any change of a tree is in quarantine.
     ///
     /// # Errors

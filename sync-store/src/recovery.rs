@@ -158,15 +158,15 @@ impl ReadTx<'_> {
     /// # Errors
     /// If the store fails.
     pub fn salvage_waiting(&self, space: SpaceId, max: usize) -> Result<Vec<SalvageRow>> {
-        self.salvage(space, WAITING, max)
+        self.salvage(space, WAITING, None, max)
     }
 
-    /// Salvaged entries that are lost and were not dismissed, in their old order, at most `max`.
+    /// Salvaged entries that are lost and were not dismissed, in their old order, after `after`, at most `max`.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn salvage_lost(&self, space: SpaceId, max: usize) -> Result<Vec<SalvageRow>> {
-        self.salvage(space, LOST, max)
+    pub fn salvage_lost(&self, space: SpaceId, after: Option<SalvageId>, max: usize) -> Result<Vec<SalvageRow>> {
+        self.salvage(space, LOST, after, max)
     }
 
     /// How many salvaged entries wait, and how many are lost.
@@ -198,12 +198,13 @@ impl ReadTx<'_> {
         Ok(found.is_some())
     }
 
-    fn salvage(&self, space: SpaceId, state: i64, max: usize) -> Result<Vec<SalvageRow>> {
+    fn salvage(&self, space: SpaceId, state: i64, after: Option<SalvageId>, max: usize) -> Result<Vec<SalvageRow>> {
+        let after = integer("salvage", after.map_or(0, |id| id.0))?;
         let Some(space_no) = self.space_no(&space)? else { return Ok(Vec::new()) };
         self.db.all(
             "SELECT id, seq, kind, entry, version, body, signature, payload, state, code, message FROM salvage
-             WHERE space_no = ?1 AND state = ?2 ORDER BY id LIMIT ?3",
-            (space_no, state, limit(max)),
+             WHERE space_no = ?1 AND state = ?2 AND id > ?3 ORDER BY id LIMIT ?4",
+            (space_no, state, after, limit(max)),
             read_salvage,
         )
     }

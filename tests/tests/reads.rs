@@ -7,6 +7,45 @@ use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, changed, j
 const EDITS: u64 = 10;
 const READS: usize = 10_000;
 
+/// Pages of objects, in the order of their trees, are the list: what only waits here, and what was deleted, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_objects_are_the_list() -> Outcome {
+    let mut node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    let objects = space.objects();
+    for n in 0..30 {
+        let object_type = if n % 3 == 0 { "rare" } else { "item" };
+        objects.put(object_type, &n.to_string(), json!({ "n": n })).await?;
+    }
+    objects.delete("item", "1").await?;
+    space.await_synced_within(PATIENCE).await?;
+    node.kill();
+    for n in 30..40 {
+        objects.put("item", &n.to_string(), json!({ "n": n })).await?;
+    }
+    objects.put("item", "2", json!({ "n": "other" })).await?;
+    objects.delete("rare", "3").await?;
+    for (object_type, listed) in
+        [(Some("item"), objects.list("item")?), (Some("rare"), objects.list("rare")?), (None, objects.list_all()?)]
+    {
+        for size in [1, 4, 7, 100] {
+            let (mut after, mut paged) = (None, Vec::new());
+            loop {
+                let page = objects.page(object_type, after, size)?;
+                assert!(page.len() <= size);
+                let Some(last) = page.last() else { break };
+                after = Some(last.tree);
+                paged.extend(page);
+            }
+            assert!(paged.windows(2).all(|pair| pair[0].tree < pair[1].tree), "each once, in one order");
+            paged.sort_by(|a, b| (&a.object_type, &a.id).cmp(&(&b.object_type, &b.id)));
+            assert_eq!(paged, listed, "{object_type:?} by {size}");
+        }
+    }
+    Ok(())
+}
+
 /// S11: 10,000 reads between any two remote edits: every edit is told once, in order, by the same instance.
 #[tokio::test(flavor = "multi_thread")]
 async fn s11_reads_between_edits_lose_none() -> Outcome {

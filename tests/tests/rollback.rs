@@ -3,12 +3,15 @@
 
 use std::process::Command;
 
+use client_sdk::local::{self, Listen, Service};
 use client_sdk::{
-    AccusationKind, AccusationState, AclChange, Client, Compared, NotSyncedCode, ReasonCode, Role, SignedReceipt,
-    Space, judge,
+    AccusationKind, AccusationState, AclChange, Client, Compared, Evidence, NotSyncedCode, ReasonCode, Role,
+    SignedReceipt, Space, judge,
 };
 use serde_json::{Value, json};
 use sync_core::ids::Seq;
+use sync_proto::client_v1 as pb;
+use sync_proto::client_v1::client_client::ClientClient;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, binary, join, object, until};
 use sync_tests::hostile::{Hostile, Person};
 
@@ -345,20 +348,63 @@ async fn what_does_not_fit_any_more_is_named_and_nothing_goes_silently() -> Outc
         of_bob.change(AclChange::RotateKeys).await?;
         certified(of_bob, "b1").await.map(|_| ())
     });
-    let (_node, _clients, [space, of_bob]) = written.await?;
+    let (_node, [ada, _bob], [space, of_bob]) = written.await?;
     let lost = until(&space, || Ok(space.lost(0, 9)?.pop())).await?;
     assert_eq!((lost.code, lost.acts.as_slice()), ("ACL_CONFLICT", &["RemoveMembers".to_owned()][..]), "{lost:?}");
     let failed = space.await_synced_within(PATIENCE).await.expect_err("somebody must see what is lost");
     assert!(failed.residue.iter().any(|r| r.code == ReasonCode::LostByNode), "{failed:?}");
     assert_eq!(failed.code, NotSyncedCode::NodeFault, "{failed:?}");
 
-    let ids: Vec<_> = space.lost(0, 9)?.into_iter().map(|l| l.id).collect();
-    for id in ids {
-        assert!(space.dismiss_lost(id).await?);
-    }
+    seen_over_the_local_service(&ada, &space).await?;
+    assert_eq!(space.lost(0, 9)?, []);
     agree(&[&space, &of_bob]).await?;
     assert_eq!(notes(&of_bob)?, ["a1", "a2", "b1"], "own writes are made anew with the keys of now");
     assert_eq!(space.members()?.len(), 3, "Carl is still there: Ada was told");
+    Ok(())
+}
+
+/// Programs on the same machine list what the node did, take the evidence, and say that it was seen.
+async fn seen_over_the_local_service(client: &TestClient, space: &Space) -> Outcome {
+    let listen = Listen::Unix(client.dir.path().join(local::SOCKET_FILE));
+    let serving = Service::new(client.client.clone(), client.dir.path()).start(listen).await?;
+    let (_, channel) = local::connect(client.dir.path()).await?.ok_or("it is served")?;
+    let mut rpc = ClientClient::new(channel);
+    let id = space.id().to_string();
+    let list = pb::ListAccusationsRequest { space: id.clone(), ..Default::default() };
+    let accusations = rpc.list_accusations(list).await?.into_inner().accusations;
+    let [accusation] = accusations.as_slice() else { return Err(format!("{accusations:?}").into()) };
+    assert_eq!((accusation.kind.as_str(), accusation.state.as_str()), ("rollback", "followed"));
+    assert!(accusation.has_evidence);
+    let asked = pb::GetEvidenceRequest { space: id.clone(), accusation: accusation.accusation };
+    let mut parts = rpc.get_evidence(asked).await?.into_inner();
+    let mut text = String::new();
+    while let Some(part) = parts.message().await? {
+        text.push_str(&part.part);
+    }
+    judge(&Evidence::from_text(&text)?)?;
+    let none = pb::GetEvidenceRequest { space: id.clone(), accusation: u64::MAX };
+    assert_eq!(rpc.get_evidence(none).await.expect_err("there is none").code(), tonic::Code::NotFound);
+
+    let mut page_token = String::new();
+    let mut seen = Vec::new();
+    loop {
+        let list = pb::ListLostRequest { space: id.clone(), page_size: 1, page_token };
+        let page = rpc.list_lost(list).await?.into_inner();
+        seen.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let listed: Vec<_> = space.lost(0, 9)?.iter().map(|lost| (lost.id.0, lost.what(), lost.code.to_owned())).collect();
+    let told: Vec<_> = seen.iter().map(|lost| (lost.lost, lost.what.clone(), lost.code.clone())).collect();
+    assert_eq!(told, listed);
+    for lost in seen {
+        let dismissed = pb::DismissLostRequest { space: id.clone(), lost: lost.lost };
+        assert!(rpc.dismiss_lost(dismissed.clone()).await?.into_inner().found);
+        assert!(!rpc.dismiss_lost(dismissed).await?.into_inner().found, "once");
+    }
+    serving.close().await;
     Ok(())
 }
 

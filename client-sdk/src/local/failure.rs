@@ -35,6 +35,8 @@ pub(super) enum LocalError {
     NoWrite(u64),
     #[error("the node has given no receipt for this space yet")]
     NoReceipt,
+    #[error("there is no accusation {0} with evidence here")]
+    NoEvidence(u64),
     #[error("the client is opened anew: ask again")]
     Reopening,
     #[error("the daemon is stopping")]
@@ -69,6 +71,7 @@ impl LocalError {
             Self::NoTree(_) => "NO_SUCH_TREE",
             Self::NoWrite(_) => "NO_SUCH_WRITE",
             Self::NoReceipt => "NO_RECEIPT",
+            Self::NoEvidence(_) => "NO_EVIDENCE",
             Self::Reopening => "REOPENING",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Read(error) => error.code(),
@@ -88,7 +91,9 @@ impl LocalError {
             Self::Request(_) | Self::Token(_) | Self::Receipt(_) => Grpc::InvalidArgument,
             Self::Unauthenticated => Grpc::Unauthenticated,
             Self::TooManyAwaits { .. } | Self::TooLarge { .. } => Grpc::ResourceExhausted,
-            Self::NoObject { .. } | Self::NoTree(_) | Self::NoWrite(_) | Self::NoReceipt => Grpc::NotFound,
+            Self::NoObject { .. } | Self::NoTree(_) | Self::NoWrite(_) | Self::NoReceipt | Self::NoEvidence(_) => {
+                Grpc::NotFound
+            }
             Self::Reopening | Self::ShuttingDown => Grpc::Unavailable,
             Self::Read(error) => of_read(error),
             Self::Write(error) => of_write(error),
@@ -106,6 +111,7 @@ impl LocalError {
             Self::NoObject { object_type, id } => format!("{object_type}/{id}"),
             Self::NoTree(tree) => tree.clone(),
             Self::NoWrite(write) => write.to_string(),
+            Self::NoEvidence(accusation) => accusation.to_string(),
             Self::Read(error) => read_subject(error),
             Self::Write(error) => write_subject(error),
             Self::Acl(error) => acl_subject(error),
@@ -137,6 +143,7 @@ impl LocalError {
             | Self::NoObject { .. }
             | Self::NoTree(_)
             | Self::NoWrite(_)
+            | Self::NoEvidence(_)
             | Self::NoReceipt
             | Self::Reopening
             | Self::ShuttingDown

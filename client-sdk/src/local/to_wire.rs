@@ -9,13 +9,14 @@ use sync_core::receipt::SignedReceipt;
 use sync_core::record::{HistoryMode, InviteMode, Role, SpaceOptions};
 use sync_proto::client_v1 as pb;
 use sync_proto::client_v1::event::Event as Wire;
-use sync_store::{RefusalRow, WriteId, WriteState};
+use sync_store::{AccusationKind, AccusationState, RefusalRow, WriteId, WriteState};
 
 use crate::account::{ClientEvent, DeviceInfo};
 use crate::acl::{Effect, InviteInfo, JoinRequest};
 use crate::events::{Event, LoggedEvent};
 use crate::join::{JoinInfo, JoinStage};
 use crate::objects::Object;
+use crate::space::recovery::{Accusation, LostEntry};
 use crate::space::{LoggedChange, MemberInfo, RefusedContent, RefusedWrite, TreeSnapshot, TreeWritten};
 use crate::status::{
     Confirmed, Example, PeerClass, PeerStatus, Reason, ReasonCode, SpaceStatus, SyncState, ToldHeads, TreeStatus,
@@ -539,6 +540,48 @@ impl From<RefusedWrite> for pb::RefusedWrite {
             code: refused.code.to_owned(),
             message: refused.message,
             content: Some(content),
+        }
+    }
+}
+
+impl From<Accusation> for pb::Accusation {
+    fn from(accusation: Accusation) -> Self {
+        let kind = match accusation.kind {
+            AccusationKind::Rollback => "rollback",
+            AccusationKind::Fork => "fork",
+            AccusationKind::Seen => "seen",
+        };
+        let state = match accusation.state {
+            AccusationState::Open => "open",
+            AccusationState::MadeGood => "made_good",
+            AccusationState::Followed => "followed",
+            AccusationState::Dismissed => "dismissed",
+        };
+        Self {
+            accusation: accusation.id.0,
+            kind: kind.to_owned(),
+            state: state.to_owned(),
+            seq: accusation.claim.seq.0,
+            chain: accusation.claim.chain.to_string(),
+            detail: accusation.detail,
+            has_evidence: accusation.evidence.is_some(),
+            at_ms: accusation.at_ms,
+        }
+    }
+}
+
+impl From<LostEntry> for pb::LostEntry {
+    fn from(lost: LostEntry) -> Self {
+        Self {
+            lost: lost.id.0,
+            seq: lost.seq.0,
+            entry: lost.entry.to_string(),
+            what: lost.what(),
+            author: lost.author.map(|author| author.to_string()).unwrap_or_default(),
+            tree: lost.tree.map(|tree| tree.to_string()).unwrap_or_default(),
+            acts: lost.acts,
+            code: lost.code.to_owned(),
+            message: lost.message,
         }
     }
 }

@@ -42,8 +42,8 @@ use crate::types::SPACE_INFO;
 pub(crate) use contained::contained;
 pub(crate) use live::read_object;
 pub use live::{
-    BadChangeCursor, ChangeCursor, ChangeFeed, LoggedChange, Place, Reduced, Reduction, ReplayWhy, ToldStep, Tree,
-    TreeCounters, TreeSnapshot, TreeStep, TreeWatch,
+    BadChangeCursor, ChangeCursor, ChangeFeed, ChangePage, LoggedChange, Place, Reduced, Reduction, ReplayWhy,
+    ToldStep, Tree, TreeCounters, TreeSnapshot, TreeStep, TreeWatch,
 };
 pub use outbox::{RefusedContent, RefusedWrite};
 pub(crate) use project::{Content, open as open_change, open_row, type_tag};
@@ -52,7 +52,7 @@ pub(crate) use write::{MakeOps, ObjectKey};
 pub use write::{NewTree, ParentRef, TreeWrite, TreeWritten};
 
 /// What was heard longer ago is not fresh: two heartbeats.
-const STALE: Duration = limits::HEARTBEAT_INTERVAL.saturating_mul(2);
+pub(crate) const STALE: Duration = limits::HEARTBEAT_INTERVAL.saturating_mul(2);
 const EVENTS_KEPT: usize = 4096;
 const INBOX_FRAMES: usize = 8;
 

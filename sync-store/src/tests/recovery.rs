@@ -80,7 +80,7 @@ async fn salvage_goes_when_the_log_has_it_and_stays_when_it_is_lost() {
     assert!(!is_waiting(first.entry));
     store.write(move |tx| tx.lose_salvage(second.id, 25, "too late")).await.unwrap();
     assert!(!is_waiting(second.entry), "what is lost waits for nothing");
-    let lost = store.read(|tx| tx.salvage_lost(space, 9)).unwrap();
+    let lost = store.read(|tx| tx.salvage_lost(space, None, 9)).unwrap();
     assert_eq!(lost.len(), 1);
     assert_eq!(lost[0].state, SalvageState::Lost { code: 25, message: "too late".into() });
     assert_eq!(store.read(|tx| tx.salvage_counts(space)).unwrap(), (2, 1));

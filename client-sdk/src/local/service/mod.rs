@@ -2,6 +2,7 @@
 
 mod account;
 mod awaiting;
+mod evidence;
 mod feeds;
 mod joins;
 mod members;
@@ -172,12 +173,18 @@ rpcs! {
         list_refused_writes(ListRefusedWritesRequest) -> ListRefusedWritesResponse = writes::refused;
         retry_write(RetryWriteRequest) -> RetryWriteResponse = writes::retry;
         dismiss_write(DismissWriteRequest) -> DismissWriteResponse = writes::dismiss;
+
+        list_accusations(ListAccusationsRequest) -> ListAccusationsResponse = evidence::accusations;
+        dismiss_accusation(DismissAccusationRequest) -> DismissAccusationResponse = evidence::dismiss_accusation;
+        list_lost(ListLostRequest) -> ListLostResponse = evidence::lost;
+        dismiss_lost(DismissLostRequest) -> DismissLostResponse = evidence::dismiss_lost;
     }
     many {
         watch_objects(WatchObjectsRequest) -> WatchObjectsResponse as WatchObjectsStream = objects::watch;
         watch_tree(WatchTreeRequest) -> WatchTreeResponse as WatchTreeStream = trees::watch;
         events(EventsRequest) -> Event as EventsStream = feeds::events;
         watch_status(WatchStatusRequest) -> SpaceStatus as WatchStatusStream = feeds::watch_status;
+        get_evidence(GetEvidenceRequest) -> GetEvidenceResponse as GetEvidenceStream = evidence::evidence;
     }
     awaits {
         join(JoinRequest) -> JoinResponse as JoinStream = joins::join;

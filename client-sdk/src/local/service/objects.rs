@@ -1,15 +1,17 @@
 //! Objects: put, get, list, update, delete, purge, watch.
 
+use std::ops::ControlFlow;
+
 use prost::Message as _;
 use sync_core::limits;
 use sync_proto::client_v1 as pb;
 use tokio_stream::Stream;
 
-use super::pages::page;
+use super::pages::page_token;
 use super::spaces;
 use crate::client::Client;
 use crate::local::failure::LocalError;
-use crate::local::from_wire::{self, PageRequest};
+use crate::local::from_wire::{self, BadRequest, PageRequest};
 use crate::local::to_wire;
 use crate::objects::{Object, ObjectChange};
 
@@ -84,12 +86,24 @@ pub(super) async fn list(
     request: pb::ListObjectsRequest,
 ) -> Result<pb::ListObjectsResponse, LocalError> {
     let wanted = PageRequest::new(request.page_size, &request.page_token)?;
+    let after = wanted.after.map(|text| text.parse()).transpose().map_err(|_| BadRequest::PageToken)?;
     let objects = spaces::of(&client, &request.space)?.objects();
-    let found = if request.r#type.is_empty() { objects.list_all()? } else { objects.list(&request.r#type)? };
-    // Types are text without NUL as far as anybody writes them; one that has it only stands elsewhere in the order.
-    let all = found.into_iter().map(|o| (format!("{}\0{}", o.object_type, o.id), o)).collect();
-    let page = page(all, &wanted, listed);
-    Ok(pb::ListObjectsResponse { objects: page.items, next_page_token: page.next })
+    let object_type = Some(request.r#type.as_str()).filter(|text| !text.is_empty());
+    let (mut found, mut bytes, mut last, mut next) = (Vec::new(), 0, None, None);
+    objects.each(object_type, after, |object| {
+        if found.len() == wanted.size || bytes >= limits::BATCH_BYTES_MAX {
+            // There is another one: the next page begins after the last of this.
+            next = last;
+            return ControlFlow::Break(());
+        }
+        last = Some(object.tree);
+        let object = listed(object);
+        bytes += object.encoded_len();
+        found.push(object);
+        ControlFlow::Continue(())
+    })?;
+    let next_page_token = next.map(|tree| page_token(&tree.to_string())).unwrap_or_default();
+    Ok(pb::ListObjectsResponse { objects: found, next_page_token })
 }
 
 pub(super) fn watch(

@@ -1,8 +1,6 @@
 //! Trees whose changes are the application's own.
 
-use prost::Message as _;
 use sync_core::ids::TreeId;
-use sync_core::limits;
 use sync_proto::client_v1 as pb;
 use tokio_stream::Stream;
 
@@ -61,20 +59,10 @@ pub(super) async fn changes(
 ) -> Result<pb::ListTreeChangesResponse, LocalError> {
     let space = spaces::of(&client, &request.space)?;
     let wanted = PageRequest::new(request.page_size, "")?;
-    let mut logged = find(&space, from_wire::id("tree", &request.tree)?)?.changes()?;
-    logged.retain(|change| change.seq > request.after_seq);
-    logged.sort_by_key(|change| change.seq);
-    let (mut changes, mut bytes, of) = (Vec::new(), 0, logged.len());
-    for change in logged.into_iter().take(wanted.size) {
-        let change = pb::LoggedChange::from(change);
-        bytes += change.encoded_len();
-        changes.push(change);
-        if bytes >= limits::BATCH_BYTES_MAX {
-            break;
-        }
-    }
-    let more = changes.len() < of;
-    Ok(pb::ListTreeChangesResponse { changes, more })
+    let tree = find(&space, from_wire::id("tree", &request.tree)?)?;
+    let page = tree.changes_after(request.after_seq, wanted.size)?;
+    let changes = page.changes.into_iter().map(pb::LoggedChange::from).collect();
+    Ok(pb::ListTreeChangesResponse { changes, more: page.more })
 }
 
 pub(super) fn watch(

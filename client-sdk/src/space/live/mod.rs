@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use sync_core::ids::{ChangeId, Epoch, SpaceId, TreeId};
+use sync_core::ids::{ChangeId, Epoch, Seq, SpaceId, TreeId};
+use sync_core::limits;
 use sync_core::record::{TreeChange, Verified, verify_as};
 use sync_core::tree::{Height, OrderKey};
 use sync_e2ee::{KeyRing, decrypt};
@@ -118,6 +119,14 @@ impl LoggedChange {
         };
         Some((opened, body.epoch))
     }
+}
+
+/// Some of the changes of a tree, in log order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChangePage {
+    pub changes: Vec<LoggedChange>,
+    /// There are more after the last of these.
+    pub more: bool,
 }
 
 /// Follows the snapshots of one tree. It holds the instance, so nothing is missed whatever else goes through the cache.
@@ -223,6 +232,32 @@ impl Tree {
             .collect())
     }
 
+    /// The accepted changes in log order, those after an entry of the log, at most `max` and about half a megabyte. Reads no more
+    /// than it gives.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn changes_after(&self, after_seq: u64, max: usize) -> Result<ChangePage, ReadError> {
+        let (space, tree) = (self.space()?, self.inner.id);
+        let ring = space.ring();
+        space.shared.store.read(|tx| {
+            let end = tx.space(space.id)?.ok_or(ReadError::UnknownSpace(space.id))?.position.seq;
+            let mut page = ChangePage { changes: Vec::new(), more: false };
+            let mut after = Seq(after_seq);
+            // A row that cannot be opened at all is none of the page; a page without any would look like the end.
+            while page.changes.is_empty() {
+                let bytes_max = limits::BATCH_BYTES_MAX;
+                let rows = tx.tree_changes_after(space.id, tree, (after, end), max.max(1), bytes_max)?;
+                let Some(last) = rows.last() else { return Ok(page) };
+                after = last.position.seq;
+                let opened = rows.into_iter().filter_map(|row| LoggedChange::open(space.id, &ring, row));
+                page.changes.extend(opened.map(|(change, _)| change));
+            }
+            page.more = !tx.tree_changes_after(space.id, tree, (after, end), 1, 1)?.is_empty();
+            Ok(page)
+        })
+    }
+
     fn space(&self) -> Result<Arc<SpaceInner>, ReadError> {
         self.inner.space.upgrade().ok_or(ReadError::Closed)
     }
@@ -286,6 +321,25 @@ impl SpaceInner {
     pub(super) fn refresh_to(&self, tree: TreeId, commit: CommitNo) {
         if let Some(instance) = self.live.get(tree) {
             instance.refresh(self, commit);
+        }
+    }
+
+    /// A list reads the store, and live trees follow it a moment later. Where an instance shows another object than the list did
+    /// it is read again: nobody gets an older one after it.
+    pub(crate) fn follow_list(&self, object_type: Option<&str>, listed: &[Object]) {
+        let live = self.live.instances();
+        if live.is_empty() {
+            return;
+        }
+        // Whatever the list saw is in the store before the next commit.
+        let next = CommitNo(self.shared.store.commit().0 + 1);
+        let listed: BTreeMap<TreeId, &Object> = listed.iter().map(|object| (object.tree, object)).collect();
+        for instance in live {
+            let Some(shown) = instance.snapshot.get() else { continue };
+            let shown = shown.object.as_ref().filter(|o| object_type.is_none_or(|wanted| o.object_type == wanted));
+            if shown != listed.get(&instance.id).copied() {
+                instance.refresh(self, next);
+            }
         }
     }
 

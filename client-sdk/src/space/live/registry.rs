@@ -82,6 +82,10 @@ impl LiveTrees {
         instance
     }
 
+    pub(super) fn instances(&self) -> Vec<Arc<TreeInner>> {
+        self.table().live.values().filter_map(Weak::upgrade).collect()
+    }
+
     pub(super) fn ids(&self) -> Vec<TreeId> {
         self.table().live.keys().copied().collect()
     }

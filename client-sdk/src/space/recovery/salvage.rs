@@ -12,7 +12,7 @@ use sync_core::ids::{AccountId, EntryId, Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, EntryKind, Reject, Submission, View as _, decide};
 use sync_core::record::{AclRecord, TreeChange, verify, verify_as};
-use sync_core::session::pause;
+use sync_core::session::pause_asked;
 use sync_proto::status::Failure;
 use sync_proto::v1;
 use sync_store::{ReadTx, RefusalRow, SalvageId, SalvageRow, SalvageState, WriteState, WriteTx};
@@ -78,8 +78,8 @@ pub(in crate::space) async fn run(space: Arc<SpaceInner>) {
             let Some(hint_ms) = stuck else { return std::future::pending().await };
             failures += 1;
             let [jitter] = space.shared.host.random();
-            let hint = std::time::Duration::from_millis(hint_ms).min(limits::RETRY_HINT_MAX);
-            tokio::time::sleep(pause(failures, jitter).max(hint)).await;
+            let hint = std::time::Duration::from_millis(hint_ms);
+            tokio::time::sleep(pause_asked(failures, jitter, hint)).await;
         };
         tokio::select! {
             biased;
@@ -179,7 +179,7 @@ impl SpaceInner {
     }
 
     pub(crate) fn lost_reason(&self, tx: &ReadTx<'_>, count: u64) -> Result<Reason, ReadError> {
-        let first = tx.salvage_lost(self.id, limits::REASON_EXAMPLES_MAX)?;
+        let first = tx.salvage_lost(self.id, None, limits::REASON_EXAMPLES_MAX)?;
         let examples = first.iter().map(read_lost).map(|lost| Example {
             scope: lost.what(),
             detail: format!("{}: {}", lost.code, lost.message),
@@ -210,7 +210,8 @@ impl SpaceInner {
     async fn dismiss_lost(&self, id: SalvageId) -> Result<bool, WriteError> {
         let space = self.id;
         let job = move |tx: &mut WriteTx<'_>| -> Result<bool, WriteError> {
-            let known = tx.salvage_lost(space, usize::MAX)?.iter().any(|row| row.id == id);
+            let before = SalvageId(id.0.saturating_sub(1));
+            let known = tx.salvage_lost(space, Some(before), 1)?.iter().any(|row| row.id == id);
             Ok(known && tx.forget_salvage(space, id)?)
         };
         let done = self.shared.store.write(job).await.map_err(from_store_write)?.value;
@@ -397,8 +398,21 @@ impl Space {
     /// [`ReadError`].
     pub fn lost(&self, skip: usize, max: usize) -> Result<Vec<LostEntry>, ReadError> {
         let until = skip.saturating_add(max.min(limits::IDS_PER_REQUEST_MAX));
-        let rows = self.inner.shared.store.read(|tx| tx.salvage_lost(self.inner.id, until))?;
+        let rows = self.inner.shared.store.read(|tx| tx.salvage_lost(self.inner.id, None, until))?;
         Ok(rows.iter().skip(skip).map(read_lost).collect())
+    }
+
+    /// The same, those after one of them.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn lost_after(&self, after: Option<SalvageId>, max: usize) -> Result<Vec<LostEntry>, ReadError> {
+        let rows = self
+            .inner
+            .shared
+            .store
+            .read(|tx| tx.salvage_lost(self.inner.id, after, max.min(limits::IDS_PER_REQUEST_MAX + 1)))?;
+        Ok(rows.iter().map(read_lost).collect())
     }
 
     /// Somebody has seen that an entry is lost: it stands in the way of `await_synced` no longer, and its bytes go. False if
