@@ -10,6 +10,7 @@ use client_sdk::{
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+use sync_tests::process::ClientProcess;
 use sync_tests::relay::{Calls, Fate, Relay, entries};
 use sync_tests::spoil::{mend, spoil};
 
@@ -155,43 +156,60 @@ async fn s19_a_stream_that_is_cut_goes_on_where_it_stopped() -> Outcome {
     Ok(())
 }
 
-/// S47: stopped with three pending pushes and two failing trees, started again without a node: the status shows the same five.
+/// S47: killed with three pending pushes and two failing trees, started again without a node: the status shows the same five.
 #[tokio::test(flavor = "multi_thread")]
-async fn s47_what_waits_and_what_fails_survives_a_restart() -> Outcome {
+async fn s47_what_waits_and_what_fails_survives_a_kill() -> Outcome {
     let mut node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
     let member = TestClient::create("Member", node.address()).await;
     let space = admin.create_space("Club").await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    let id = joined.id();
+    drop(joined);
+    let dir = member.shut().await;
     put_items(&space, 6).await?;
     let trees = [tree_of(&space, 2)?, tree_of(&space, 4)?];
     let _lost = spoil(&mut node, space.id(), &trees).await;
     node.restart();
-    admin.reconnect();
-    let joined = join(&space, &member, Role::Writer).await?;
-    until(&joined, || Ok((joined.status()?.failing == 2).then_some(()))).await?;
+    let mut process = ClientProcess::start(dir.path(), id).await?;
+    // It says no as soon as both were asked for and the node has answered that it does not have them.
+    let no = process.ask(&format!("synced {}", PATIENCE.as_millis())).await?;
+    assert_eq!(no["error"], "NODE_FAULT", "{no}");
     node.kill();
-    until(&joined, || Ok((joined.status()?.fresh_ms.is_none()).then_some(()))).await?;
     for n in 10..13 {
-        joined.objects().put("item", &n.to_string(), json!({ "n": n })).await?;
+        let written = process.ask(&format!("put {n} {n}")).await?;
+        assert!(written["ok"].is_u64(), "{written}");
     }
-    let five = |space: &Space| -> Outcome<_> {
-        let status = space.status()?;
-        let reasons = space.explain()?;
-        let pending = Reason::find(&reasons, ReasonCode::Pending).ok_or("three are pending")?;
-        let missing = Reason::find(&reasons, ReasonCode::ContentMissing).ok_or("two are missing")?;
-        let fetching = Reason::find(&missing.causes, ReasonCode::Fetching).ok_or("two are fetched")?;
-        assert!(fetching.attempts > 0, "{fetching:?}");
-        let scopes = |reason: &Reason| reason.examples.iter().map(|e| e.scope.clone()).collect::<Vec<_>>();
-        assert_eq!((status.pending, status.missing, status.failing), (3, 2, 2));
-        Ok((scopes(pending), scopes(missing), scopes(fetching), fetching.since_ms))
+    let of = |status: &serde_json::Value| {
+        let status = &status["ok"];
+        ["pending", "missing", "wanted", "failing"].map(|count| status[count].as_u64().unwrap_or_default())
     };
-    let before = five(&joined)?;
-    assert_eq!((before.0.len(), before.1.len(), before.2.len()), (3, 2, 2));
-    let id = joined.id();
-    drop(joined);
-    let member = member.reopen().await;
-    let again = five(&member.space(id)?)?;
-    assert_eq!(before, again);
+    let before = process.ask("status").await?;
+    assert_eq!(of(&before), [3, 2, 2, 2], "{before}");
+    process.kill().await?;
+
+    let member = TestClient::open(dir).await;
+    let joined = member.space(id)?;
+    let status = joined.status()?;
+    assert_eq!((status.pending, status.missing, status.wanted, status.failing), (3, 2, 2, 2), "{:?}", status.reasons);
+    let reasons = joined.explain()?;
+    let scopes = |reason: &Reason| reason.examples.iter().map(|e| e.scope.clone()).collect::<Vec<_>>();
+    let pending = Reason::find(&reasons, ReasonCode::Pending).ok_or("three are pending")?;
+    let missing = Reason::find(&reasons, ReasonCode::ContentMissing).ok_or("two are missing")?;
+    let fetching = Reason::find(&missing.causes, ReasonCode::Fetching).ok_or("two are fetched")?;
+    assert_eq!((scopes(pending).len(), scopes(missing).len(), scopes(fetching).len()), (3, 2, 2));
+    assert!(fetching.attempts > 0 && fetching.since_ms.is_some(), "{fetching:?}");
+    for tree in &trees {
+        assert!(scopes(fetching).contains(&tree.short()), "{fetching:?}");
+    }
+    let was = before["ok"]["reasons"].as_array().ok_or("reasons")?;
+    let scopes_of = |code: &str| {
+        let named = was.iter().find(|r| r["code"] == code).map(|r| r["examples"].clone()).unwrap_or_default();
+        let named = named.as_array().cloned().unwrap_or_default();
+        named.iter().filter_map(|e| e["scope"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(scopes(pending), scopes_of("PENDING"), "the very same writes");
+    assert_eq!(scopes(missing), scopes_of("CONTENT_MISSING"), "the very same changes");
     Ok(())
 }
 

@@ -117,8 +117,12 @@ async fn s31_silent_links_are_noticed_in_15_s() -> Outcome {
     Ok(())
 }
 
-/// S28: nobody asks for anything: both sides write while the cable is dead, for longer than the first pauses between attempts,
-/// and when it is whole again each has what the other wrote, at the latest after the longest pause.
+/// How long S28 is away.
+const AWAY: Duration = Duration::from_secs(60);
+const WRITES_AWAY: u32 = 20;
+
+/// S28: nobody asks for anything: both sides write while the cable is dead, for a minute, and when it is whole again each has
+/// what the other wrote, at the latest after the longest pause between attempts.
 #[tokio::test(flavor = "multi_thread")]
 async fn s28_back_on_line_without_anybody_asking() -> Outcome {
     let node = NodeProcess::start();
@@ -131,16 +135,19 @@ async fn s28_back_on_line_without_anybody_asking() -> Outcome {
         let tried = Reason::find(&away.space.explain()?, ReasonCode::NoNode).map(|r| r.attempts);
         Ok(tried.filter(|attempts| *attempts >= 2))
     });
+    let began = Instant::now();
     let writes = async {
-        for n in 0..20 {
-            put(&space, "of-admin", n).await?;
-            put(&away.space, "of-member", n).await?;
+        for n in 0..WRITES_AWAY {
+            put(&space, "of-admin", n.into()).await?;
+            put(&away.space, "of-member", n.into()).await?;
+            tokio::time::sleep(AWAY / WRITES_AWAY).await;
         }
         // The keys move, too: what was written before must be made anew.
         space.rotate_keys().await?;
         Outcome::Ok(())
     };
     tokio::try_join!(attempts, writes)?;
+    assert!(began.elapsed() >= AWAY);
     assert_eq!(away.space.status()?.pending, 20);
     assert_eq!(object(&away.space, "item", "of-member")?.fields["n"], 19, "readable all the while");
     away.wire.heal();

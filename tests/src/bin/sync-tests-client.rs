@@ -1,7 +1,7 @@
 //! A client process that does what it is told, for tests that stop it, fill its disk or set its clock: opens the account in a
 //! directory, and answers each line on standard input with one line of JSON. `sync-tests-client DIR SPACE`.
 //!
-//! `put ID N` · `durable WRITE` · `synced MS` · `status` · `items`
+//! `put ID N` · `durable WRITE` · `synced MS` · `changed MS` · `status` · `items`
 
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
@@ -49,6 +49,20 @@ async fn answer(space: &Space, line: &str) -> Result<Value, Failure> {
         ["synced", ms] => {
             let waited = space.await_synced_within(Duration::from_millis(ms.parse()?)).await;
             waited.map_or_else(|no| refusal(&no), |synced| json!({ "ok": synced.receipt.body().seq.0 }))
+        }
+        ["changed", ms] => {
+            let before = space.status()?.timeless();
+            let mut statuses = space.status_stream();
+            let other = async {
+                while let Some(status) = statuses.next().await? {
+                    if status.timeless() != before {
+                        break;
+                    }
+                }
+                Ok::<_, Failure>(())
+            };
+            let moved = tokio::time::timeout(Duration::from_millis(ms.parse()?), other).await;
+            json!({ "ok": moved.is_ok() })
         }
         ["status"] => match space.status() {
             Ok(status) => json!({ "ok": status }),
