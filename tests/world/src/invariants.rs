@@ -81,6 +81,8 @@ pub(crate) struct Auditor {
 struct Audited {
     position: Position,
     acl: Option<AclState>,
+    /// What a change can build on.
+    known: BTreeSet<ChangeId>,
 }
 
 impl Auditor {
@@ -93,8 +95,11 @@ impl Auditor {
     pub(crate) fn no_entry_by_a_non_writer(&mut self, store: &Store) -> Held {
         for space in read(store, |tx| tx.spaces())? {
             let id = space.space;
-            let audited =
-                self.spaces.entry(id).or_insert_with(|| Audited { position: Position::start(&id), acl: None });
+            let audited = self.spaces.entry(id).or_insert_with(|| Audited {
+                position: Position::start(&id),
+                acl: None,
+                known: BTreeSet::new(),
+            });
             let after = audited.position.seq;
             for row in read(store, |tx| tx.entries(id, after, usize::MAX, usize::MAX))? {
                 audited.take(id, row)?;
@@ -125,7 +130,19 @@ impl Audited {
                 self.acl = Some(next);
             }
             EntryKind::Change => {
-                let author = verify_as::<TreeChange>(row.record).map_err(unreadable)?.body().author;
+                let change = verify_as::<TreeChange>(row.record).map_err(unreadable)?;
+                let (body, id) = (change.body(), ChangeId::from(change.id()));
+                let author = body.author;
+                let epoch = self.acl.as_ref().map(|acl| acl.epoch);
+                unless(Some(body.epoch) == epoch, || {
+                    Violation::new(NAME, format!("entry {at} of {space} in the present epoch"), (body.epoch, epoch))
+                })?;
+                let root = TreeChange::root_as_parent(body.tree);
+                let stray = body.parents.iter().find(|parent| **parent != root && !self.known.contains(parent));
+                unless(stray.is_none(), || {
+                    Violation::new(NAME, format!("entry {at} of {space} on what is in the log"), stray)
+                })?;
+                self.known.insert(id);
                 let role = self.acl.as_ref().and_then(|acl| acl.role(&author));
                 unless(role >= Some(Role::Writer), || {
                     Violation::new(NAME, format!("entry {at} of {space} by a writer"), (author, role))

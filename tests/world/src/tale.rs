@@ -162,7 +162,7 @@ impl Teller {
             Act::MakeRoom { place } => self.world.disk(place.name()).make_room(),
             Act::Fail { place, mishap } => self.fail(place, mishap),
             Act::Foe(deed) => {
-                self.foes.act(deed).await;
+                self.foes.act(step.number, deed).await;
                 // What the node has may be another log than it was.
                 self.auditor.begin_anew();
             }

@@ -531,6 +531,21 @@ impl World {
         }
     }
 
+    /// The words of a client's account, once it is made: another client can be the same person.
+    #[must_use]
+    pub fn words(&self, client: &str) -> Option<Mnemonic> {
+        self.secrets(client).map(|secrets| secrets.mnemonic)
+    }
+
+    /// A connection of one's own from a machine to a node, as bytes.
+    ///
+    /// # Errors
+    /// As of a socket.
+    pub async fn dial(&self, from: &str, node: &str) -> std::io::Result<sync_host::Stream> {
+        let endpoint = self.address(node).endpoint;
+        self.inner.ground.net.connect(from.to_owned(), endpoint).await
+    }
+
     /// The address of a node.
     #[must_use]
     pub fn address(&self, node: &str) -> NodeAddress {

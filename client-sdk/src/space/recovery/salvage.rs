@@ -342,7 +342,8 @@ fn give_up(
         Ok(_) => {}
         Err(WriteError::Read(ReadError::Store(error))) => return Err(error.into()),
         Err(error) => {
-            let (log_seq, text) = (space.cursor(), format!("{message}; {error}"));
+            let log_seq = tx.space(space.id)?.map_or(Seq::ZERO, |row| row.position.seq);
+            let text = format!("{message}; {error}");
             let refusal = RefusalRow { code: code.number(), message: text, log_seq };
             space.refuse(tx, &write, &refusal, events)?;
         }

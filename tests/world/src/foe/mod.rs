@@ -3,6 +3,7 @@
 //!
 //! Who the enemy is, and what it does when, is drawn from the seed like everything else; its deeds are steps of the story.
 
+mod patched;
 pub(crate) mod set_back;
 
 use std::fmt;
@@ -11,18 +12,23 @@ use client_sdk::{ReasonCode, SpaceId};
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use sync_store::memory::Image;
+use tokio::task::JoinHandle;
 
 use crate::machine::dice;
-use crate::story::{Act, NODE, Step, Story};
+use crate::story::{Act, NODE, Step, Story, Who};
 use crate::told::Told;
 use crate::violation::Violation;
 use crate::world::World;
+
+pub use patched::Attack;
 
 /// Who does not play by the rules in a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foe {
     /// The operator of the node, who puts an older disk into it.
     Operator(Restore),
+    /// A client of this account beside the honest one, that sends what it likes.
+    Patched(Who),
 }
 
 /// How a node is restored.
@@ -41,6 +47,8 @@ pub enum Deed {
     BackUp,
     /// Puts the copy back, and starts the node.
     SetBack(Restore),
+    /// A patched client of an account sends something wrong.
+    Attack { by: Who, space: usize, attack: Attack },
 }
 
 impl fmt::Display for Foe {
@@ -48,6 +56,7 @@ impl fmt::Display for Foe {
         match self {
             Self::Operator(Restore::Silent) => f.write_str("the node's disk is set back"),
             Self::Operator(Restore::Recognised) => f.write_str("the node is restored"),
+            Self::Patched(who) => write!(f, "{who} has a patched client, too"),
         }
     }
 }
@@ -60,6 +69,7 @@ impl fmt::Display for Deed {
             Self::SetBack(Restore::Recognised) => {
                 f.write_str("the node is restored from the backup, and clients are told")
             }
+            Self::Attack { by, space, attack } => write!(f, "{by}, patched, attacks space {space}: {attack:?}"),
         }
     }
 }
@@ -68,22 +78,27 @@ impl fmt::Display for Deed {
 const ONE_IN: u32 = 5;
 
 impl Foe {
-    fn draw(dice: &mut ChaCha8Rng) -> Option<Self> {
+    fn draw(dice: &mut ChaCha8Rng, clients: usize) -> Option<Self> {
         if !dice.random_ratio(1, ONE_IN) {
             return None;
         }
         let restore = if dice.random_bool(0.5) { Restore::Silent } else { Restore::Recognised };
-        Some(Self::Operator(restore))
+        Some(if dice.random_bool(0.55) {
+            Self::Operator(restore)
+        } else {
+            Self::Patched(Who(dice.random_range(1..clients)))
+        })
     }
 }
 
 /// Gives a story its enemy, if the seed has one for it, and puts the deeds between the steps.
 pub(crate) fn add_to(story: &mut Story) {
     let mut dice = dice(story.seed, "foes");
-    story.foe = Foe::draw(&mut dice);
+    story.foe = Foe::draw(&mut dice, story.clients);
     let deeds = match story.foe {
         None => Vec::new(),
         Some(Foe::Operator(restore)) => set_back::deeds(&mut dice, restore),
+        Some(Foe::Patched(who)) => patched::deeds(&mut dice, who),
     };
     insert(&mut dice, story, deeds);
 }
@@ -105,16 +120,21 @@ pub(crate) struct Foes {
     world: World,
     told: Told,
     backup: Option<Image>,
+    attacks: Vec<JoinHandle<()>>,
 }
 
 impl Foes {
     pub(crate) fn new(world: World, told: Told) -> Self {
-        Self { world, told, backup: None }
+        Self { world, told, backup: None, attacks: Vec::new() }
     }
 
-    pub(crate) async fn act(&mut self, deed: Deed) {
+    pub(crate) async fn act(&mut self, number: u32, deed: Deed) {
         match deed {
             Deed::BackUp => self.backup = self.world.disk(NODE).safe_image(),
+            Deed::Attack { by, space, attack } => {
+                let attack = patched::attack(self.world.clone(), self.told.clone(), by, space, attack, number);
+                self.attacks.push(tokio::spawn(attack));
+            }
             Deed::SetBack(restore) => {
                 if let Some(image) = self.backup.clone() {
                     set_back::set_back(&self.world, &self.told, image, restore).await;
@@ -125,6 +145,10 @@ impl Foes {
 
     /// The weather is good: what an enemy still does ends here, with the time that those who suffered from it need.
     pub(crate) async fn come_to_an_end(&mut self) {
+        for attack in self.attacks.drain(..) {
+            // It ends by itself; one that panics is noted like any other.
+            let _ = attack.await;
+        }
         if self.told.is_set_back() {
             set_back::end_recovery(&self.world).await;
         }

@@ -205,6 +205,9 @@ fn spaces(world: &World, told: &Told) -> Vec<(Who, Space)> {
 fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
     const NAME: &str = "accusations_are_just";
     for (who, space) in spaces(world, told) {
+        let account = told.lock().accounts.get(&who).copied();
+        let acl = space.acl().map_err(|e| Violation::new(NAME, "a readable ACL", e))?;
+        let is_member = account.is_some_and(|account| acl.role(&account).is_some() && !acl.deleted);
         let accusations = space.accusations().map_err(|e| Violation::new(NAME, "readable accusations", e))?;
         for accusation in accusations {
             let code = match accusation.kind {
@@ -212,7 +215,8 @@ fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
                 AccusationKind::Fork | AccusationKind::Seen => ReasonCode::Forked,
             };
             unless(is_true(told, space.id(), code), || Violation::new(NAME, format!("{who}: none"), &accusation))?;
-            unless(accusation.state != AccusationState::Open, || {
+            // Who is a member no more hears nothing that would settle it.
+            unless(accusation.state != AccusationState::Open || !is_member, || {
                 Violation::new(NAME, format!("{who}: none that is open in good weather"), &accusation)
             })?;
             if let Some(Err(error)) = accusation.evidence.as_ref().map(proves) {
