@@ -139,6 +139,8 @@ pub const TAIL_SILENT_MAX: Duration = Duration::from_secs(30);
 pub const FOLLOW_SILENT_MAX: Duration = Duration::from_secs(300);
 /// A unary call.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A message of a push, from its first byte to the next verdict: on a slow line most of it is the way there.
+pub const PUSH_ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a question is asked again that was answered with what passes by itself, before whoever asks hears of it.
 pub const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How long an act on an ACL is made again while other admins are faster.

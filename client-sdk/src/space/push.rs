@@ -87,7 +87,7 @@ impl Pusher {
         let closed = || CallError::Broken("the push stream ended".to_owned());
         self.requests.send(request).await.map_err(|_| closed())?;
         while !open.is_empty() {
-            let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, self.responses.message());
+            let answer = tokio::time::timeout(limits::PUSH_ANSWER_TIMEOUT, self.responses.message());
             let message = answer.await.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
             // What is said twice, or of what nobody asked, is no verdict.
             verdicts.extend(message.ok_or_else(closed)?.verdicts.into_iter().filter(|v| open.remove(&v.tag)));
