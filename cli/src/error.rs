@@ -122,6 +122,7 @@ impl CliError {
             Self::Different(_) => "DIFFERENT",
             Self::File { .. } => "FILE",
             Self::Serve(error) => error.code(),
+            Self::Connect(ConnectError::Unproven { .. }) => "DAEMON_UNPROVEN",
             Self::Connect(_) => "DAEMON_UNREADABLE",
             Self::NoCommands { .. } => "IN_USE",
             Self::OtherDaemon { .. } => "OTHER_DAEMON",

@@ -38,8 +38,22 @@ use crate::caller::Caller;
 use crate::error::CliError;
 use crate::output::{ColorChoice, Form, Output};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // Without threads there is nothing to print with but this.
+            eprintln!("error: the program cannot start: {error}");
+            return exit::Exit::Internal.into();
+        }
+    };
+    let exit = runtime.block_on(start());
+    // Everything that must end has ended; a read of the terminal that nobody waits for any more does not.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn start() -> ExitCode {
     let parsed = args::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

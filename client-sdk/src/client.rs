@@ -114,7 +114,7 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// A client whose data is in `dir`, and which `unlock` opens.
     pub fn new(dir: impl Into<PathBuf>, unlock: Unlock) -> Self {
-        Self::at(Host::real(), Home::Directory { dir: dir.into(), unlock })
+        Self::at(Host::real(), Home::Directory { dir: dir.into(), unlock, held: None })
     }
 
     /// A client on a machine of the caller's own: its clock, randomness and network are `host`'s, its secrets are in `vault`
@@ -126,6 +126,16 @@ impl ClientConfig {
 
     fn at(host: Host, home: Home) -> Self {
         Self { host, home, types: Vec::new(), node: None, name: None, device_name: None, cached_trees: CACHED_TREES }
+    }
+
+    /// Takes the data directory of an account for this process, until this, its clones, and every client that was opened with
+    /// them are gone: between two openings nobody else gets in. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`OpenError`]: there is no account, or another process has the directory.
+    pub fn hold(mut self) -> Result<Self, OpenError> {
+        self.home.hold()?;
+        Ok(self)
     }
 
     /// Declares a kind of object; needed for kinds with a write rule of their own.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::Rng as _;
 use sync_e2ee::{Secrets, vault};
 use sync_host::HostRng;
-use sync_store::{Store, StoreKind};
+use sync_store::{DirLock, Store, StoreKind};
 
 use crate::error::OpenError;
 
@@ -40,12 +40,11 @@ pub(crate) enum Home {
     Directory {
         dir: PathBuf,
         unlock: Unlock,
+        /// The directory's, where this process keeps it between two openings.
+        held: Option<DirLock>,
     },
     /// A vault and an open store that somebody else keeps.
-    Memory {
-        vault: MemoryVault,
-        store: Store,
-    },
+    Memory { vault: MemoryVault, store: Store },
 }
 
 /// The vault of a client without a directory. A cheap handle: who keeps a clone can open the client again.
@@ -104,10 +103,22 @@ impl Home {
         }
     }
 
+    /// Locks the directory of an account for as long as a clone of this lives.
+    pub(crate) fn hold(&mut self) -> Result<(), OpenError> {
+        let Self::Directory { dir, held, .. } = self else { return Ok(()) };
+        if !dir.join(VAULT).exists() {
+            return Err(OpenError::NoAccount { dir: dir.clone() });
+        }
+        if held.is_none() {
+            *held = Some(sync_store::lock(dir)?);
+        }
+        Ok(())
+    }
+
     /// Keeps the secrets of a new account.
     pub(crate) fn create(&self, secrets: &Secrets, rng: &mut HostRng) -> Result<(), OpenError> {
         match self {
-            Self::Directory { dir, unlock } => create(dir, unlock, secrets, rng),
+            Self::Directory { dir, unlock, held: _ } => create(dir, unlock, secrets, rng),
             Self::Memory { vault, .. } => vault.create(secrets, rng),
         }
     }
@@ -115,7 +126,7 @@ impl Home {
     /// Reads the secrets of an account.
     pub(crate) fn secrets(&self) -> Result<Secrets, OpenError> {
         match self {
-            Self::Directory { dir, unlock } => open(dir, unlock),
+            Self::Directory { dir, unlock, held: _ } => open(dir, unlock),
             Self::Memory { vault, .. } => vault.secrets(),
         }
     }
@@ -123,6 +134,7 @@ impl Home {
     /// Opens the store; one process at a time.
     pub(crate) fn store(&self) -> Result<Store, OpenError> {
         match self {
+            Self::Directory { held: Some(lock), .. } => Ok(Store::open_locked(lock, StoreKind::Client)?),
             Self::Directory { dir, .. } => Ok(Store::open(dir, StoreKind::Client)?),
             Self::Memory { store, .. } => Ok(store.clone()),
         }

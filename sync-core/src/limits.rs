@@ -90,6 +90,8 @@ pub const SESSIONS_MAX: usize = 65_536;
 /// Streams of one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
+/// How long a connection to a client's local port may stand before it brings the token.
+pub const LOCAL_UNPROVEN_MAX: Duration = Duration::from_secs(10);
 /// Connections to a client's local service.
 pub const LOCAL_CONNECTIONS_MAX: usize = 128;
 /// Calls of one connection to a client's local service that are under way.

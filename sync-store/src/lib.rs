@@ -46,7 +46,7 @@ pub use engine::{
 };
 pub use error::{Cause, OpenError, StoreError, WriteError};
 pub use feed::{ElementFeed, ElementsMoved};
-pub use open::{DATABASE_FILE, DirLock, LOCK_FILE, lock};
+pub use open::{DATABASE_FILE, DirLock, Holder, LOCK_FILE, holder, lock};
 pub use read::{ReadTx, SpaceView};
 pub use readers::READERS_MAX;
 pub use recovery::{

@@ -26,13 +26,18 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// What an open directory consists of.
 pub(crate) struct Opened {
     pub(crate) writer: Session,
-    pub(crate) lock: File,
+    pub(crate) lock: DirLock,
     pub(crate) database: PathBuf,
 }
 
 pub(crate) fn open(dir: &Path, kind: StoreKind, tuning: Tuning) -> Result<Opened, OpenError> {
     make_dir(dir)?;
-    let lock = take_lock(dir)?;
+    open_locked(lock(dir)?, kind, tuning)
+}
+
+/// The same for a directory that is locked already.
+pub(crate) fn open_locked(lock: DirLock, kind: StoreKind, tuning: Tuning) -> Result<Opened, OpenError> {
+    let dir = lock.dir();
     let database = dir.join(DATABASE_FILE);
     check_header(&database)?;
     let mut conn = connect(&database, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|e| in_sqlite(&database, e))?;
@@ -98,17 +103,60 @@ fn private() -> OpenOptions {
     options
 }
 
-/// Keeps every other process out of a data directory, without opening what is in it.
-#[derive(Debug)]
+/// Keeps every other process out of a data directory, without opening what is in it. The directory is free again when the last
+/// clone is dropped, a store that was opened with one included.
+#[derive(Debug, Clone)]
 #[must_use = "the directory is free again when it is dropped"]
-pub struct DirLock(#[expect(dead_code, reason = "held, never read")] File);
+pub struct DirLock {
+    dir: PathBuf,
+    _file: Arc<File>,
+}
+
+impl DirLock {
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
 
 /// Takes the lock of a data directory that is there.
 ///
 /// # Errors
 /// [`OpenError::InUse`], or the file system's.
 pub fn lock(dir: &Path) -> Result<DirLock, OpenError> {
-    take_lock(dir).map(DirLock)
+    Ok(DirLock { dir: dir.to_owned(), _file: Arc::new(take_lock(dir)?) })
+}
+
+/// Who has a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    Nobody,
+    /// A process, by its number; `None` while it has not written it yet.
+    Process(Option<u32>),
+}
+
+/// Looks who has a data directory. What a process wrote into the lock that has ended since counts for nothing.
+///
+/// # Errors
+/// The file system's.
+pub fn holder(dir: &Path) -> std::io::Result<Holder> {
+    let mut file = match File::open(dir.join(LOCK_FILE)) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Holder::Nobody),
+        opened => opened?,
+    };
+    match file.try_lock_shared() {
+        // Given back with the file.
+        Ok(()) => Ok(Holder::Nobody),
+        Err(TryLockError::WouldBlock) => Ok(Holder::Process(read_pid(&mut file))),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 /// One process per directory. The kernel drops the lock when the process ends, however it ends; the file stays.
@@ -118,10 +166,7 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let read = file.read_to_string(&mut text);
-            let pid = read.ok().and_then(|_| text.trim().parse().ok());
-            return Err(OpenError::InUse { path: dir.to_owned(), pid });
+            return Err(OpenError::InUse { path: dir.to_owned(), pid: read_pid(&mut file) });
         }
         Err(TryLockError::Error(e)) => return Err(in_files(&path, e)),
     }

@@ -20,7 +20,7 @@ use crate::error::{OpenError, StoreError, WriteError};
 use crate::feed::Feeds;
 use crate::job::{Message, TypedJob};
 use crate::memory::{Disk, Tenancy};
-use crate::open;
+use crate::open::{self, DirLock, Opened};
 use crate::read::ReadTx;
 use crate::readers::Readers;
 use crate::thread::Storage;
@@ -162,6 +162,16 @@ impl Store {
         Self::open_with(dir, kind, Self::tuning(kind))
     }
 
+    /// [`Store::open`] for a directory that the caller has locked, and keeps locked as long as it keeps a clone of `lock`: also
+    /// between two stores.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_locked(lock: &DirLock, kind: StoreKind) -> Result<Self, OpenError> {
+        let tuning = Self::tuning(kind);
+        Self::start(open::open_locked(lock.clone(), kind, tuning)?, tuning)
+    }
+
     pub(crate) const fn tuning(kind: StoreKind) -> Tuning {
         let barrier_delay = match kind {
             StoreKind::Node => Duration::ZERO,
@@ -171,7 +181,10 @@ impl Store {
     }
 
     pub(crate) fn open_with(dir: &Path, kind: StoreKind, tuning: Tuning) -> Result<Self, OpenError> {
-        let opened = open::open(dir, kind, tuning)?;
+        Self::start(open::open(dir, kind, tuning)?, tuning)
+    }
+
+    fn start(opened: Opened, tuning: Tuning) -> Result<Self, OpenError> {
         let shared = Arc::new(Shared::new());
         let readers = Readers::new(opened.database.clone(), tuning, Arc::clone(&shared.acls));
         let (queue, jobs) = sync_channel(limits::WRITE_QUEUE_MAX);

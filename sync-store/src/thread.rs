@@ -15,7 +15,6 @@
 //! A node's barrier follows every commit. A client's waits a few milliseconds unless somebody asks with
 //! [`crate::Store::durable`], so that writes one after the other do not cost a sync each.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,7 +25,7 @@ use rusqlite::wal::CheckpointMode;
 
 use crate::error::{Severity, StoreError};
 use crate::job::{Job, Message};
-use crate::open::{Checkpointed, Opened, checkpoint};
+use crate::open::{Checkpointed, DirLock, Opened, checkpoint};
 use crate::store::{Phase, Shared};
 use crate::writer::{Medium, Writer, Wrote, panicked};
 
@@ -40,7 +39,7 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 pub(crate) struct Storage {
     writer: Writer,
     /// Held until the connection is closed.
-    lock: File,
+    lock: DirLock,
     queue: Queue,
     owed: Option<OwedBarrier>,
     /// Pages in the write-ahead log after the last commit.

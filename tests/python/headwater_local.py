@@ -3,8 +3,11 @@
 The stubs are generated from our own .proto by grpcio-tools, once, into a directory that is thrown away.
 """
 
+import fcntl
+import hmac
 import json
 import pathlib
+import secrets
 import sys
 
 import grpc
@@ -42,13 +45,35 @@ class WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercep
         return call(self._with(details), request)
 
 
-def connect(data: pathlib.Path) -> grpc.Channel:
-    """A channel to the daemon of a data directory, as its daemon.json says."""
+def place_of(data: pathlib.Path) -> dict:
+    """What daemon.json says. It counts while the process that wrote it has the directory: one that was killed leaves it."""
     place = json.loads((data / "daemon.json").read_text())
+    with open(data / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if int(lock.read()) == place["pid"]:
+                return place
+    raise SystemExit("no daemon has this directory")
+
+
+def check(pb, stubs, channel: grpc.Channel, token: str):
+    """Whoever listens on the port has the token, too. Before this nothing is said there."""
+    nonce = secrets.token_bytes(32)
+    proof = stubs.DoorStub(channel).Prove(pb.ProveRequest(nonce=nonce)).proof
+    wanted = hmac.digest(token.encode(), b"headwater/local/prove/v1" + nonce, "sha256")
+    if not hmac.compare_digest(proof, wanted):
+        raise SystemExit("somebody else answers there")
+
+
+def connect(pb, stubs, data: pathlib.Path) -> grpc.Channel:
+    """A channel to the daemon of a data directory, as its daemon.json says."""
+    place = place_of(data)
     # The path of a socket is no name of a host.
     channel = grpc.insecure_channel(place["target"], options=[("grpc.default_authority", "localhost")])
     if "token_file" in place:
         token = pathlib.Path(place["token_file"]).read_text().strip()
+        check(pb, stubs, channel, token)
         channel = grpc.intercept_channel(channel, WithToken(token))
     return channel
 

@@ -167,7 +167,7 @@ def main():
     protos, admin, member = (pathlib.Path(arg) for arg in sys.argv[1:4])
     with tempfile.TemporaryDirectory() as generated:
         pb, stubs = generate(protos, pathlib.Path(generated))
-        with connect(admin) as first, connect(member) as second:
+        with connect(pb, stubs, admin) as first, connect(pb, stubs, member) as second:
             story(pb, stubs.ClientStub(first), stubs.ClientStub(second))
     print("the seed story holds")
 

@@ -11,6 +11,7 @@ use prost::Message as _;
 use serde_json::Value;
 use sync_proto::client_v1 as pb;
 use sync_proto::client_v1::client_client::ClientClient;
+use sync_proto::client_v1::door_server::{Door, DoorServer};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary};
 use tempfile::TempDir;
 use tonic::{Code, Status};
@@ -254,6 +255,90 @@ async fn a_socket_that_is_none_is_left_alone() -> Outcome {
     Ok(())
 }
 
+/// Answers on a port as somebody who has read everything but the token.
+struct Impostor {
+    asked: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Door for Impostor {
+    async fn prove(
+        &self,
+        request: tonic::Request<pb::ProveRequest>,
+    ) -> Result<tonic::Response<pb::ProveResponse>, Status> {
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        assert!(request.metadata().get("authorization").is_none(), "the token is not sent before the proof");
+        Ok(tonic::Response::new(pb::ProveResponse { proof: request.into_inner().nonce }))
+    }
+}
+
+#[tokio::test]
+async fn who_answers_on_a_port_proves_it_before_anything_is_said() -> Outcome {
+    let node = NodeProcess::start();
+    let ada = TestClient::create("Ada", node.address()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let token_file = ada.dir.path().join(local::TOKEN_FILE);
+    std::fs::write(&token_file, "secret\n")?;
+    let place = local::Place {
+        pid: std::process::id(),
+        version: String::new(),
+        target: listener.local_addr()?.to_string(),
+        token_file: Some(token_file),
+    };
+    std::fs::write(ada.dir.path().join(local::PLACE_FILE), serde_json::to_vec(&place)?)?;
+    let asked = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
+    let impostor = DoorServer::new(Impostor { asked: asked.clone() });
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let serving = tokio::spawn(tonic::transport::Server::builder().add_service(impostor).serve_with_incoming(incoming));
+    let refused = local::connect(ada.dir.path()).await.expect_err("it has no token");
+    assert!(matches!(refused, local::ConnectError::Unproven { .. }), "{refused:?}");
+    assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
+    serving.abort();
+    Ok(())
+}
+
+/// What was proved holds for one connection: nobody gets the next call who took the port meanwhile.
+#[tokio::test]
+async fn a_connection_to_a_port_is_not_made_anew() -> Outcome {
+    let node = NodeProcess::start();
+    let ada = TestClient::create("Ada", node.address()).await;
+    let serving = serve(&ada, Listen::Loopback { port: 0 }).await?;
+    let target = serving.place().target.clone();
+    let mut rpc = stub(ada.dir.path()).await?;
+    rpc.get_me(pb::GetMeRequest {}).await?;
+    serving.close().await;
+    let taken = std::net::TcpListener::bind(&target)?;
+    taken.set_nonblocking(true)?;
+    rpc.get_me(pb::GetMeRequest {}).await.expect_err("the daemon is gone");
+    let reached = taken.accept();
+    assert!(reached.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{reached:?}");
+    Ok(())
+}
+
+/// Connections that bring no token take no place from one that does.
+#[tokio::test]
+async fn strangers_on_the_port_keep_nobody_out() -> Outcome {
+    use tokio::io::AsyncReadExt as _;
+    let node = NodeProcess::start();
+    let ada = TestClient::create("Ada", node.address()).await;
+    let serving = serve(&ada, Listen::Loopback { port: 0 }).await?;
+    // One that has the token, and is older than all of them.
+    let mut owner = stub(ada.dir.path()).await?;
+    owner.get_me(pb::GetMeRequest {}).await?;
+    let mut strangers = Vec::new();
+    for _ in 0..sync_core::limits::LOCAL_CONNECTIONS_MAX + 10 {
+        strangers.push(tokio::net::TcpStream::connect(&serving.place().target).await?);
+    }
+    let mut late = tokio::time::timeout(PATIENCE, stub(ada.dir.path())).await??;
+    late.get_me(pb::GetMeRequest {}).await?;
+    owner.get_me(pb::GetMeRequest {}).await?;
+    // The oldest of them gave way. What it is still told is that it has to go.
+    let mut said = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, strangers[0].read_to_end(&mut said)).await?;
+    serving.close().await;
+    Ok(())
+}
+
 // ---- as a daemon ----------------------------------------------------------------------------------------------------
 
 /// A data directory with an account.
@@ -384,6 +469,107 @@ fn the_socket_of_a_killed_daemon_is_replaced() {
     daemon.kill();
     let daemon = ada.daemon("loopback");
     ada.ok(&["whoami"]);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Whoever listens where a killed daemon listened gets nothing, not even a connection.
+#[test]
+fn nobody_inherits_the_port_of_a_killed_daemon() {
+    let node = NodeProcess::start();
+    let ada = Person::init("Ada", &node);
+    let daemon = ada.daemon("loopback");
+    ada.ok(&["space", "create", "Club"]);
+    daemon.kill();
+    let place: Value =
+        serde_json::from_slice(&std::fs::read(ada.dir.path().join("daemon.json")).expect("it is left")).expect("JSON");
+    let taken = std::net::TcpListener::bind(place["target"].as_str().expect("a port")).expect("the port is free");
+    taken.set_nonblocking(true).expect("a socket");
+    assert_eq!(ada.ok(&["put", "item", "milk", "{}"])["id"], "milk");
+    let reached = taken.accept();
+    assert!(reached.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{reached:?}");
+    // Without its token it is no daemon either, and no failure.
+    std::fs::remove_file(ada.dir.path().join("daemon.token")).expect("it is left");
+    ada.ok(&["whoami"]);
+}
+
+/// A copy of a data directory is not what the daemon of the original has.
+#[test]
+fn a_copied_directory_has_no_daemon() {
+    let node = NodeProcess::start();
+    let ada = Person::init("Ada", &node);
+    ada.ok(&["space", "create", "Club"]);
+    let daemon = ada.daemon("unix");
+    let copy = Person { dir: tempfile::tempdir().expect("a temporary directory") };
+    let mut copying = Command::new("cp");
+    copying.arg("-a").arg(format!("{}/.", ada.dir.path().display())).arg(copy.dir.path());
+    assert!(copying.status().expect("cp runs").success());
+    assert!(copy.dir.path().join("daemon.json").exists());
+    copy.ok(&["put", "note", "here", "{}", "--no-wait"]);
+    assert_eq!(ada.run(&["get", "note", "here"]).status.code(), Some(3), "the original was not written to");
+    // One that only looks like the daemon's: the daemon itself says no.
+    let alias = Person { dir: tempfile::tempdir().expect("a temporary directory") };
+    for file in ["daemon.json", "lock"] {
+        std::os::unix::fs::symlink(ada.dir.path().join(file), alias.dir.path().join(file)).expect("a link");
+    }
+    let refused = alias.run(&["put", "note", "here", "{}"]);
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    assert_eq!(error(&refused)["code"], "OTHER_DAEMON", "{refused:?}");
+    // The same directory by another name is the same.
+    std::os::unix::fs::symlink(ada.dir.path(), alias.dir.path().join("link")).expect("a link");
+    let linked =
+        Command::new(binary("headwater")).arg("--data").arg(alias.dir.path().join("link")).arg("whoami").output();
+    assert!(linked.as_ref().is_ok_and(|output| output.status.success()), "{linked:?}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+fn press(child: &Child, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    nix::sys::signal::kill(pid, signal).expect("it can be told");
+}
+
+/// How a process ended that had the time of a patient person.
+fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().expect("it can be asked") {
+            return Some(status);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().expect("it can be killed");
+    child.wait().expect("it ends");
+    None
+}
+
+/// Ctrl-C is heard while a command waits for its own terminal, and while the daemon says nothing at all.
+#[test]
+fn ctrl_c_ends_a_command_whatever_it_waits_for() {
+    use nix::sys::signal::Signal;
+    let node = NodeProcess::start();
+    let ada = Person::init("Ada", &node);
+    ada.ok(&["space", "create", "Club"]);
+    let daemon = ada.daemon("unix");
+    // A file that nobody writes to: opening it for writing waits for its reader, so afterwards the command is reading.
+    let fifo = ada.dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    let fifo_path = fifo.display().to_string();
+    let mut reading = ada.command(&["import", &fifo_path]).spawn().expect("import starts");
+    let writer = std::fs::File::options().write(true).open(&fifo).expect("it is read");
+    press(&reading, Signal::SIGINT);
+    let status = ended(&mut reading).expect("Ctrl-C ends it");
+    assert_eq!(status.code(), Some(130));
+    drop(writer);
+    // The second one needs nobody's help.
+    let stopped = daemon.child.as_ref().expect("it runs");
+    press(stopped, Signal::SIGSTOP);
+    let mut stuck = ada.command(&["whoami"]).spawn().expect("whoami starts");
+    let begun = std::time::Instant::now();
+    while stuck.try_wait().expect("it can be asked").is_none() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "Ctrl-C does nothing");
+        press(&stuck, Signal::SIGINT);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    press(stopped, Signal::SIGCONT);
     assert_eq!(daemon.stop(), Some(0));
 }
 

@@ -16,14 +16,14 @@ use crate::output::Answer;
 /// Runs until a signal ends it; then it lets calls finish, for ten seconds at most.
 pub(crate) async fn daemon(app: &App, args: Daemon) -> Result<Answer, CliError> {
     let dir = app.dir()?;
-    let config = app.config()?;
+    let config = app.config()?.hold()?;
     // From here on a signal is waited for, however long the opening takes.
     let mut signals = Signals::new().map_err(CliError::file("signals"))?;
     let client = Box::pin(Client::open(config.clone())).await?;
     let service = Service::new(client, &dir);
     let lost = CancellationToken::new();
     let open = Open::new(service.current(), config, lost.clone());
-    let (current, commands) = (service.current(), Commands::new(open, service.closing()));
+    let commands = Commands::new(open.clone(), &dir, service.closing()).map_err(CliError::file(&dir))?;
     let service = service.with(DESCRIPTORS, |routes| {
         routes.add_service(CommandServerServer::new(commands));
     });
@@ -34,7 +34,7 @@ pub(crate) async fn daemon(app: &App, args: Daemon) -> Result<Answer, CliError> 
     let serving = match service.start(listen).await {
         Ok(serving) => serving,
         Err(error) => {
-            close(&current).await;
+            open.close().await;
             return Err(error.into());
         }
     };
@@ -51,18 +51,12 @@ pub(crate) async fn daemon(app: &App, args: Daemon) -> Result<Answer, CliError> 
         app.out.note("stopping").await;
     }
     serving.close().await;
-    close(&current).await;
+    open.close().await;
     said?;
     if lost.is_cancelled() {
         return Err(CliError::Internal("the account could not be opened again".to_owned()));
     }
     Ok(Answer::nothing())
-}
-
-async fn close(current: &client_sdk::local::Current) {
-    if let Some(client) = current.take() {
-        client.close().await;
-    }
 }
 
 /// The signals that end a daemon.

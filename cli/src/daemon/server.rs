@@ -1,6 +1,7 @@
 //! The daemon's side: commands of other processes, run with the client that is open here.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::FromArgMatches as _;
@@ -14,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::pb::command_server_server::CommandServer;
 use super::pb::{self, from_caller, to_caller::Message};
 use super::remote::{Interrupts, ProgressSlot, Remote, SAID_MAX};
-use super::wire::{Assembly, Room, os_string, path};
+use super::wire::{Assembly, Room, identity, os_string, path};
 use crate::app::App;
 use crate::args::{self, Cli};
 use crate::caller::Caller;
@@ -28,6 +29,7 @@ const COMMANDS_MAX: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct Open {
     current: Current,
+    /// Holds the data directory, so that nobody else gets it between two openings.
     config: ClientConfig,
     /// One reopening at a time.
     reopening: Arc<tokio::sync::Mutex<()>>,
@@ -44,16 +46,31 @@ impl Open {
         self.current.client().ok_or(CliError::Reopening)
     }
 
-    /// Opens the account anew with another configuration. Whatever was under way with it is told that it was closed.
+    /// Opens the account anew with another configuration. Whatever was under way with it is told that it was closed. Once begun it
+    /// goes on to its end, whoever asked for it: a daemon without an account is none.
     pub(crate) async fn reopen(&self, change: impl FnOnce(ClientConfig) -> ClientConfig) -> Result<Client, CliError> {
+        let (open, config) = (self.clone(), change(self.config.clone()));
+        let reopening = tokio::spawn(async move { open.reopen_with(config).await });
+        reopening.await.unwrap_or_else(|error| Err(CliError::Internal(error.to_string())))
+    }
+
+    /// Closes the account, after a reopening that is under way.
+    pub(crate) async fn close(&self) {
         let _one = self.reopening.lock().await;
         if let Some(client) = self.current.take() {
             client.close().await;
         }
-        let opened = match Box::pin(Client::open(change(self.config.clone()))).await {
+    }
+
+    async fn reopen_with(&self, config: ClientConfig) -> Result<Client, CliError> {
+        let _one = self.reopening.lock().await;
+        if let Some(client) = self.current.take() {
+            client.close().await;
+        }
+        let opened = match Box::pin(Client::open(config)).await {
             Ok(client) => Ok(client),
             Err(error) => {
-                // As it was before: a daemon without an account is none.
+                // As it was before.
                 match Box::pin(Client::open(self.config.clone())).await {
                     Ok(client) => self.current.put(client),
                     Err(_) => self.lost.cancel(),
@@ -71,6 +88,7 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Commands {
     open: Open,
+    data_is: pb::DirIdentity,
     room: Arc<Semaphore>,
     /// For what callers send.
     replies: Room,
@@ -78,9 +96,23 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
-    pub(crate) fn new(open: Open, closing: CancellationToken) -> Self {
+    /// The commands of a data directory.
+    pub(crate) fn new(open: Open, dir: &Path, closing: CancellationToken) -> std::io::Result<Self> {
         let room = Arc::new(Semaphore::new(COMMANDS_MAX));
-        Self { open, room, replies: Room::new(LOCAL_COMMANDS_BYTES_MAX), closing }
+        Ok(Self { open, data_is: identity(dir)?, room, replies: Room::new(LOCAL_COMMANDS_BYTES_MAX), closing })
+    }
+
+    /// A caller of the same program, who means this directory.
+    fn check(&self, begin: &pb::Begin) -> Result<(), Status> {
+        if begin.version != env!("CARGO_PKG_VERSION") {
+            let text = format!("the daemon is of version {}, this of {}", env!("CARGO_PKG_VERSION"), begin.version);
+            return Err(Status::failed_precondition(text));
+        }
+        if begin.data_is != Some(self.data_is) {
+            let text = format!("its data directory is another one than {}", path(&begin.data).display());
+            return Err(Status::failed_precondition(text));
+        }
+        Ok(())
     }
 }
 
@@ -96,10 +128,7 @@ impl CommandServer for Commands {
         let Some(from_caller::Message::Begin(begin)) = first else {
             return Err(Status::invalid_argument("a command begins with Begin"));
         };
-        if begin.version != env!("CARGO_PKG_VERSION") {
-            let text = format!("the daemon is of version {}, this of {}", env!("CARGO_PKG_VERSION"), begin.version);
-            return Err(Status::failed_precondition(text));
-        }
+        self.check(&begin)?;
         let room = self.room.clone().try_acquire_owned();
         let room = room.map_err(|_| Status::resource_exhausted(format!("{COMMANDS_MAX} commands are running")))?;
         let rooms = (room, self.replies.clone());
@@ -122,13 +151,14 @@ fn answers(
         loop {
             let happened = tokio::select! {
                 biased;
-                Some(said) = session.said.recv() => Happened::Said(said),
-                Ok(()) = session.progress.changed() => Happened::Progress,
-                ended = &mut session.ended => Happened::Ended(ended.unwrap_or(INTERNAL)),
+                // First: a command that has always something to say is ended by Ctrl-C, too.
                 heard = inbound.message() => match heard {
                     Ok(Some(message)) => Happened::Heard(message),
                     Ok(None) | Err(_) => Happened::Gone,
                 },
+                Some(said) = session.said.recv() => Happened::Said(said),
+                Ok(()) = session.progress.changed() => Happened::Progress,
+                ended = &mut session.ended => Happened::Ended(ended.unwrap_or(INTERNAL)),
                 () = closing.cancelled(), if !is_closing => Happened::Closing,
             };
             match happened {
@@ -252,4 +282,52 @@ async fn misread(remote: &Remote, error: &clap::Error) -> u32 {
     // If the caller is gone, nobody is to be told.
     let _ = remote.printed().stderr(text.into_bytes()).await;
     crate::exit::Exit::Unavailable as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use client_sdk::Unlock;
+
+    use super::*;
+
+    /// Nobody listens there.
+    fn node(port: u16) -> client_sdk::NodeAddress {
+        let authority = "auth_25njqamcweflpvkl73j4szahhihoc4xt3ktcgjnpaingr5yhkena";
+        format!("headwater+plain://{authority}@127.0.0.1:{port}").parse().expect("an address")
+    }
+
+    /// Whoever asked for another opening may go away in the middle of it.
+    #[tokio::test]
+    async fn a_reopening_goes_on_without_its_caller() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let unlock = Unlock::KeyFile(dir.path().join("device.key"));
+        let config = ClientConfig::new(dir.path(), unlock);
+        let (client, _) = Client::create(config.clone().node(node(1))).await.expect("made");
+        client.close().await;
+        let config = config.hold().expect("free");
+        let client = Client::open(config.clone()).await.expect("opened");
+        let lost = CancellationToken::new();
+        let open = Open::new(Current::from(client), config, lost.clone());
+        let mut reopening = Box::pin(open.reopen(|config| config.node(node(2))));
+        let step = std::future::poll_fn(|cx| Poll::Ready(reopening.as_mut().poll(cx))).await;
+        assert!(step.is_pending(), "it was not seen in the middle");
+        drop(reopening);
+        let opened = tokio::time::timeout(Duration::from_secs(60), async {
+            while !open.client().is_ok_and(|client| *client.node() == node(2)) {
+                assert!(is_in_use(dir.path()), "somebody else could have taken it");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        opened.await.expect("it is opened again");
+        assert!(!lost.is_cancelled());
+        open.close().await;
+    }
+
+    fn is_in_use(dir: &Path) -> bool {
+        let other = ClientConfig::new(dir, Unlock::KeyFile(dir.join("device.key"))).hold();
+        matches!(other, Err(client_sdk::OpenError::Store(client_sdk::StoreOpenError::InUse { .. })))
+    }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,12 @@ pub(super) fn path(bytes: &Bytes) -> PathBuf {
 
 pub(super) fn os_string(bytes: &Bytes) -> OsString {
     OsString::from_vec(bytes.to_vec())
+}
+
+/// Which directory it is, by whatever name.
+pub(super) fn identity(dir: &Path) -> io::Result<pb::DirIdentity> {
+    let found = std::fs::metadata(dir)?;
+    Ok(pb::DirIdentity { device: found.dev(), inode: found.ino() })
 }
 
 /// A message as pieces; at least one. What is too large is refused before anything of it is sent.

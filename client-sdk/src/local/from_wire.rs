@@ -31,6 +31,8 @@ pub(super) enum BadRequest {
     Unknown { field: &'static str, value: i32 },
     #[error("{field} has {actual} elements; the limit is {max}")]
     TooMany { field: &'static str, actual: usize, max: usize },
+    #[error("{field} has {actual} bytes, and takes {expected}")]
+    Length { field: &'static str, actual: usize, expected: usize },
     #[error("code is none of the reasons in docs/errors.md")]
     ReasonCode,
     #[error("cursor is neither \"start\" nor \"now\" nor one that this feed gave")]
@@ -48,6 +50,7 @@ impl BadRequest {
             | Self::Json { field, .. }
             | Self::NotAnObject { field }
             | Self::Unknown { field, .. }
+            | Self::Length { field, .. }
             | Self::TooMany { field, .. } => field,
             Self::ReasonCode => "code",
             Self::Cursor => "cursor",

@@ -1,12 +1,14 @@
 //! Sockets: a Unix socket for the owner of the data directory alone, or loopback with a token. Connections are bounded in
 //! number, and each counts its awaits.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::ServeError;
@@ -39,11 +42,43 @@ pub enum Listen {
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     awaits: Arc<Semaphore>,
+    standing: Arc<Standing>,
+}
+
+/// Whose connections a socket gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// This user's.
+    Known,
+    /// Anybody's, until they bring the token.
+    Unknown,
+}
+
+/// How a connection stands.
+#[derive(Debug)]
+struct Standing {
+    /// It is this user's: it came on the socket, or it brought the token.
+    is_proven: AtomicBool,
+    /// It has to go.
+    ended: CancellationToken,
+}
+
+impl Standing {
+    fn is_proven(&self) -> bool {
+        self.is_proven.load(Ordering::Relaxed)
+    }
 }
 
 impl Peer {
-    fn new() -> Self {
-        Self { awaits: Arc::new(Semaphore::new(limits::LOCAL_AWAITS_MAX)) }
+    fn new(owner: Owner, ended: CancellationToken) -> Self {
+        let is_proven = AtomicBool::new(owner == Owner::Known);
+        let standing = Standing { is_proven, ended };
+        Self { awaits: Arc::new(Semaphore::new(limits::LOCAL_AWAITS_MAX)), standing: Arc::new(standing) }
+    }
+
+    /// It brought the token.
+    pub(super) fn note_proven(&self) {
+        self.standing.is_proven.store(true, Ordering::Relaxed);
     }
 
     /// Room for one more await.
@@ -54,11 +89,36 @@ impl Peer {
 }
 
 /// A connection. Dropping it makes room for another.
-#[derive(Debug)]
 pub(super) struct Connection<S> {
     stream: S,
     peer: Peer,
+    /// Resolves when it is to be closed, unless it was proven before.
+    unproven_end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _room: OwnedSemaphorePermit,
+}
+
+impl<S> Connection<S> {
+    fn new(stream: S, peer: Peer, room: OwnedSemaphorePermit) -> Self {
+        let ended = peer.standing.ended.clone();
+        let end = async move {
+            // Over either way.
+            let _ = tokio::time::timeout(limits::LOCAL_UNPROVEN_MAX, ended.cancelled()).await;
+        };
+        Self { stream, peer, unproven_end: Some(Box::pin(end)), _room: room }
+    }
+
+    /// An error once somebody has stood here too long without the token.
+    fn poll_unproven(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(end) = &mut self.unproven_end else { return Ok(()) };
+        if self.peer.standing.is_proven() {
+            self.unproven_end = None;
+            return Ok(());
+        }
+        match end.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody brought the token in time")),
+            Poll::Pending => Ok(()),
+        }
+    }
 }
 
 impl<S> Connected for Connection<S> {
@@ -70,6 +130,7 @@ impl<S> Connected for Connection<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_unproven(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -135,12 +196,14 @@ async fn remove_stale(path: &Path) -> Result<(), ServeError> {
 
 /// A socket that gives the connections of those who may have one.
 pub(super) trait Accept: Send + Sync + 'static {
+    const OWNER: Owner;
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     fn accept_one(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
 /// Connections of this user. The mode of the file says the same; root can pass it by.
 impl Accept for UnixListener {
+    const OWNER: Owner = Owner::Known;
     type Stream = UnixStream;
     async fn accept_one(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.accept().await?;
@@ -155,6 +218,7 @@ impl Accept for UnixListener {
 
 /// Connections of anybody on this machine; the token says whose they are.
 impl Accept for TcpListener {
+    const OWNER: Owner = Owner::Unknown;
     type Stream = TcpStream;
     async fn accept_one(&self) -> io::Result<TcpStream> {
         let (stream, _) = self.accept().await?;
@@ -163,20 +227,53 @@ impl Accept for TcpListener {
     }
 }
 
-/// Every connection, as long as somebody asks for the next.
+/// Every connection, as long as somebody asks for the next. Where all places are taken, the oldest connection that brought no
+/// token goes: whoever else is on this machine keeps the owner out of none of them. At the end nobody waits for those.
 pub(super) fn connections<L: Accept>(
     listener: L,
+    closing: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection<L::Stream>>> + Send + 'static {
     let room = Arc::new(Semaphore::new(limits::LOCAL_CONNECTIONS_MAX));
+    let mut unproven = Unproven::default();
     async_stream::stream! {
-        // The semaphore is never closed.
-        while let Ok(permit) = room.clone().acquire_owned().await {
-            match listener.accept_one().await {
-                Ok(stream) => yield Ok(Connection { stream, peer: Peer::new(), _room: permit }),
+        loop {
+            let stream = match listener.accept_one().await {
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not taken");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
+            };
+            if room.available_permits() == 0 {
+                unproven.end_oldest();
+            }
+            // The semaphore is never closed.
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let peer = Peer::new(L::OWNER, closing.child_token());
+            unproven.note(&peer);
+            yield Ok(Connection::new(stream, peer, permit));
+        }
+    }
+}
+
+/// Connections that brought no token yet, the oldest first.
+#[derive(Debug, Default)]
+struct Unproven(VecDeque<Weak<Standing>>);
+
+impl Unproven {
+    fn note(&mut self, peer: &Peer) {
+        self.0.retain(|standing| standing.upgrade().is_some_and(|standing| !standing.is_proven()));
+        if !peer.standing.is_proven() {
+            self.0.push_back(Arc::downgrade(&peer.standing));
+        }
+    }
+
+    fn end_oldest(&mut self) {
+        while let Some(oldest) = self.0.pop_front() {
+            if let Some(standing) = oldest.upgrade().filter(|standing| !standing.is_proven()) {
+                standing.ended.cancel();
+                return;
             }
         }
     }

@@ -29,9 +29,10 @@ use std::path::{Path, PathBuf};
 use sync_core::limits;
 use sync_host::Host;
 use sync_proto::client_v1::client_server::ClientServer;
+use sync_proto::client_v1::door_server::DoorServer;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::service::{InterceptorLayer, RoutesBuilder};
+use tonic::service::{InterceptorLayer, Routes, RoutesBuilder};
 use tonic::transport::Server;
 
 pub use current::Current;
@@ -40,8 +41,11 @@ pub use place::{ConnectError, LocalChannel, PLACE_FILE, Place, SOCKET_FILE, TOKE
 pub use sync_core::limits::{LOCAL_COMMAND_BYTES_MAX, LOCAL_COMMANDS_BYTES_MAX};
 pub use token::Bearer;
 
+/// Nobody has proved anything who asks for a proof.
+const PROVE_BYTES_MAX: usize = 1024;
+
 use listen::Accept;
-use token::{Guard, Token};
+use token::{Guard, Prover, Token};
 
 /// Why a service was not started.
 #[derive(Debug, thiserror::Error)]
@@ -173,14 +177,25 @@ impl Service {
         let path = self.dir.join(PLACE_FILE);
         place.write(&self.dir).map_err(|source| ServeError::File { path, source })?;
         let closing = self.closing.clone();
-        let router = Server::builder()
-            .layer(InterceptorLayer::new(guard))
-            .max_concurrent_streams(limits::LOCAL_CALLS_MAX)
-            .add_routes(self.routes.routes());
-        let served = router
-            .serve_with_incoming_shutdown(listen::connections(listener), async move { closing.cancelled().await });
+        let incoming = listen::connections(listener, closing.clone());
+        let router =
+            Server::builder().max_concurrent_streams(limits::LOCAL_CALLS_MAX).add_routes(guarded(self.routes, guard));
+        let served = router.serve_with_incoming_shutdown(incoming, async move { closing.cancelled().await });
         let task = tokio::spawn(served);
         Ok(Serving { place, dir: self.dir, socket: None, closing: self.closing, task })
+    }
+}
+
+/// Everything behind the guard, but for what proves whom a caller has reached.
+fn guarded(routes: RoutesBuilder, guard: Guard) -> Routes {
+    let prover = match &guard {
+        Guard::Socket => None,
+        Guard::Token(token) => Some(DoorServer::new(Prover(token.clone()))),
+    };
+    let behind = Routes::from(routes.routes().into_axum_router().layer(InterceptorLayer::new(guard)));
+    match prover {
+        Some(prover) => behind.add_service(prover.max_decoding_message_size(PROVE_BYTES_MAX)),
+        None => behind,
     }
 }
 

@@ -1,4 +1,5 @@
-//! The token of a loopback service: 32 random bytes in a file that only the owner can read.
+//! The token of a loopback service: 32 random bytes in a file that only the owner can read. Who has it proves so in both
+//! directions: the service by a keyed hash of the caller's nonce, then the caller by the token itself.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -6,15 +7,25 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use data_encoding::BASE32_NOPAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use sync_host::Host;
+use sync_proto::client_v1 as pb;
+use sync_proto::client_v1::door_server::Door;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
 use super::failure::LocalError;
+use super::from_wire::BadRequest;
+use super::listen::Peer;
 
 const SCHEME: &str = "Bearer ";
+/// What a proof is a proof of.
+const PROVE_CONTEXT: &[u8] = b"headwater/local/prove/v1";
+/// Bytes of a caller's nonce.
+pub(super) const NONCE_BYTES: usize = 32;
 
 /// What every call on a loopback port brings.
 #[derive(Clone)]
@@ -42,6 +53,23 @@ impl Token {
 
     fn is(&self, said: &str) -> bool {
         self.0.as_bytes().ct_eq(said.as_bytes()).into()
+    }
+
+    /// What only a holder of the token can answer to a nonce.
+    fn prove(&self, nonce: &[u8]) -> Vec<u8> {
+        self.keyed(nonce).finalize().into_bytes().to_vec()
+    }
+
+    /// True if `proof` was made by a holder of the token, for this nonce.
+    pub(super) fn is_proven(&self, nonce: &[u8], proof: &[u8]) -> bool {
+        self.keyed(nonce).verify_slice(proof).is_ok()
+    }
+
+    fn keyed(&self, nonce: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("a key may have any length");
+        mac.update(PROVE_CONTEXT);
+        mac.update(nonce);
+        mac
     }
 
     fn metadata(&self) -> Option<MetadataValue<Ascii>> {
@@ -75,9 +103,30 @@ impl Interceptor for Guard {
         let Self::Token(token) = self else { return Ok(request) };
         let said = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         match said.and_then(|value| value.strip_prefix(SCHEME)) {
-            Some(said) if token.is(said) => Ok(request),
+            Some(said) if token.is(said) => {
+                if let Some(peer) = request.extensions().get::<Peer>() {
+                    peer.note_proven();
+                }
+                Ok(request)
+            }
             Some(_) | None => Err(LocalError::Unauthenticated.into()),
         }
+    }
+}
+
+/// Proves to callers who they reached, before they say anything.
+#[derive(Debug)]
+pub(super) struct Prover(pub(super) Token);
+
+#[tonic::async_trait]
+impl Door for Prover {
+    async fn prove(&self, request: Request<pb::ProveRequest>) -> Result<Response<pb::ProveResponse>, Status> {
+        let nonce = request.into_inner().nonce;
+        if nonce.len() != NONCE_BYTES {
+            let wrong = BadRequest::Length { field: "nonce", actual: nonce.len(), expected: NONCE_BYTES };
+            return Err(LocalError::from(wrong).into());
+        }
+        Ok(Response::new(pb::ProveResponse { proof: self.0.prove(&nonce).into() }))
     }
 }
 
@@ -119,6 +168,21 @@ mod tests {
         assert!(guard.call(asked(None)).is_err());
         assert!(Guard::Socket.call(asked(None)).is_ok());
         assert_eq!(format!("{token:?}"), "Token(redacted)");
+    }
+
+    #[test]
+    fn a_proof_is_for_one_nonce_and_one_token() {
+        let (token, other) = (Token("abc".to_owned()), Token::generate(&Host::real()));
+        let nonce = [7; NONCE_BYTES];
+        let proof = token.prove(&nonce);
+        assert!(token.is_proven(&nonce, &proof));
+        assert!(!other.is_proven(&nonce, &proof) && !token.is_proven(&[8; NONCE_BYTES], &proof));
+        assert!(!token.is_proven(&nonce, &proof[1..]) && !token.is_proven(&nonce, &[]));
+        // python3: hmac.new(b"abc", b"headwater/local/prove/v1" + bytes([7] * 32), "sha256").hexdigest()
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&proof),
+            "1fa2503275cd6f830a26f576a341fd30ab7e6658b7d9dcc0f2180112b6d86860"
+        );
     }
 
     #[test]
