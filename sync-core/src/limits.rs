@@ -72,6 +72,8 @@ pub const REPUSH_IDS_PER_MESSAGE_MAX: usize = 16_384;
 pub const REPUSH_IDS_MAX: usize = 1 << 20;
 /// Re-pushes that a node takes at the same time.
 pub const REPUSHES_MAX: usize = 4;
+/// How long one re-push may take; what it brought until then stays, and the next one goes on there.
+pub const REPUSH_TURN_MAX: Duration = Duration::from_secs(120);
 /// An invite token, characters.
 pub const TOKEN_CHARS_MAX: usize = 64 << 10;
 /// The body of an invite token, bytes: its text (prefix, envelope and signature included, eight characters for five bytes) fits
@@ -87,6 +89,8 @@ pub const VERIFY_BATCH_MAX: usize = 256;
 pub const SUBSCRIPTIONS_MAX: usize = 1024;
 /// Sessions that a node keeps.
 pub const SESSIONS_MAX: usize = 65_536;
+/// Pages of a log that one connection is being sent: each is at most [`BATCH_BYTES_MAX`] and one entry.
+pub const PAGES_PER_CONNECTION_MAX: usize = 16;
 /// Streams of one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
@@ -110,6 +114,8 @@ pub const LOCAL_COMMANDS_BYTES_MAX: usize = 256 << 20;
 
 /// How long a client serves another one that asks nothing.
 pub const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a node holds the sketch of a comparison that asks for nothing; after that the comparison lists.
+pub const HEADSYNC_HELD_MAX: Duration = Duration::from_secs(60);
 /// How long a node keeps a sketch up to date that nobody asks for.
 pub const HEADSYNC_IDLE_MAX: Duration = Duration::from_secs(600);
 /// Things that a reason names, of those that it stands for.

@@ -1,10 +1,12 @@
 //! Connections: accepted, bounded in number, and wrapped in TLS before anything else is read from them.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +31,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may stand before somebody has proved an identity on it: the HTTP/2 preface and the handshake.
 const UNPROVEN_MAX: Duration = limits::HANDSHAKE_TIMEOUT.saturating_mul(2);
 
+/// One address has at most this part of a node's connections,
+const ADDRESS_SHARE: usize = 8;
+/// and at least so many, where the node has room for them.
+const CONNECTIONS_PER_ADDRESS_MIN: usize = 64;
 /// Sessions of one connection.
 const SESSIONS_PER_CONNECTION_MAX: usize = 16;
 
@@ -61,6 +67,7 @@ struct LinkInner {
     proven: AtomicBool,
     sessions: Arc<Semaphore>,
     subscriptions: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
 }
 
 /// See [`Link::session_room`].
@@ -88,6 +95,7 @@ impl Link {
             proven: AtomicBool::new(false),
             sessions: Arc::new(Semaphore::new(SESSIONS_PER_CONNECTION_MAX)),
             subscriptions: Arc::new(Semaphore::new(limits::SUBSCRIPTIONS_MAX)),
+            pages: Arc::new(Semaphore::new(limits::PAGES_PER_CONNECTION_MAX)),
         }))
     }
 
@@ -105,6 +113,14 @@ impl Link {
         match self.0.binding {
             Binding::ThisConnection => Arc::clone(&self.0.subscriptions),
             Binding::AnyConnection => Arc::new(Semaphore::new(limits::SUBSCRIPTIONS_MAX)),
+        }
+    }
+
+    /// Room for the pages that a session of this connection is being sent; shared in the same way.
+    pub(crate) fn pages(&self) -> Arc<Semaphore> {
+        match self.0.binding {
+            Binding::ThisConnection => Arc::clone(&self.0.pages),
+            Binding::AnyConnection => Arc::new(Semaphore::new(limits::PAGES_PER_CONNECTION_MAX)),
         }
     }
 
@@ -147,7 +163,7 @@ pub(crate) struct Connection {
     link: Link,
     /// Resolves when it is to be closed, unless somebody has proved an identity on it before.
     unproven_end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    _room: OwnedSemaphorePermit,
+    _room: (OwnedSemaphorePermit, Share),
 }
 
 enum Socket {
@@ -192,6 +208,7 @@ pub(crate) fn accept(
     let acceptor = Acceptor {
         protection,
         room: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+        shares: Shares::new(connections_max),
         next: AtomicU64::new(1),
         ready,
         tasks: tasks.clone(),
@@ -203,6 +220,7 @@ pub(crate) fn accept(
 struct Acceptor {
     protection: Protection,
     room: Arc<Semaphore>,
+    shares: Shares,
     next: AtomicU64,
     ready: mpsc::Sender<Result<Connection, io::Error>>,
     tasks: Tasks,
@@ -215,7 +233,10 @@ impl Acceptor {
             // Stopped, or there will be no more.
             let Some(accepted) = accepted else { return };
             match accepted {
-                Ok((arrived, room)) => self.handshake(arrived, room),
+                Ok((arrived, room)) => match self.share(&arrived) {
+                    Some(share) => self.handshake(arrived, (room, share)),
+                    None => debug!(peer = arrived.peer, "this address has all the connections that one may have"),
+                },
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -233,7 +254,15 @@ impl Acceptor {
         Some(arriving.next().await?.map(|arrived| (arrived, room)))
     }
 
-    fn handshake(&self, arrived: Arrived, room: OwnedSemaphorePermit) {
+    /// Behind a proxy all connections come from one address.
+    fn share(&self, arrived: &Arrived) -> Option<Share> {
+        match self.protection {
+            Protection::Tls(_) => self.shares.take(origin(&arrived.peer)),
+            Protection::Plain => Some(Share(None)),
+        }
+    }
+
+    fn handshake(&self, arrived: Arrived, room: (OwnedSemaphorePermit, Share)) {
         let Arrived { stream, peer } = arrived;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (protection, ready, tasks) = (self.protection.clone(), self.ready.clone(), self.tasks.clone());
@@ -255,6 +284,58 @@ impl Acceptor {
     }
 }
 
+/// Where a connection comes from: an address, or the network that one household or host has.
+fn origin(peer: &str) -> Option<IpAddr> {
+    match peer.parse::<SocketAddr>().ok()?.ip().to_canonical() {
+        IpAddr::V4(address) => Some(address.into()),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Some(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+        }
+    }
+}
+
+/// Connections by where they come from: one place gets its share of all, so that it keeps nobody else out.
+struct Shares {
+    max: usize,
+    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+}
+
+/// A part of a share, given back when it is dropped; nothing where nothing is counted.
+struct Share(Option<(IpAddr, Arc<Mutex<BTreeMap<IpAddr, usize>>>)>);
+
+impl Shares {
+    fn new(connections_max: usize) -> Self {
+        let max = (connections_max / ADDRESS_SHARE).max(CONNECTIONS_PER_ADDRESS_MIN).min(connections_max);
+        Self { max, taken: Arc::default() }
+    }
+
+    /// `None` if that address has its share.
+    fn take(&self, origin: Option<IpAddr>) -> Option<Share> {
+        let Some(origin) = origin else { return Some(Share(None)) };
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(origin).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(Share(Some((origin, Arc::clone(&self.taken)))))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Some((origin, taken)) = &self.0 else { return };
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(origin) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(origin);
+            }
+        }
+    }
+}
+
 async fn protect(protection: Protection, stream: Stream) -> Result<(Socket, Binding), io::Error> {
     Ok(match protection {
         Protection::Tls(acceptor) => (Socket::Tls(Box::new(acceptor.accept(stream).await?)), Binding::ThisConnection),
@@ -263,7 +344,7 @@ async fn protect(protection: Protection, stream: Stream) -> Result<(Socket, Bind
 }
 
 impl Connection {
-    fn new(socket: Socket, number: u64, binding: Binding, room: OwnedSemaphorePermit, tasks: Tasks) -> Self {
+    fn new(socket: Socket, number: u64, binding: Binding, room: (OwnedSemaphorePermit, Share), tasks: Tasks) -> Self {
         let link = Link::new(number, binding);
         let end = async move {
             let patience = match binding {
@@ -376,6 +457,22 @@ mod tests {
         assert!(link.subscriptions().try_acquire().is_ok());
         let rooms: Vec<_> = (0..100).map(|_| link.session_room()).collect();
         assert!(rooms.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn an_address_has_its_share_of_the_connections_and_no_more() {
+        let shares = Shares::new(4096);
+        let (one, other) = (origin("192.0.2.1:1"), origin("192.0.2.2:1"));
+        let taken: Vec<_> = (0..512).map(|_| shares.take(one).unwrap()).collect();
+        assert!(shares.take(one).is_none() && shares.take(other).is_some());
+        drop(taken);
+        assert!(shares.take(one).is_some());
+        assert!(shares.taken.lock().unwrap().is_empty(), "nothing is kept of who is gone");
+        assert_eq!((Shares::new(100).max, Shares::new(8).max), (64, 8));
+        assert_eq!(origin("[2001:db8::1]:5"), origin("[2001:db8::2:0:0:1]:6"), "a network of one household");
+        assert_ne!(origin("[2001:db8::1]:5"), origin("[2001:db8:0:1::1]:5"));
+        assert_eq!(origin("[::ffff:192.0.2.1]:5"), one);
+        assert!(shares.take(origin("a simulated machine")).is_some());
     }
 
     #[test]

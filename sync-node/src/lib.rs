@@ -13,6 +13,7 @@
 //! what may stand in a log. No read that was not authorised in the transaction that it reads. No "durable" before the fsync.
 //! No content and no token in a log line.
 
+mod answers;
 mod authorize;
 mod config;
 mod failure;

@@ -33,7 +33,7 @@ use crate::identity::{Identity, IdentityError, NodeKeys};
 use crate::incoming::{Arrived, Arriving, Connection, Protection, accept, arriving};
 use crate::receipts::Receipts;
 use crate::recovering::{RECOVERING_FILE, Recovering};
-use crate::service::{State, SyncService};
+use crate::service::{State, SyncService, Turns};
 use crate::session::Sessions;
 use crate::shutdown::Tasks;
 use crate::sketches::Sketches;
@@ -196,7 +196,7 @@ impl Node {
             sketches: Sketches::new(&host, tasks.clone()),
             tasks: tasks.clone(),
             verifying: tokio::sync::Semaphore::new(beside_each_other(&host)),
-            repushing: tokio::sync::Semaphore::new(limits::REPUSHES_MAX),
+            repushing: Turns::default(),
             host,
         });
         recovering.watch(&watching, &tasks);

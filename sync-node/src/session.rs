@@ -28,10 +28,8 @@ const HANDSHAKES_MAX: usize = 4096;
 const HANDSHAKES_PER_CONNECTION_MAX: usize = 16;
 /// Between two searches of a full table for sessions that are over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// Fewer sessions than this are not searched for those that are over.
-const SWEEP_AT_MIN: usize = 64;
 /// Ids of pushed records that a session remembers, to send them back as ids.
-const PUSHED_IDS_MAX: usize = 65_536;
+const PUSHED_IDS_MAX: usize = 8192;
 
 /// The proof that a caller holds the key of a device of an account. Only [`Sessions`] makes one. Cheap to clone; while a clone
 /// lives, the session is in use.
@@ -49,6 +47,8 @@ struct SessionInner {
     revoked: CancellationToken,
     /// Room for subscriptions.
     subscriptions: Arc<Semaphore>,
+    /// Room for pages that are being sent.
+    pages: Arc<Semaphore>,
 }
 
 impl Session {
@@ -80,6 +80,11 @@ impl Session {
     /// Room for one more subscription, if there is any: see [`Link::subscriptions`].
     pub(crate) fn subscription_room(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.subscriptions).try_acquire_owned().ok()
+    }
+
+    /// Room for the pages that this session is being sent: see [`Link::pages`].
+    pub(crate) fn pages(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.pages)
     }
 
     /// Notes that a list which counts names this device.
@@ -145,6 +150,7 @@ impl Token {
 struct Handshake {
     candidate: Candidate,
     link: u64,
+    link_watch: LinkWatch,
     since: Moment,
 }
 
@@ -186,20 +192,23 @@ struct Tables {
     sessions: BTreeMap<[u8; 32], Entry>,
     /// When the sessions were last searched for those that are over.
     swept: Option<Moment>,
-    /// At so many the next search is worth its time: twice as many as the last one left.
-    sweep_at: usize,
 }
 
 impl Sessions {
-    /// Keeps a candidate until it proves itself, or [`limits::HANDSHAKE_TIMEOUT`] has passed.
+    /// Keeps a candidate until it proves itself, [`limits::HANDSHAKE_TIMEOUT`] has passed, or its connection is gone. In a full
+    /// table the oldest one goes: who means it proves itself at once, so a flood keeps nobody out.
     pub(crate) fn begin(&self, now: Moment, id: HandshakeId, candidate: Candidate, link: &Link) -> Result<(), Failure> {
         let mut tables = lock(&self.tables);
-        tables.handshakes.retain(|_, h| elapsed(h.since, now) <= limits::HANDSHAKE_TIMEOUT);
-        if tables.handshakes.len() >= HANDSHAKES_MAX || tables.has_many_of(link) {
+        tables.handshakes.retain(|_, h| elapsed(h.since, now) <= limits::HANDSHAKE_TIMEOUT && !h.link_watch.is_gone());
+        if tables.has_many_of(link) {
             return Err(Failure::new(Code::Overloaded, "too many handshakes are waiting for their proof")
                 .retry_after(millis(limits::RETRY_FIRST)));
         }
-        tables.handshakes.insert(id, Handshake { candidate, link: link.number(), since: now });
+        if tables.handshakes.len() >= HANDSHAKES_MAX {
+            tables.drop_oldest_handshake();
+        }
+        let (link, link_watch) = (link.number(), link.watch());
+        tables.handshakes.insert(id, Handshake { candidate, link, link_watch, since: now });
         Ok(())
     }
 
@@ -234,15 +243,14 @@ impl Sessions {
             listed_in,
             revoked: CancellationToken::new(),
             subscriptions: link.subscriptions(),
+            pages: link.pages(),
         }));
         let bound_to = match link.binding() {
             Binding::ThisConnection => Some((link.number(), link.watch())),
             Binding::AnyConnection => None,
         };
         let mut tables = lock(&self.tables);
-        if tables.sessions.len() >= tables.sweep_at.clamp(SWEEP_AT_MIN, limits::SESSIONS_MAX) {
-            tables.make_room(now)?;
-        }
+        tables.make_room(now)?;
         let entry = Entry { session, bound_to, used: now, _room: room.into_permit() };
         tables.sessions.insert(hashed(&token), entry);
         Ok(Token(token))
@@ -304,12 +312,18 @@ impl Tables {
         }
     }
 
+    fn drop_oldest_handshake(&mut self) {
+        let oldest = self.handshakes.iter().min_by_key(|(_, h)| h.since).map(|(id, _)| *id);
+        if let Some(oldest) = oldest {
+            self.handshakes.remove(&oldest);
+        }
+    }
+
     /// Drops what is over. A session that is not over makes room for nobody.
     fn make_room(&mut self, now: Moment) -> Result<(), Failure> {
         if self.swept.is_none_or(|swept| elapsed(swept, now) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
             self.sessions.retain(|_, entry| !entry.may_go(now));
-            self.sweep_at = self.sessions.len() * 2;
         }
         if self.sessions.len() < limits::SESSIONS_MAX {
             Ok(())

@@ -93,7 +93,7 @@ impl Sketches {
             return Ok(found);
         }
         let cells = size_for(cells);
-        let Some(room) = self.make_room(Sketch::bytes(cells)) else { return Ok(Found::NoRoom) };
+        let Some(room) = self.shelf.make_room(&self.budget, Sketch::bytes(cells)) else { return Ok(Found::NoRoom) };
         let feed = gate.follow_elements(session, space).await?;
         let mut sketch = Sketch::empty(SymbolKey::new(&self.key(&space)), cells);
         let read = move |view: &crate::gate::MemberView<'_, '_>| {
@@ -116,19 +116,6 @@ impl Sketches {
         let shelved = hot.get(space).filter(|shelved| shelved.hot.cells >= cells)?;
         shelved.hot.used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         Some(Arc::clone(&shelved.hot))
-    }
-
-    /// Room for one more, for which others may have to go.
-    fn make_room(&self, bytes: usize) -> Option<Room> {
-        let mut hot = self.shelf.lock();
-        loop {
-            if let Some(room) = Budget::take(&self.budget, bytes) {
-                return Some(room);
-            }
-            let oldest = hot.iter().min_by_key(|(_, s)| s.hot.used.load(Ordering::Relaxed)).map(|(space, _)| *space)?;
-            hot.remove(&oldest);
-            metrics::sketches_hot(hot.len());
-        }
     }
 
     fn keep_hot(&self, space: SpaceId, frozen: Frozen, feed: ElementFeed) {
@@ -161,6 +148,20 @@ impl Shelf {
         let mut hot = self.lock();
         hot.insert(space, shelved);
         metrics::sketches_hot(hot.len());
+    }
+
+    /// Room for one more, for which others may have to go: those that nobody is being sent, since the others free nothing.
+    fn make_room(&self, budget: &Arc<Budget>, bytes: usize) -> Option<Room> {
+        let mut hot = self.lock();
+        loop {
+            if let Some(room) = Budget::take(budget, bytes) {
+                return Some(room);
+            }
+            let unheld = hot.iter().filter(|(_, s)| !s.hot.is_held());
+            let oldest = unheld.min_by_key(|(_, s)| s.hot.used.load(Ordering::Relaxed)).map(|(space, _)| *space)?;
+            hot.remove(&oldest);
+            metrics::sketches_hot(hot.len());
+        }
     }
 
     /// Forgets what does not follow the log any more.
@@ -217,6 +218,11 @@ impl Hot {
         let reached = state.wait_for(|state| state.as_ref().is_none_or(|frozen| frozen.seq >= at));
         let state = tokio::time::timeout(limits::RETRY_FIRST, reached).await.ok()?.ok()?.clone()?;
         Some(if state.seq == at { Found::Frozen(state) } else { Found::Moved(state.seq) })
+    }
+
+    /// A comparison is being sent it: dropping it here frees no memory.
+    fn is_held(&self) -> bool {
+        self.state.borrow().as_ref().is_some_and(|frozen| Arc::strong_count(&frozen.kept) > 1)
     }
 
     /// Ends when nobody asked for it for long.
@@ -346,6 +352,29 @@ mod tests {
         assert!(Budget::take(&budget, 1).is_none());
         drop((rest, held));
         assert!(Budget::take(&budget, 1).is_some());
+    }
+
+    #[test]
+    fn only_what_frees_memory_makes_room() {
+        let (budget, shelf) = (Arc::default(), Shelf::default());
+        let put = |n: u8| {
+            let (hot, frozen) = hot(&budget, 64);
+            let space = SpaceId::from_hash([n; 32]);
+            hot.state.send_replace(Some(frozen.clone()));
+            hot.used.store(n.into(), Ordering::Relaxed);
+            let forgets = CancellationToken::new().drop_guard();
+            shelf.put(space, Shelved { hot: Arc::new(Hot { space, ..hot }), _forgets: forgets });
+            frozen
+        };
+        let (held, free) = (put(1), put(2));
+        drop(free);
+        let rest = limits::HEADSYNC_SKETCH_BYTES_MAX - 2 * Sketch::bytes(64);
+        let _others = Budget::take(&budget, rest).unwrap();
+        assert!(shelf.make_room(&budget, 1).is_some(), "the one that nobody is being sent goes");
+        assert_eq!(shelf.lock().keys().copied().collect::<Vec<_>>(), [SpaceId::from_hash([1; 32])]);
+        assert!(shelf.make_room(&budget, 2 * Sketch::bytes(64)).is_none());
+        assert_eq!(shelf.lock().len(), 1, "what frees nothing stays of use to others");
+        drop(held);
     }
 
     #[test]

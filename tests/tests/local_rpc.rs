@@ -309,8 +309,10 @@ async fn a_connection_to_a_port_is_not_made_anew() -> Outcome {
     serving.close().await;
     let taken = std::net::TcpListener::bind(&target)?;
     taken.set_nonblocking(true)?;
-    rpc.get_me(pb::GetMeRequest {}).await.expect_err("the daemon is gone");
+    // If somebody was asked, he does not answer.
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(5), rpc.get_me(pb::GetMeRequest {})).await;
     let reached = taken.accept();
+    assert!(asked.is_ok_and(|answer| answer.is_err()), "the daemon is gone");
     assert!(reached.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{reached:?}");
     Ok(())
 }
@@ -329,7 +331,7 @@ async fn strangers_on_the_port_keep_nobody_out() -> Outcome {
     for _ in 0..sync_core::limits::LOCAL_CONNECTIONS_MAX + 10 {
         strangers.push(tokio::net::TcpStream::connect(&serving.place().target).await?);
     }
-    let mut late = tokio::time::timeout(PATIENCE, stub(ada.dir.path())).await??;
+    let mut late = tokio::time::timeout(sync_core::limits::LOCAL_UNPROVEN_MAX / 2, stub(ada.dir.path())).await??;
     late.get_me(pb::GetMeRequest {}).await?;
     owner.get_me(pb::GetMeRequest {}).await?;
     // The oldest of them gave way. What it is still told is that it has to go.
@@ -527,6 +529,21 @@ fn press(child: &Child, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(pid, signal).expect("it can be told");
 }
 
+/// Until Ctrl-C is this process's own affair.
+fn until_it_listens(child: &Child) {
+    let begun = std::time::Instant::now();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("its signals");
+        let caught = u64::from_str_radix(caught.trim(), 16).expect("a number");
+        if caught & (1 << (nix::libc::SIGINT - 1)) != 0 {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it never listens");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// How a process ended that had the time of a patient person.
 fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
     let begun = std::time::Instant::now();
@@ -563,7 +580,9 @@ fn ctrl_c_ends_a_command_whatever_it_waits_for() {
     let stopped = daemon.child.as_ref().expect("it runs");
     press(stopped, Signal::SIGSTOP);
     let mut stuck = ada.command(&["whoami"]).spawn().expect("whoami starts");
+    until_it_listens(&stuck);
     let begun = std::time::Instant::now();
+    // Two that come at once are one.
     while stuck.try_wait().expect("it can be asked").is_none() {
         assert!(begun.elapsed() < std::time::Duration::from_secs(20), "Ctrl-C does nothing");
         press(&stuck, Signal::SIGINT);

@@ -1,9 +1,10 @@
 //! Fetch: named trees, parents first, without what the caller has.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sync_core::code::Code;
 use sync_core::ids::{Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::record::TreeHeads;
@@ -11,7 +12,8 @@ use sync_proto::id;
 use sync_proto::v1::{FetchRequest, FetchResponse, FetchedEntry};
 use sync_store::LogRow;
 
-use super::{Answers, State};
+use super::State;
+use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::AtLeast;
 use crate::session::Session;
@@ -24,6 +26,7 @@ pub(super) async fn fetch(
 ) -> Result<(), CallError> {
     request.check()?;
     let space: SpaceId = id(&request.space)?;
+    check_once(&request)?;
     let fetch = Fetch { state, session, space };
     // A chunk is read when there is a place for it, so that a slow reader costs one chunk and the list of what is to come.
     let mut place = answers.reserve().await?;
@@ -40,6 +43,15 @@ pub(super) async fn fetch(
     }
     place.send(chunk.into_wire());
     Ok(())
+}
+
+/// Each tree costs a read of all its links, whatever the caller has of it.
+fn check_once(request: &FetchRequest) -> Result<(), CallError> {
+    let mut seen = BTreeSet::new();
+    if request.trees.iter().all(|tree| seen.insert(&tree.tree)) {
+        return Ok(());
+    }
+    Err(CallError::new(Code::Malformed, "a tree is asked for twice"))
 }
 
 struct Fetch {

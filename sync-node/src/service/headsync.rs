@@ -13,7 +13,8 @@ use sync_proto::v1::{
 use sync_proto::{array, id, required};
 use tonic::Streaming;
 
-use super::{Answers, State, next};
+use super::{State, next};
+use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::MemberView;
 use crate::metrics;
@@ -29,7 +30,8 @@ pub(super) async fn head_sync(
     answers: Answers<HeadSyncResponse>,
 ) -> Result<(), CallError> {
     let mut comparison: Option<Comparison> = None;
-    while let Some(request) = next(&mut requests).await? {
+    while let Some(request) = next_while_held(&mut requests, &mut comparison).await? {
+        let place = answers.reserve().await?;
         let opened = || CallError::new(Code::Malformed, "the first message is Open");
         let answer = match required("message", request.message)? {
             head_sync_request::Message::Open(open) => {
@@ -44,9 +46,23 @@ pub(super) async fn head_sync(
                 comparison.as_mut().ok_or_else(opened)?.more(&state, &session).await?
             }
         };
-        answers.send(HeadSyncResponse { message: Some(answer) }).await?;
+        place.send(HeadSyncResponse { message: Some(answer) });
     }
     Ok(())
+}
+
+/// The next message. A sketch that nobody asks for is not held for them.
+async fn next_while_held(
+    requests: &mut Streaming<HeadSyncRequest>,
+    comparison: &mut Option<Comparison>,
+) -> Result<Option<HeadSyncRequest>, CallError> {
+    if let Some(held) = comparison.as_mut().filter(|comparison| comparison.cells.is_some()) {
+        match tokio::time::timeout(limits::HEADSYNC_HELD_MAX, next(requests)).await {
+            Ok(request) => return request,
+            Err(_elapsed) => held.cells = None,
+        }
+    }
+    next(requests).await
 }
 
 /// One comparison, from its `Open` to the next.

@@ -9,6 +9,8 @@ mod session;
 mod spaces;
 mod tail;
 
+pub(crate) use repush::Turns;
+
 use std::future::Future;
 use std::sync::Arc;
 
@@ -22,12 +24,12 @@ use sync_proto::v1::{
     Proof, PushRequest, PushResponse, RepushRequest, RepushResponse, SessionToken, SpacePosition, SpacePullRequest,
     SpacePullResponse, SpacePushRequest,
 };
-use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug, info_span};
 
+use crate::answers::{self, AnswerStream, Answers};
 use crate::failure::{CallError, overloaded};
 use crate::gate::Gate;
 use crate::identity::Identity;
@@ -36,9 +38,6 @@ use crate::receipts::Receipts;
 use crate::session::{Session, Sessions, revoked};
 use crate::shutdown::Tasks;
 use crate::sketches::Sketches;
-
-/// Answers that one stream holds back before its sender waits.
-const ANSWERS_MAX: usize = 8;
 
 /// What every call can reach.
 pub(crate) struct State {
@@ -52,7 +51,7 @@ pub(crate) struct State {
     /// Pushed messages that are verified beside each other: more would only hold memory, and the threads that read.
     pub(crate) verifying: Semaphore,
     /// Re-pushes at the same time: each holds the ids of what it brings back.
-    pub(crate) repushing: Semaphore,
+    pub(crate) repushing: Turns,
 }
 
 /// The `Sync` service of one node.
@@ -93,41 +92,7 @@ fn refuse(error: CallError) -> Status {
     failure.into()
 }
 
-/// Where a streaming call puts its answers. Holds back at most [`ANSWERS_MAX`]; a slow reader slows its own stream.
-pub(crate) struct Answers<T>(mpsc::Sender<Result<T, Status>>);
-
-impl<T> Clone for Answers<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> Answers<T> {
-    /// # Errors
-    /// [`CallError::HungUp`].
-    pub(crate) async fn send(&self, answer: T) -> Result<(), CallError> {
-        self.0.send(Ok(answer)).await.map_err(|_| CallError::HungUp)
-    }
-
-    /// Waits for a place among the answers that are held back: what is large is read only when it can be sent.
-    ///
-    /// # Errors
-    /// [`CallError::HungUp`].
-    pub(crate) async fn reserve(&self) -> Result<Place<'_, T>, CallError> {
-        self.0.reserve().await.map(Place).map_err(|_| CallError::HungUp)
-    }
-}
-
-/// A place for one answer; see [`Answers::reserve`].
-pub(crate) struct Place<'a, T>(mpsc::Permit<'a, Result<T, Status>>);
-
-impl<T> Place<'_, T> {
-    pub(crate) fn send(self, answer: T) {
-        self.0.send(Ok(answer));
-    }
-}
-
-type Answering<T> = Result<Response<ReceiverStream<Result<T, Status>>>, Status>;
+type Answering<T> = Result<Response<AnswerStream<T>>, Status>;
 
 /// Runs a streaming call as a task of its own. It ends when its work does, when the caller hangs up, when its device is
 /// revoked, or when the node stops.
@@ -136,8 +101,8 @@ where
     T: Send + 'static,
     F: Future<Output = Result<(), CallError>> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(ANSWERS_MAX);
-    let work = work(Answers(sender.clone()));
+    let (sender, receiver) = answers::channel(session.pages());
+    let work = work(sender.clone());
     let state_of_task = Arc::clone(state);
     let task = async move {
         let ended = tokio::select! {
@@ -151,12 +116,12 @@ where
             Ok(()) | Err(CallError::HungUp) => {}
             // Bounded: a reader that takes nothing is not waited for when the node stops.
             Err(error) => {
-                let _ = sender.send_timeout(Err(refuse(error)), limits::RETRY_FIRST).await;
+                sender.end(refuse(error)).await;
             }
         }
     };
     state.tasks.spawn(task.instrument(span));
-    Ok(Response::new(ReceiverStream::new(receiver)))
+    Ok(Response::new(receiver))
 }
 
 /// The next message of a caller; `None` when it has no more, or is gone.
@@ -204,7 +169,7 @@ impl Sync for SyncService {
         unary(span, spaces::space_pull(&self.state, &session, request.into_inner())).await
     }
 
-    type AclReadStream = ReceiverStream<Result<AclReadResponse, Status>>;
+    type AclReadStream = AnswerStream<AclReadResponse>;
 
     async fn acl_read(&self, request: Request<AclReadRequest>) -> Answering<AclReadResponse> {
         let (session, span) = self.enter("AclRead", &request)?;
@@ -217,7 +182,7 @@ impl Sync for SyncService {
         unary(span, spaces::acl_append(&self.state, &session, request.into_inner())).await
     }
 
-    type PushStream = ReceiverStream<Result<PushResponse, Status>>;
+    type PushStream = AnswerStream<PushResponse>;
 
     async fn push(&self, request: Request<Streaming<PushRequest>>) -> Answering<PushResponse> {
         let (session, span) = self.enter("Push", &request)?;
@@ -225,7 +190,7 @@ impl Sync for SyncService {
         stream(&self.state, session.clone(), span, |answers| push::push(state, session, requests, answers))
     }
 
-    type RepushStream = ReceiverStream<Result<RepushResponse, Status>>;
+    type RepushStream = AnswerStream<RepushResponse>;
 
     async fn repush(&self, request: Request<Streaming<RepushRequest>>) -> Answering<RepushResponse> {
         let (session, span) = self.enter("Repush", &request)?;
@@ -233,7 +198,7 @@ impl Sync for SyncService {
         stream(&self.state, session.clone(), span, |answers| repush::repush(state, session, requests, answers))
     }
 
-    type HeadUpdatesStream = ReceiverStream<Result<HeadUpdatesResponse, Status>>;
+    type HeadUpdatesStream = AnswerStream<HeadUpdatesResponse>;
 
     async fn head_updates(&self, request: Request<Streaming<HeadUpdatesRequest>>) -> Answering<HeadUpdatesResponse> {
         let (session, span) = self.enter("HeadUpdates", &request)?;
@@ -241,7 +206,7 @@ impl Sync for SyncService {
         stream(&self.state, session.clone(), span, |answers| tail::head_updates(state, session, requests, answers))
     }
 
-    type HeadSyncStream = ReceiverStream<Result<HeadSyncResponse, Status>>;
+    type HeadSyncStream = AnswerStream<HeadSyncResponse>;
 
     async fn head_sync(&self, request: Request<Streaming<HeadSyncRequest>>) -> Answering<HeadSyncResponse> {
         let (session, span) = self.enter("HeadSync", &request)?;
@@ -249,7 +214,7 @@ impl Sync for SyncService {
         stream(&self.state, session.clone(), span, |answers| headsync::head_sync(state, session, requests, answers))
     }
 
-    type FetchStream = ReceiverStream<Result<FetchResponse, Status>>;
+    type FetchStream = AnswerStream<FetchResponse>;
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Answering<FetchResponse> {
         let (session, span) = self.enter("Fetch", &request)?;

@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 use tracing::error;
 
-use super::{Answers, State, next};
+use super::{State, next};
+use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::{self, Taken};
 use crate::metrics;

@@ -5,24 +5,26 @@
 //! records do not apply. The rules do. Nothing is held of the records but one message.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sync_core::code::Code;
-use sync_core::ids::{EntryId, Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, EntryId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::{Position, Submission};
 use sync_core::receipt::SignedReceipt;
-use sync_core::record::{AclContent, RawRecord, VerifiedRecord, verify, verify_many};
+use sync_core::record::{AclContent, RawRecord, VerifiedRecord, verify_many};
 use sync_proto::status::Failure;
 use sync_proto::v1::{
     RepushCommon, RepushIds, RepushOpen, RepushReady, RepushRecords, RepushRequest, RepushResponse, RepushTaken,
     repush_request, repush_response,
 };
 use sync_proto::{WireError, id, required};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Streaming;
 use tracing::{error, info};
 
-use super::{Answers, State, next};
+use super::{State, next};
+use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::{Lost, LostEntry};
 use crate::metrics;
@@ -31,14 +33,50 @@ use crate::session::Session;
 type Ask = repush_request::Message;
 type Answer = repush_response::Message;
 
+/// Who brings something back at present: [`limits::REPUSHES_MAX`] at a time, and each account once.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    room: Arc<Semaphore>,
+    accounts: Arc<Mutex<BTreeSet<AccountId>>>,
+}
+
+/// A turn; over when dropped.
+#[derive(Debug)]
+struct Turn {
+    account: AccountId,
+    accounts: Arc<Mutex<BTreeSet<AccountId>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { room: Arc::new(Semaphore::new(limits::REPUSHES_MAX)), accounts: Arc::default() }
+    }
+}
+
+impl Turns {
+    fn take(&self, account: AccountId) -> Result<Turn, CallError> {
+        let busy = || Failure::new(Code::Overloaded, "others bring back what was lost").retry_after(1000);
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| busy())?;
+        if !self.accounts.lock().unwrap_or_else(PoisonError::into_inner).insert(account) {
+            return Err(busy().into());
+        }
+        Ok(Turn { account, accounts: Arc::clone(&self.accounts), _room: room })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.account);
+    }
+}
+
 pub(super) async fn repush(
     state: Arc<State>,
     session: Session,
     mut requests: Streaming<RepushRequest>,
     answers: Answers<RepushResponse>,
 ) -> Result<(), CallError> {
-    let busy = |_| CallError::from(Failure::new(Code::Overloaded, "others bring back what was lost").retry_after(1000));
-    let _turn = state.repushing.try_acquire().map_err(busy)?;
     let Some(Ask::Open(open)) = message(&mut requests).await? else {
         return Err(malformed("a re-push begins with Open"));
     };
@@ -48,20 +86,33 @@ pub(super) async fn repush(
     if common == receipt.position() {
         return Ok(());
     }
-    let Some(mut lost) = read_ids(&mut requests, common, &receipt).await? else { return Ok(()) };
+    // Who holds no such receipt takes nobody's turn.
+    let _turn = state.repushing.take(session.account())?;
+    let bringing = bring_back(&state, &session, (space, receipt, common), &mut requests, &answers);
+    tokio::time::timeout(limits::REPUSH_TURN_MAX, bringing).await.unwrap_or_else(|_| Err(turn_over()))
+}
+
+async fn bring_back(
+    state: &State,
+    session: &Session,
+    (space, receipt, common): (SpaceId, SignedReceipt, Position),
+    requests: &mut Streaming<RepushRequest>,
+    answers: &Answers<RepushResponse>,
+) -> Result<(), CallError> {
+    let Some(mut lost) = read_ids(state, requests, common, &receipt).await? else { return Ok(()) };
     let from = state.gate.meet_lost(space, &mut lost).await?;
-    send(&answers, Answer::Ready(RepushReady { from_seq: from.0 })).await?;
+    send(answers, Answer::Ready(RepushReady { from_seq: from.0 })).await?;
     info!(space = %space.short(), from = from.0, to = receipt.body().seq.0, account = %session.account().short(),
         "what was lost comes back");
     let mut next_seq = from.next();
-    while let Some(ask) = message(&mut requests).await? {
+    while let Some(ask) = message_in_time(requests).await? {
         let Ask::Records(records) = ask else { return Err(malformed("after Ready come records")) };
-        let (entries, after) = read_records(&state, &lost, next_seq, records).await?;
+        let (entries, after) = read_records(state, &lost, next_seq, records).await?;
         next_seq = after;
         let (taken, kept) = state.gate.take_back(space, lost, entries).await?;
         lost = kept;
         metrics::repushed(taken.appended);
-        send(&answers, Answer::Taken(RepushTaken { seq: taken.to.0 })).await?;
+        send(answers, Answer::Taken(RepushTaken { seq: taken.to.0 })).await?;
     }
     Ok(())
 }
@@ -69,6 +120,16 @@ pub(super) async fn repush(
 async fn message(requests: &mut Streaming<RepushRequest>) -> Result<Option<Ask>, CallError> {
     let Some(request) = next(requests).await? else { return Ok(None) };
     Ok(Some(required("message", request.message)?))
+}
+
+/// The same while others wait for the turn.
+async fn message_in_time(requests: &mut Streaming<RepushRequest>) -> Result<Option<Ask>, CallError> {
+    tokio::time::timeout(limits::UNARY_TIMEOUT, message(requests)).await.unwrap_or_else(|_| Err(turn_over()))
+}
+
+fn turn_over() -> CallError {
+    let text = "others wait to bring back what was lost: go on where this ended";
+    Failure::new(Code::Overloaded, text).retry_after(1000).into()
 }
 
 async fn send(answers: &Answers<RepushResponse>, message: Answer) -> Result<(), CallError> {
@@ -98,6 +159,7 @@ fn read_open(state: &State, open: RepushOpen) -> Result<(SpaceId, SignedReceipt,
 
 /// The ids from what is common up to the receipt; `None` if the caller has no more to say.
 async fn read_ids(
+    state: &State,
     requests: &mut Streaming<RepushRequest>,
     common: Position,
     receipt: &SignedReceipt,
@@ -109,10 +171,10 @@ async fn read_ids(
     }
     let (mut ids, mut ends) = (Vec::new(), Ends::default());
     loop {
-        let Some(ask) = message(requests).await? else { return Ok(None) };
+        let Some(ask) = message_in_time(requests).await? else { return Ok(None) };
         let Ask::Ids(page) = ask else { return Err(malformed("after Open come ids")) };
         let last = page.last;
-        read_ids_page(page, &mut ids, &mut ends)?;
+        read_ids_page(state, page, &mut ids, &mut ends).await?;
         if ids.len() as u64 > expected {
             return Err(malformed("more ids than lead to the receipt"));
         }
@@ -124,32 +186,40 @@ async fn read_ids(
     if end != receipt.position() {
         return Err(CallError::new(Code::LogDiverged, "the ids do not lead from this node's log to the receipt"));
     }
-    let known: BTreeSet<EntryId> = ids.iter().copied().collect();
-    if !ends.records.is_subset(&known) {
-        return Err(malformed("a record that ends a tree is not among the ids"));
-    }
     Ok(Some(Lost::new(common, ids, ends.trees, ends.space)))
 }
 
 /// What ends among the lost entries: the content before it is gone for good.
 #[derive(Default)]
 struct Ends {
-    records: BTreeSet<EntryId>,
     trees: BTreeSet<TreeId>,
     space: bool,
 }
 
-fn read_ids_page(page: RepushIds, ids: &mut Vec<EntryId>, ends: &mut Ends) -> Result<(), CallError> {
+/// What a page says grows with its ids, which are counted: so nobody makes the node keep more than those.
+async fn read_ids_page(
+    state: &State,
+    page: RepushIds,
+    ids: &mut Vec<EntryId>,
+    ends: &mut Ends,
+) -> Result<(), CallError> {
     let (actual, max) = (page.ids.len(), limits::REPUSH_IDS_PER_MESSAGE_MAX);
     if actual > max {
         return Err(WireError::TooMany { field: "ids", actual, max }.into());
     }
+    if actual == 0 && !page.last {
+        return Err(malformed("a page without ids"));
+    }
+    let before = ids.len();
     for bytes in &page.ids {
         ids.push(id(bytes)?);
     }
-    for record in page.ends {
-        let record = verify(RawRecord::try_from(record)?)?;
-        ends.records.insert(record.id());
+    let told: BTreeSet<EntryId> = ids[before..].iter().copied().collect();
+    let raws = page.ends.into_iter().map(RawRecord::try_from).collect::<Result<Vec<_>, _>>()?;
+    if raws.len() > told.len() || !raws.iter().all(|raw| told.contains(&raw.id())) {
+        return Err(malformed("a record that ends a tree is not among the ids of its page"));
+    }
+    for record in verified(state, raws).await? {
         match &record {
             VerifiedRecord::Tombstone(tombstone) => drop(ends.trees.insert(tombstone.body().tree)),
             VerifiedRecord::Acl(acl) if acl.body().contents.iter().any(|c| matches!(c, AclContent::DeleteSpace)) => {
@@ -176,11 +246,22 @@ async fn read_records(
     if actual > max {
         return Err(WireError::TooMany { field: "records", actual, max }.into());
     }
+    if actual == 0 {
+        return Err(malformed("a message without records"));
+    }
     let raws = records.records.into_iter().map(RawRecord::try_from).collect::<Result<Vec<_>, _>>()?;
     for (raw, seq) in raws.iter().zip(from.0..) {
         if lost.id_at(Seq(seq)) != Some(raw.id()) {
             return Err(malformed("a record that is not the next one"));
         }
+    }
+    pair(from, verified(state, raws).await?)
+}
+
+/// All of them, verified beside the runtime.
+async fn verified(state: &State, raws: Vec<RawRecord>) -> Result<Vec<VerifiedRecord>, CallError> {
+    if raws.is_empty() {
+        return Ok(Vec::new());
     }
     let _turn = state.verifying.acquire().await.map_err(|_closed| CallError::shutting_down())?;
     let mut rng = state.host.rng();
@@ -188,7 +269,7 @@ async fn read_records(
         error!(error = %failed, "verification panicked");
         CallError::new(Code::StoreFailed, "the node failed to verify")
     })?;
-    pair(from, verified.into_iter().collect::<Result<_, _>>()?)
+    Ok(verified.into_iter().collect::<Result<_, _>>()?)
 }
 
 /// Each root with the change right after it.

@@ -12,7 +12,8 @@ use sync_proto::v1::{
 };
 use sync_proto::{id, read_verified};
 
-use super::{Answers, State};
+use super::State;
+use crate::answers::Answers;
 use crate::authorize::InviteTicket;
 use crate::failure::CallError;
 use crate::gate::{AclLine, AclPage, IsAll, Taken};

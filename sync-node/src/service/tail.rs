@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tracing::{Instrument as _, debug, debug_span};
 
-use super::{Answers, State, next};
+use super::{State, next};
+use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::{IsAll, TailPage};
 use crate::metrics;

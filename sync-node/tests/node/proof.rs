@@ -170,3 +170,16 @@ async fn chunks_hold_the_end_of_one_tree_and_the_beginning_of_the_next() {
     assert_eq!(seqs, [vec![6, 7, 8, 9], vec![10]]);
     assert_eq!(chunks[0].unknown_trees, [unknown.to_bytes()]);
 }
+
+/// Each time a tree is named costs a read of all its links.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_fetched_once_in_a_request() {
+    let mut stage = Stage::new().await;
+    let (tree, changes) = stage.write(1, &["one"]).await;
+    let heads = changes.iter().map(|head| head.to_bytes()).collect();
+    let named = pb::TreeHeads { tree: tree.to_bytes(), heads };
+    let request = FetchRequest { space: stage.space.id.to_bytes(), trees: vec![named; 2] };
+    let request = stage.alice.request(request);
+    let mut answers = stage.alice.client.fetch(request).await.unwrap().into_inner();
+    assert_eq!(code(&answers.message().await.unwrap_err()), Code::Malformed);
+}

@@ -254,3 +254,49 @@ async fn a_receipt_of_somebody_else_opens_nothing() {
     assert_eq!(stream.answer().await.unwrap_err(), Code::BadSignature);
     assert_eq!(Seq(end_of(&lost.restored, &lost).await.0), Seq(2));
 }
+
+/// A turn is for who has something to bring back, and for one of an account.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_takes_nobodys_turn() {
+    let lost = lost().await;
+    // Anybody can have an account, and streams that say nothing.
+    let mut silent = Vec::new();
+    for seed in 50..50 + u8::try_from(sync_core::limits::REPUSHES_MAX).unwrap() {
+        let mut stranger = Caller::connect(&lost.restored, &Person::new(seed)).await;
+        let (send, requests) = mpsc::channel::<RepushRequest>(1);
+        let request = stranger.request(ReceiverStream::new(requests));
+        silent.push((stranger.client.repush(request).await.unwrap(), send, stranger));
+    }
+    let mut alice = Caller::connect(&lost.restored, &lost.stage.alice.person).await;
+    let mut first = Stream::open(&mut alice, &lost).await;
+    assert!(matches!(first.answer().await, Ok(Answer::Common(_))));
+    // A second one of the same account waits.
+    let mut second = Stream::open(&mut alice, &lost).await;
+    assert!(matches!(second.answer().await, Ok(Answer::Common(_))));
+    assert!(matches!(second.answer().await, Err(Code::Overloaded)));
+    first.say(Ask::Ids(ids(&lost, lost.common.seq.0))).await;
+    assert!(matches!(first.answer().await, Ok(Answer::Ready(_))));
+    let after = usize::try_from(lost.common.seq.0).unwrap();
+    assert_eq!(first.records(&lost.records[after..]).await, Ok(lost.receipt.body().seq.0));
+    drop(first);
+}
+
+/// Nothing that grows without end is listened to.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_bring_nothing_end_a_repush() {
+    let lost = lost().await;
+    let mut alice = Caller::connect(&lost.restored, &lost.stage.alice.person).await;
+    let whole = ids(&lost, lost.common.seq.0);
+    let empty = RepushIds { ids: Vec::new(), last: false, ends: Vec::new() };
+    let ends_alone = RepushIds { ids: Vec::new(), last: false, ends: whole.ends.clone() };
+    let strange = RepushIds { ids: vec![whole.ids[0].clone()], last: false, ends: whole.ends.clone() };
+    for page in [empty, ends_alone, strange] {
+        let mut stream = Stream::open(&mut alice, &lost).await;
+        assert!(matches!(stream.answer().await, Ok(Answer::Common(_))));
+        stream.say(Ask::Ids(page)).await;
+        assert!(matches!(stream.answer().await, Err(Code::Malformed)));
+    }
+    let mut stream = Stream::open(&mut alice, &lost).await;
+    stream.ready(&lost).await;
+    assert_eq!(stream.records(&[]).await, Err(Code::Malformed));
+}
