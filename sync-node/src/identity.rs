@@ -16,6 +16,9 @@ use sync_host::Host;
 use zeroize::Zeroizing;
 
 const SEED_BYTES: usize = 32;
+pub(crate) const AUTHORITY_FILE: &str = "authority.key";
+pub(crate) const NODE_FILE: &str = "node.key";
+const CERTIFICATE_FILE: &str = "node.cert";
 /// A certificate is some 200 bytes; a larger file is not one.
 const CERTIFICATE_BYTES_MAX: u64 = 4096;
 
@@ -48,6 +51,11 @@ pub enum IdentityError {
     NotAKey { path: PathBuf, actual: usize },
     #[error("{} is not this node's certificate: restore the keys directory from a backup", .path.display())]
     NotItsCertificate { path: PathBuf },
+    #[error(
+        "{} is missing, and this node has been used with it: put the keys back from your copy; with other keys no client knows \
+         this node, and its spaces are lost to them", .path.display()
+    )]
+    Missing { path: PathBuf },
     #[error("{} does not verify", .path.display())]
     Certificate {
         path: PathBuf,
@@ -67,12 +75,26 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// Reads the keys in `dir`, and makes what is missing.
+    /// Reads the keys in `dir`, and makes them for a node that has never run.
     pub(crate) fn open(host: &Host, dir: &Path) -> Result<Self, IdentityError> {
+        // It is made last: without it, making the keys came to no end.
+        if dir.join(CERTIFICATE_FILE).exists() {
+            check_there(dir)?;
+        }
+        Self::open_or_make(host, dir)
+    }
+
+    /// Reads the keys of a node that has spaces. Others would make it another node.
+    pub(crate) fn existing(host: &Host, dir: &Path) -> Result<Self, IdentityError> {
+        check_there(dir)?;
+        Self::open_or_make(host, dir)
+    }
+
+    fn open_or_make(host: &Host, dir: &Path) -> Result<Self, IdentityError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
-        let authority_key = key(&dir.join("authority.key"))?;
-        let node_key = key(&dir.join("node.key"))?;
-        let certificate = certificate(host, &dir.join("node.cert"), &authority_key, &node_key)?;
+        let authority_key = key(&dir.join(AUTHORITY_FILE))?;
+        let node_key = key(&dir.join(NODE_FILE))?;
+        let certificate = certificate(host, &dir.join(CERTIFICATE_FILE), &authority_key, &node_key)?;
         Ok(Self { node_key, certificate })
     }
 
@@ -97,6 +119,11 @@ impl std::fmt::Debug for Identity {
         let (authority, node) = (self.authority(), self.node());
         f.debug_struct("Identity").field("authority", &authority).field("node", &node).finish_non_exhaustive()
     }
+}
+
+fn check_there(dir: &Path) -> Result<(), IdentityError> {
+    let missing = [AUTHORITY_FILE, NODE_FILE].map(|file| dir.join(file)).into_iter().find(|path| !path.exists());
+    missing.map_or(Ok(()), |path| Err(IdentityError::Missing { path }))
 }
 
 fn key(path: &Path) -> Result<SigningKey, IdentityError> {
@@ -201,6 +228,26 @@ mod tests {
         let path = dir.path().join("authority.key");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(Identity::open(&Host::real(), dir.path()), Err(IdentityError::LooseMode { mode: 0o640, .. })));
+    }
+
+    #[test]
+    fn a_node_that_was_used_is_given_no_new_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        let refused = Identity::existing(&Host::real(), &keys);
+        assert!(matches!(refused, Err(IdentityError::Missing { .. })), "{refused:?}");
+        assert!(!keys.exists(), "nothing is made");
+        Identity::open(&Host::real(), &keys).unwrap();
+        for file in [AUTHORITY_FILE, NODE_FILE] {
+            let path = keys.join(file);
+            let kept = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            let refused = Identity::open(&Host::real(), &keys);
+            assert!(matches!(refused, Err(IdentityError::Missing { .. })), "{refused:?}");
+            assert!(!path.exists(), "nothing is made");
+            write_private(&path, &kept).unwrap();
+        }
+        Identity::existing(&Host::real(), &keys).unwrap();
     }
 
     #[test]

@@ -56,11 +56,15 @@ async fn perform(config: &NodeConfig, command: NodeCommand) -> ExitCode {
                 said(&format!("{spaces} spaces have a new history{kept}; start the node"))
             }
             Err(error @ RestoreError::Store(OpenError::InUse { .. })) => fail(IN_USE, &error),
-            Err(error @ (RestoreError::NoKeys { .. } | RestoreError::NoStore { .. } | RestoreError::Identity(_))) => {
-                fail(USAGE, &error)
-            }
+            Err(
+                error @ (RestoreError::NoKeys { .. }
+                | RestoreError::NoStore { .. }
+                | RestoreError::OtherNode { .. }
+                | RestoreError::Identity(_)),
+            ) => fail(USAGE, &error),
             Err(
                 error @ (RestoreError::Store(_)
+                | RestoreError::Copy(_)
                 | RestoreError::Renew(_)
                 | RestoreError::NotDurable(_)
                 | RestoreError::Io { .. }),
@@ -111,7 +115,10 @@ fn announce(address: &str) -> std::io::Result<()> {
 
 fn start_code(error: &StartError) -> u8 {
     match error {
-        StartError::PlaintextInTheOpen { .. } | StartError::Listen { .. } | StartError::Identity(_) => USAGE,
+        StartError::PlaintextInTheOpen { .. }
+        | StartError::Listen { .. }
+        | StartError::Identity(_)
+        | StartError::HalfRestored { .. } => USAGE,
         StartError::Store(OpenError::InUse { .. }) => IN_USE,
         StartError::Store(
             OpenError::TooNew { .. }
@@ -121,6 +128,7 @@ fn start_code(error: &StartError) -> u8 {
             | OpenError::Damaged { .. }
             | OpenError::Io { .. },
         )
+        | StartError::Read(_)
         | StartError::Data { .. } => STORAGE,
         StartError::Tls(_) | StartError::Reflection(_) => INTERNAL,
     }

@@ -33,6 +33,7 @@ use crate::identity::{Identity, IdentityError, NodeKeys};
 use crate::incoming::{Arrived, Arriving, Connection, Protection, accept, arriving};
 use crate::receipts::Receipts;
 use crate::recovering::{RECOVERING_FILE, Recovering};
+use crate::restore::RESTORING_DIR;
 use crate::service::{State, SyncService, Turns};
 use crate::session::Sessions;
 use crate::shutdown::Tasks;
@@ -67,6 +68,10 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    #[error("a restore did not come to its end: {} is there and no store; run `sync-node restore --backup FILE` again", .path.display())]
+    HalfRestored { path: PathBuf },
+    #[error("the store cannot be read")]
+    Read(#[source] StoreError),
     #[error("the store did not open")]
     Store(#[from] OpenError),
     #[error("the node's keys could not be used")]
@@ -122,7 +127,7 @@ impl Node {
         create_data_dir(&config)?;
         // The lock comes first: two processes must not make one set of keys.
         let store = open_store(&host, &config).await?;
-        let identity = Identity::open(&host, &config.data.join(KEYS_DIR))?;
+        let identity = identity(&host, &config.data.join(KEYS_DIR), &store)?;
         let protection = if config.plaintext { Protection::Plain } else { Protection::Tls(tls::acceptor(&identity)?) };
         let address = NodeAddress {
             transport: if config.plaintext { Transport::Plain } else { Transport::Tls },
@@ -388,9 +393,18 @@ fn listen_error(config: &NodeConfig, source: io::Error) -> StartError {
 
 fn create_data_dir(config: &NodeConfig) -> Result<(), StartError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let store = config.data.join(STORE_DIR);
+    let (store, restoring) = (config.data.join(STORE_DIR), config.data.join(RESTORING_DIR));
+    if !store.exists() && restoring.exists() {
+        return Err(StartError::HalfRestored { path: restoring });
+    }
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&store);
     made.map_err(|source| StartError::Data { path: store, source })
+}
+
+/// Keys are made for a node without spaces alone: with others it would be another node to whoever knows it.
+fn identity(host: &Host, keys: &Path, store: &Store) -> Result<Identity, StartError> {
+    let has_spaces = store.read(|tx| Ok(!tx.spaces()?.is_empty())).map_err(StartError::Read)?;
+    Ok(if has_spaces { Identity::existing(host, keys)? } else { Identity::open(host, keys)? })
 }
 
 async fn open_store(host: &Host, config: &NodeConfig) -> Result<Store, StartError> {

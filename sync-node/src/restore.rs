@@ -3,19 +3,22 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 use sync_core::history::SignedHistory;
-use sync_core::ids::HistoryId;
+use sync_core::ids::{AuthorityId, HistoryId};
 use sync_core::record::{HistoryStarted, Verified};
 use sync_host::Host;
 use sync_store::{BackupError, DATABASE_FILE, OpenError, SpaceRow, Store, StoreError, StoreKind, WriteError, WriteTx};
 
-use crate::identity::{Identity, IdentityError, NodeKeys};
+use crate::identity::{AUTHORITY_FILE, Identity, IdentityError, NODE_FILE, NodeKeys};
 use crate::node::{KEYS_DIR, STORE_DIR};
 use crate::recovering::Recovering;
+
+/// Where a restore makes the new store.
+pub(crate) const RESTORING_DIR: &str = "store.restoring";
 
 /// What a restore did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,12 @@ pub enum RestoreError {
     Store(#[from] OpenError),
     #[error("the node's keys could not be used")]
     Identity(#[from] IdentityError),
+    #[error(
+        "the store is of the node {theirs}, and the keys are those of {ours}: put its own keys there, or name its own backup"
+    )]
+    OtherNode { theirs: AuthorityId, ours: AuthorityId },
+    #[error("the backup could not be copied")]
+    Copy(#[from] BackupError),
     #[error("the new histories could not be written")]
     Renew(#[from] WriteError<StoreError>),
     #[error("the new histories may be lost in a power cut: restore again")]
@@ -66,15 +75,16 @@ pub fn back_up(data: &Path, to: &Path) -> Result<(), BackupError> {
 pub async fn restore(data: &Path, backup: Option<&Path>) -> Result<Restored, RestoreError> {
     let host = Host::real();
     let keys = data.join(KEYS_DIR);
-    if !keys.join("authority.key").is_file() || !keys.join("node.key").is_file() {
+    if !keys.join(AUTHORITY_FILE).is_file() || !keys.join(NODE_FILE).is_file() {
         return Err(RestoreError::NoKeys { path: keys });
     }
-    let identity = Identity::open(&host, &keys)?;
+    let identity = Identity::existing(&host, &keys)?;
     let store = data.join(STORE_DIR);
     match backup {
         None if !store.join(DATABASE_FILE).is_file() => Err(RestoreError::NoStore { path: store }),
         None => {
             let opened = Store::open(&store, StoreKind::Node)?;
+            let opened = owned_by(&identity, opened).await?;
             Recovering::order(data).map_err(at(data))?;
             Ok(Restored { spaces: renew(&host, &identity, opened).await?, replaced: None })
         }
@@ -82,12 +92,17 @@ pub async fn restore(data: &Path, backup: Option<&Path>) -> Result<Restored, Res
             sync_store::check_backup(backup, StoreKind::Node)?;
             // Nobody may have the store open that is put away; without one there is nobody to ask.
             let _lock = store.is_dir().then(|| sync_store::lock(&store)).transpose()?;
-            let beside = data.join(format!("{STORE_DIR}.restoring"));
+            let beside = data.join(RESTORING_DIR);
             let opened = put_beside(backup, &beside)?;
+            let opened = owned_by(&identity, opened).await?;
             let spaces = renew(&host, &identity, opened).await?;
             Recovering::order(data).map_err(at(data))?;
             let replaced = put_away(&host, data, &store)?;
-            fs::rename(&beside, &store).map_err(at(&store))?;
+            if let Err(error) = fs::rename(&beside, &store) {
+                // As it was. If that fails, too, the next start says what happened.
+                replaced.map(|replaced| fs::rename(replaced, &store)).transpose().map_err(at(&store))?;
+                return Err(at(&store)(error));
+            }
             fs::File::open(data).and_then(|dir| dir.sync_all()).map_err(at(data))?;
             Ok(Restored { spaces, replaced })
         }
@@ -112,9 +127,7 @@ fn put_beside(backup: &Path, beside: &Path) -> Result<Store, RestoreError> {
     }
     fs::DirBuilder::new().mode(0o700).create(beside).map_err(at(beside))?;
     let database = beside.join(DATABASE_FILE);
-    fs::copy(backup, &database).map_err(at(backup))?;
-    fs::set_permissions(&database, fs::Permissions::from_mode(0o600)).map_err(at(&database))?;
-    fs::File::open(&database).and_then(|file| file.sync_all()).map_err(at(&database))?;
+    sync_store::copy_backup(backup, StoreKind::Node, &database)?;
     Ok(Store::open(beside, StoreKind::Node)?)
 }
 
@@ -125,6 +138,19 @@ fn put_away(host: &Host, data: &Path, store: &Path) -> Result<Option<PathBuf>, R
     let replaced = data.join(format!("{STORE_DIR}.replaced-{}", host.wall_ms()));
     fs::rename(store, &replaced).map_err(at(store))?;
     Ok(Some(replaced))
+}
+
+/// A node can speak for spaces only that it is the home of. One whose owners moved some away is still theirs.
+async fn owned_by(identity: &Identity, store: Store) -> Result<Store, RestoreError> {
+    let ours = identity.authority();
+    let homes = |tx: &sync_store::ReadTx<'_>| -> Result<Vec<AuthorityId>, StoreError> {
+        let acls = tx.spaces()?.into_iter().map(|row| tx.acl(row.space)).collect::<Result<Vec<_>, _>>()?;
+        Ok(acls.into_iter().flatten().filter_map(|acl| acl.home).collect())
+    };
+    let homes = store.read(homes).map_err(WriteError::Job)?;
+    let Some(theirs) = homes.first().filter(|_| !homes.contains(&ours)) else { return Ok(store) };
+    store.close().await;
+    Err(RestoreError::OtherNode { theirs: *theirs, ours })
 }
 
 /// Gives every space a new history, in one transaction, and closes the store.
@@ -205,6 +231,21 @@ mod tests {
             assert!(matches!(refused, Err(RestoreError::Store(OpenError::InUse { .. }))), "{refused:?}");
         }
         running.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_copied_store_comes_back_with_its_log() {
+        let dir = node(true);
+        let running = store_of(&dir);
+        running.write(|tx| tx.kv_put("mark", b"in the log alone")).await.unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        for file in [DATABASE_FILE.to_owned(), format!("{DATABASE_FILE}-wal")] {
+            fs::copy(dir.path().join(STORE_DIR).join(&file), copy.path().join(&file)).unwrap();
+        }
+        running.close().await;
+        restore(dir.path(), Some(&copy.path().join(DATABASE_FILE))).await.unwrap();
+        let mark = store_of(&dir).read(|tx| tx.kv("mark")).unwrap();
+        assert_eq!(mark.as_deref(), Some(&b"in the log alone"[..]));
     }
 
     #[tokio::test]

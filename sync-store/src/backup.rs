@@ -56,6 +56,16 @@ pub fn backup(dir: &Path, kind: StoreKind, to: &Path) -> Result<(), BackupError>
     made
 }
 
+/// Copies a backup, or a store that nobody has open, into the new file `to`: with what stands in its write-ahead log only. When
+/// this returns, the copy is on the disk.
+///
+/// # Errors
+/// See [`BackupError`].
+pub fn copy_backup(file: &Path, kind: StoreKind, to: &Path) -> Result<(), BackupError> {
+    check_backup(file, kind)?;
+    copy(file, to)
+}
+
 /// Checks that a file is a store of this kind that this build can open.
 ///
 /// # Errors

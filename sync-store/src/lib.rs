@@ -36,7 +36,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use backup::{BackupError, backup, check_backup};
+pub use backup::{BackupError, backup, check_backup, copy_backup};
 pub use client::{
     NodeState, ObjectRow, PendingWrite, RefusalRow, Registration, VerdictKind, VerdictRow, WriteId, WriteState,
 };

@@ -190,3 +190,25 @@ async fn cells_end_and_are_for_members() {
     let ended = comparing.ask(Ask::More(HeadSyncMore {})).await.unwrap_err();
     assert_eq!(code(&ended), Code::Forbidden);
 }
+
+/// What is held for one comparison is memory that others lack.
+#[tokio::test]
+async fn a_comparison_that_asks_nothing_holds_no_sketch() {
+    let mut stage = Stage::new().await;
+    for nonce in 1..=60 {
+        stage.write(nonce, &["text"]).await;
+    }
+    let mut comparing = Comparing::begin(&mut stage.alice).await;
+    comparing.differs(&stage, 2 + 2 * 60).await;
+    let more = async |comparing: &mut Comparing| match comparing.ask(Ask::More(HeadSyncMore {})).await.unwrap() {
+        Answer::Cells(cells) => cells.cells,
+        other => panic!("{other:?}"),
+    };
+    assert!(!more(&mut comparing).await.is_empty());
+    tokio::time::pause();
+    tokio::time::advance(sync_core::limits::HEADSYNC_HELD_MAX + std::time::Duration::from_millis(1)).await;
+    tokio::time::resume();
+    assert!(more(&mut comparing).await.is_empty(), "it lists instead");
+    comparing.differs(&stage, 2 + 2 * 60).await;
+    assert!(!more(&mut comparing).await.is_empty(), "or begins anew");
+}

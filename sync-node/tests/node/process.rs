@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use sync_core::token::{NodeAddress, Transport};
-use sync_node::{Flags, Node, NodeConfig, StartError};
+use sync_node::{Flags, IdentityError, Node, NodeConfig, StartError};
 
 use sync_proto::v1::sync_client::SyncClient;
 
@@ -189,4 +189,37 @@ async fn a_node_whose_storage_fails_stops_with_exit_code_74() {
     assert_eq!(code(&refused), sync_core::code::Code::StoreFailed);
     let status = tokio::task::spawn_blocking(move || process.wait().unwrap()).await.unwrap();
     assert_eq!(status.code(), Some(74));
+}
+
+/// A node that lost its keys says so, and does not become another node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_is_served_with_its_own_keys_only() {
+    let stage = Stage::new().await;
+    let data = stage.dir.path().to_owned();
+    let backup = data.join("backup");
+    sync_node::back_up(&data, &backup).unwrap();
+    stage.node.shutdown().await;
+    let config = || NodeConfig { plaintext: true, ..NodeConfig::on_loopback(&data) };
+    std::fs::rename(data.join("keys"), data.join("elsewhere")).unwrap();
+    let refused = Node::start(config()).await;
+    assert!(matches!(&refused, Err(StartError::Identity(IdentityError::Missing { .. }))), "{refused:?}");
+    assert!(!data.join("keys").exists(), "no new identity is made");
+    std::fs::rename(data.join("elsewhere"), data.join("keys")).unwrap();
+
+    // A restore that ended between taking the store away and putting the new one there.
+    std::fs::rename(data.join("store"), data.join("store.restoring")).unwrap();
+    let refused = Node::start(config()).await;
+    assert!(matches!(&refused, Err(StartError::HalfRestored { .. })), "{refused:?}");
+    assert!(!data.join("store").exists(), "no empty store is made");
+    std::fs::rename(data.join("store.restoring"), data.join("store")).unwrap();
+    Node::start(config()).await.unwrap().shutdown().await;
+
+    // Another node's backup.
+    let other = Stage::new().await;
+    let data = other.dir.path().to_owned();
+    other.node.shutdown().await;
+    let refused = sync_node::restore(&data, Some(&backup)).await;
+    assert!(matches!(&refused, Err(sync_node::RestoreError::OtherNode { .. })), "{refused:?}");
+    assert!(!data.join("recovering").exists(), "it is as it was");
+    Node::start(NodeConfig { plaintext: true, ..NodeConfig::on_loopback(&data) }).await.unwrap().shutdown().await;
 }
