@@ -185,7 +185,10 @@ impl CliError {
             "IN_USE" => "wait for the other command, or use another --data directory",
             "OTHER_DAEMON" => "stop the daemon with SIGTERM and start it again, with this program",
             "DAEMON_BUSY" | "REOPENING" => "again, in a moment",
-            "DAEMON_GONE" => "the same command again: what was done is not done twice; headwater daemon starts it anew",
+            "DAEMON_GONE" => {
+                "look first what was done (headwater space list, headwater list): a new space, an invite or an appended change would be \
+                 made twice; headwater daemon starts it anew"
+            }
             "BAD_SOCKET" => "--listen loopback",
             "LOCKED" => "--passphrase-file FILE, or HEADWATER_PASSPHRASE",
             "WRONG_NODE" => "ask for the right address, then headwater node set ADDRESS",
