@@ -89,6 +89,7 @@ impl Watched {
             | Input::Disconnected { .. }
             | Input::EntriesArrived { .. }
             | Input::Applied { .. }
+            | Input::Subscribed { .. }
             | Input::SubscriptionFailed { .. }
             | Input::Rewound { .. }
             | Input::AskAgain { .. }
@@ -128,6 +129,7 @@ impl Watched {
             | Input::Wake
             | Input::EntriesArrived { .. }
             | Input::NodeReaches { .. }
+            | Input::Subscribed { .. }
             | Input::AskAgain { .. }
             | Input::PongArrived { .. } => {}
         }
@@ -179,7 +181,7 @@ impl Watched {
                 reaches.chain([Input::PongArrived { number }]).collect()
             }
             Output::Subscribe { space, cursor } if cursor < END => {
-                vec![Input::EntriesArrived { space, first: cursor.next(), last: END }]
+                vec![Input::Subscribed { space }, Input::EntriesArrived { space, first: cursor.next(), last: END }]
             }
             Output::Apply { space, last, .. } => vec![Input::Applied { space, cursor: last }],
             Output::HangUp | Output::Subscribe { .. } | Output::Unsubscribe { .. } | Output::Online { .. } => {
