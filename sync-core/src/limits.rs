@@ -143,8 +143,6 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a subscription may be silent, which brings a heartbeat every [`HEARTBEAT_INTERVAL`]: then it is made anew.
 pub const TAIL_SILENT_MAX: Duration = Duration::from_secs(30);
-/// How long a stream that waits for a decision may be silent before everything is asked again.
-pub const FOLLOW_SILENT_MAX: Duration = Duration::from_secs(300);
 /// A unary call.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A message of a push, from its first byte to the next verdict: on a slow line most of it is the way there.

@@ -127,11 +127,9 @@ impl Shared {
         let mut first: Option<v1::AclReadEntry> = None;
         let mut complete = false;
         loop {
-            let wait = match follow {
-                Follow::UntilDecided if complete => limits::FOLLOW_SILENT_MAX,
-                Follow::No | Follow::UntilDecided => limits::UNARY_TIMEOUT,
-            };
-            let message = tokio::time::timeout(wait, stream.message()).await.map_err(|_| CallError::TimedOut)?;
+            // Who follows is told the end again with every heartbeat.
+            let message = tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message()).await;
+            let message = message.map_err(|_| CallError::TimedOut)?;
             let message = message.map_err(|s| CallError::from(failure(&s)))?;
             let Some(message) = message else {
                 let broken = || broken_off("the ACL ended before its end");
@@ -150,8 +148,11 @@ impl Shared {
                     (None, Some(first)) => read = Some(begin(space, header.as_ref(), first, &entry)?),
                 }
             }
+            if message.complete_to_seq > read.as_ref().map_or(0, |read| read.position.seq.0) {
+                return Err(broken_off("entries of the ACL did not come"));
+            }
             let Some(read_so_far) = &read else { continue };
-            complete |= message.complete_to_seq != 0 && read_so_far.position.seq.0 >= message.complete_to_seq;
+            complete |= message.complete_to_seq != 0;
             let decided = !matches!(standing(&read_so_far.state, self), Standing::Pending);
             match follow {
                 Follow::No if complete => break,

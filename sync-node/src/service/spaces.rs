@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sync_core::ids::{HistoryId, Seq, SpaceId};
+use sync_core::limits;
 use sync_core::log::{Position, Submission, genesis};
 use sync_core::record::{AclRecord, AclRoot, SpaceHeader, Verified};
 use sync_proto::v1::{
@@ -96,7 +97,12 @@ pub(super) async fn acl_read(
         match (is_all, at_end, at_the_end) {
             (IsAll::Yes, ..) | (IsAll::No, true, AtTheEnd::Stop) => return Ok(()),
             (IsAll::No, true, AtTheEnd::Follow) => {
-                marks.wait_for(|m| m.durable_seq > durable_seq).await.map_err(|_| CallError::shutting_down())?;
+                let moved = marks.wait_for(|m| m.durable_seq > durable_seq);
+                match tokio::time::timeout(limits::HEARTBEAT_INTERVAL, moved).await {
+                    Ok(moved) => drop(moved.map_err(|_| CallError::shutting_down())?),
+                    // The end is told again: who follows knows that nothing was lost on the way.
+                    Err(_) => {}
+                }
             }
             (IsAll::No, false, _) => {}
         }

@@ -368,12 +368,24 @@ impl Teller {
         let (client, store) = (client.map_err(|e| absent(&e))?, store.map_err(|e| absent(&e))?);
         client.recovered(SETTLED_WITHIN).await.map_err(|e| absent(&e))?;
         let mut fresh = Vec::new();
+        let mut known: Vec<Replica> = replicas.iter().filter(|r| r.who == who.name()).cloned().collect();
         for space in self.spaces_of(&client).iter().filter(|space| is_member(&client, space)) {
             fresh.push(Replica::of(FRESH, &client, &store, space)?);
+            if !known.iter().any(|replica| replica.space == space.id()) {
+                known.push(self.comes_to(who, &old, space.id()).await?);
+            }
         }
         self.world.note(format_args!("{who} has {} spaces on a new device", fresh.len()));
-        let old: Vec<Replica> = replicas.iter().filter(|r| r.who == who.name()).cloned().collect();
-        hold::a_fresh_replica_is_the_same(&old, &fresh)
+        hold::a_fresh_replica_is_the_same(&known, &fresh)
+    }
+
+    /// A join that an ended process began goes on by itself, and may be over on a new device first.
+    async fn comes_to(&self, who: Who, client: &Client, id: SpaceId) -> Result<Replica, Violation> {
+        let stuck = |e: &dyn std::fmt::Debug| Violation::new("settle_terminates", format!("{who} comes to {id}"), e);
+        let space = client.wait_for_space(id, SETTLED_WITHIN).await.map_err(|e| stuck(&e))?;
+        space.await_synced_within(SETTLED_WITHIN).await.map_err(|e| stuck(&e))?;
+        let store = self.world.store(who.name()).map_err(|e| stuck(&e))?;
+        Replica::of(who.name(), client, &store, &space)
     }
 
     async fn settle_terminates(&mut self) -> Result<(), Violation> {
