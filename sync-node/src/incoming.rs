@@ -298,11 +298,14 @@ fn origin(peer: &str) -> Option<IpAddr> {
 /// Connections by where they come from: one place gets its share of all, so that it keeps nobody else out.
 struct Shares {
     max: usize,
-    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    taken: Counts,
 }
 
 /// A part of a share, given back when it is dropped; nothing where nothing is counted.
-struct Share(Option<(IpAddr, Arc<Mutex<BTreeMap<IpAddr, usize>>>)>);
+struct Share(Option<(IpAddr, Counts)>);
+
+/// Connections of each address.
+type Counts = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
 
 impl Shares {
     fn new(connections_max: usize) -> Self {
