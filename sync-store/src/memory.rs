@@ -236,6 +236,12 @@ impl Disk {
         let _ = self.inner.unflushed.subscribe().wait_for(|n| *n > 0).await;
     }
 
+    /// Whether a power cut would take nothing.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        *self.inner.unflushed.borrow() == 0
+    }
+
     /// The durability barrier of the present user: every commit so far survives a power cut, and who waits is told.
     pub fn flush(&self) {
         self.flush_in(&mut self.lock());

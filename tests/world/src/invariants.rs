@@ -203,6 +203,26 @@ pub(crate) fn acl_records_are_never_undone(machine: &str, client: &Store, node: 
     })
 }
 
+/// The log of a client is the log on the node's disk, as a power cut would leave it: nothing is shown before it is safe.
+pub(crate) fn nothing_is_shown_before_it_is_safe(machine: &str, client: &Store, node: &Store) -> Held {
+    let shown = read(client, |tx| {
+        let mut shown = Vec::new();
+        for row in tx.spaces()? {
+            if tx.node_state(row.space)?.registration == client_sdk::Registration::Registered {
+                shown.push((row.space, row.position));
+            }
+        }
+        Ok(shown)
+    })?;
+    shown.into_iter().try_for_each(|(space, position)| {
+        let on_disk = read(node, |tx| tx.position_at(space, position.seq))?;
+        unless(on_disk == Some(position), || {
+            let expected = format!("{machine} was shown {position:?} of {space}, and it is on the node's disk");
+            Violation::new("nothing_is_shown_before_it_is_safe", expected, on_disk)
+        })
+    })
+}
+
 // ---- of one client --------------------------------------------------------------------------------------------------
 
 /// Every write that returned is known, and has gone forward or stands where it stood.

@@ -370,7 +370,7 @@ impl Swarm {
             node_ends: flip(0.45),
             node_power: flip(0.4),
             stops: flip(0.3),
-            full: flip(0.25),
+            full: flip(0.35),
             failing: flip(0.25),
             deadly: flip(0.35),
             weather: flip(0.6),
@@ -391,6 +391,9 @@ impl Story {
         maker.beginning();
         let length = maker.dice.random_range(15..=45);
         for _ in 0..length {
+            if maker.dice.random_bool(0.06) {
+                maker.full_disk();
+            }
             maker.anything();
         }
         let cached_trees = cached_trees(seed);
@@ -520,6 +523,24 @@ impl Maker {
         // What the seed does not allow becomes what every story has.
         let act = self.rare().unwrap_or_else(|| self.common());
         self.add(act, then_ms);
+    }
+
+    /// Writes to a disk that is full for a while, or through a node whose disk is.
+    fn full_disk(&mut self) {
+        if !self.swarm.full {
+            return;
+        }
+        let place = self.place();
+        self.add(Act::Fill { place }, 0);
+        for _ in 0..self.dice.random_range(1..4) {
+            let (space, object, then_ms) = (self.space(), self.object(), self.dice.random_range(0..400));
+            let by = match place {
+                Place::Client(who) => who,
+                Place::Node => self.who(),
+            };
+            self.add(Act::Put { by, space, object }, then_ms);
+        }
+        self.add(Act::MakeRoom { place }, 0);
     }
 
     fn common(&mut self) -> Act {

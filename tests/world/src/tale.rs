@@ -247,6 +247,7 @@ impl Teller {
             // A reader that goes away in the middle now and then.
             self.read_on(who, 1 + step.number as usize % 5)?;
         }
+        self.check_shown()?;
         // One machine after the other.
         let machines = self.world.machines();
         let machine = &machines[step.number as usize % machines.len()];
@@ -254,6 +255,22 @@ impl Teller {
             Ok(store) => hold::heads_are_the_changes_without_children(machine, &store),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Where the node's disk has everything there is nothing to be shown too early.
+    fn check_shown(&self) -> Result<(), Violation> {
+        let disk = self.world.disk(NODE);
+        if disk.is_flushed() || self.told.is_set_back() {
+            return Ok(());
+        }
+        let Some(image) = disk.safe_image() else { return Ok(()) };
+        let node = hold::ledger(image, StoreKind::Node)?;
+        for who in &self.clients {
+            if let Ok(store) = self.world.store(who.name()) {
+                hold::nothing_is_shown_before_it_is_safe(who.name(), &store, &node)?;
+            }
+        }
+        Ok(())
     }
 
     fn nothing_panics(&self) -> Result<(), Violation> {
