@@ -228,7 +228,8 @@ pub(crate) fn nothing_is_shown_before_it_is_safe(machine: &str, client: &Store, 
 /// Every write that returned is known, and has gone forward or stands where it stood.
 pub(crate) fn writes_only_go_forward(told: &Told, who: Who, client: &Client) -> Held {
     let mut everything = told.lock();
-    let is_set_back = !everything.set_backs.is_empty();
+    // Who was lied to may have believed that something was taken.
+    let is_set_back = !everything.set_backs.is_empty() || everything.victim == Some(who);
     let lost_power = everything.node_lost_power || is_set_back;
     for write in everything.writes.iter_mut().filter(|w| w.by == who) {
         let Ok(space) = client.space(write.space) else { continue };

@@ -67,7 +67,7 @@ mod trace;
 mod violation;
 mod world;
 
-pub use foe::{Attack, Deed, Foe, Restore};
+pub use foe::{Attack, Deed, Foe, Lie, Restore};
 pub use line::Garble;
 pub use net::Latency;
 pub use shrink::{Shrunk, shrink};

@@ -2,7 +2,7 @@
 //!
 //! A way of bytes loses nothing, as TCP does. What stands between a client and its node in the world outside, a proxy that
 //! speaks HTTP/2, can do worse. Here is one: on every connection of its client it serves the node's rpcs, whatever they are,
-//! and carries each message on, or does not. It reads no message. When one of its two connections ends, so does the other.
+//! and carries each message on, or does not. It reads no message, but where the node is to seem a liar ([`crate::foe::liar`]). When one of its two connections ends, so does the other.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -33,6 +33,8 @@ use tonic::server::{self, NamedService, StreamingService};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tonic::{Extensions, Request, Response, Status, Streaming};
+
+use crate::foe::liar::{Lie, Mouth, Towards};
 
 /// How often a line does each thing to a message: so many in a hundred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,6 +77,7 @@ pub(crate) struct Line(Mutex<State>);
 
 struct State {
     garble: Garble,
+    mouth: Mouth,
     dice: ChaCha8Rng,
 }
 
@@ -104,11 +107,22 @@ impl Kin {
 
 impl Line {
     pub(crate) fn new(dice: ChaCha8Rng) -> Self {
-        Self(Mutex::new(State { garble: Garble::CLEAR, dice }))
+        Self(Mutex::new(State { garble: Garble::CLEAR, mouth: Mouth::default(), dice }))
     }
 
     pub(crate) fn garble(&self, garble: Garble) {
         self.lock().garble = garble;
+    }
+
+    /// From now on the node seems to lie so.
+    pub(crate) fn tell(&self, lie: Option<Lie>) {
+        self.lock().mouth.tell(lie);
+    }
+
+    fn twist(&self, path: &str, to: Towards, message: Bytes) -> Option<Bytes> {
+        let mut state = self.lock();
+        let State { mouth, dice, .. } = &mut *state;
+        mouth.twist(path, to, message, dice)
     }
 
     fn fate(&self) -> Fate {
@@ -332,6 +346,11 @@ impl Pump {
     }
 
     async fn take(&mut self, message: Bytes, again: &Again) -> Result<(), Gone> {
+        let to = match again {
+            Again::Calls(_) => Towards::Node,
+            Again::Sends => Towards::Client,
+        };
+        let Some(message) = self.call.carrier.line.twist(&self.call.path, to, message) else { return Ok(()) };
         match (self.call.carrier.line.fate(), self.kin, again) {
             (Fate::Passes, ..) | (Fate::AfterNext, Kin::Only, _) | (Fate::Twice, Kin::Only, Again::Sends) => {
                 self.pass(message).await

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::foe::{Foes, set_back};
+use crate::foe::{Deed, Foes, set_back};
 use crate::follow::Readers;
 use crate::invariants as hold;
 use crate::invariants::{Auditor, Claim, NEEDLE, Replica};
@@ -67,7 +67,8 @@ impl Story {
         PANICKED.with(|seen| seen.borrow_mut().take());
         let steps = self.steps.clone();
         let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults).cached_trees(self.cached_trees);
-        let plan = if self.steps.iter().any(|s| matches!(s.act, Act::Garble { .. })) { plan.lines() } else { plan };
+        let is_lined = |act: Act| matches!(act, Act::Garble { .. } | Act::Foe(Deed::Lie { .. }));
+        let plan = if self.steps.iter().any(|s| is_lined(s.act)) { plan.lines() } else { plan };
         plan.run(|world| async move {
             let mut teller = Teller::new(world.clone());
             let told = Box::pin(teller.tell(&steps)).await;
@@ -296,7 +297,7 @@ impl Teller {
         }
         for space in self.spaces_of(&client) {
             hold::status_is_not_silent(who, &space)?;
-            hold::no_honest_party_is_accused(who, &space, |code| self.foes.is_true(space.id(), code))?;
+            hold::no_honest_party_is_accused(who, &space, |code| self.foes.is_true(who, space.id(), code))?;
         }
         Ok(())
     }
@@ -320,7 +321,8 @@ impl Teller {
         hold::every_acknowledged_change_survives_a_crash(&self.told, &node)?;
         for who in &self.clients {
             // What the node lost is on its way back.
-            if self.told.is_set_back() && !self.settled {
+            let is_victim = self.told.lock().victim == Some(*who);
+            if (self.told.is_set_back() || is_victim) && !self.settled {
                 continue;
             }
             if let Ok(store) = self.world.store(who.name()) {

@@ -82,6 +82,8 @@ pub(crate) struct Everything {
     pub(crate) node_lost_power: bool,
     /// The node's disk was put back to an older state.
     pub(crate) set_backs: Vec<SetBack>,
+    /// To whom the node has lied.
+    pub(crate) victim: Option<Who>,
     pub(crate) accounts: BTreeMap<Who, AccountId>,
     /// Live trees that an application holds: of a client, in one life of its process.
     pub(crate) held: Vec<(Who, u64, Tree)>,

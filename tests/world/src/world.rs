@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use crate::foe::Lie;
 use crate::line::{Garble, Line};
 use crate::machine::{Ground, Process, dice};
 use crate::net::{Gone, Latency, Net};
@@ -703,6 +704,13 @@ impl World {
         self.note(format_args!("the line of {client}: {garble}"));
         if let Some(line) = self.inner.ground.net.line(client) {
             line.garble(garble);
+        }
+    }
+
+    /// From now on the node lies so to a client; nothing happens without [`Plan::lines`].
+    pub fn lie(&self, client: &str, lie: Option<Lie>) {
+        if let Some(line) = self.inner.ground.net.line(client) {
+            line.tell(lie);
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! Who the enemy is, and what it does when, is drawn from the seed like everything else; its deeds are steps of the story.
 
+pub(crate) mod liar;
 mod patched;
 pub(crate) mod set_back;
 
@@ -20,6 +21,7 @@ use crate::told::Told;
 use crate::violation::Violation;
 use crate::world::World;
 
+pub use liar::Lie;
 pub use patched::Attack;
 
 /// Who does not play by the rules in a story.
@@ -29,6 +31,8 @@ pub enum Foe {
     Operator(Restore),
     /// A client of this account beside the honest one, that sends what it likes.
     Patched(Who),
+    /// The node, to this client.
+    Liar(Who),
 }
 
 /// How a node is restored.
@@ -49,6 +53,10 @@ pub enum Deed {
     SetBack(Restore),
     /// A patched client of an account sends something wrong.
     Attack { by: Who, space: usize, attack: Attack },
+    /// The node begins to lie to a client.
+    Lie { to: Who, lie: Lie },
+    /// The node lies no more, and the client is started anew.
+    Truth { to: Who },
 }
 
 impl fmt::Display for Foe {
@@ -56,6 +64,7 @@ impl fmt::Display for Foe {
         match self {
             Self::Operator(Restore::Silent) => f.write_str("the node's disk is set back"),
             Self::Operator(Restore::Recognised) => f.write_str("the node is restored"),
+            Self::Liar(who) => write!(f, "the node lies to {who}"),
             Self::Patched(who) => write!(f, "{who} has a patched client, too"),
         }
     }
@@ -70,6 +79,8 @@ impl fmt::Display for Deed {
                 f.write_str("the node is restored from the backup, and clients are told")
             }
             Self::Attack { by, space, attack } => write!(f, "{by}, patched, attacks space {space}: {attack:?}"),
+            Self::Lie { to, lie } => write!(f, "the node lies to {to}: {lie:?}"),
+            Self::Truth { to } => write!(f, "the node lies to {to} no more, who starts anew"),
         }
     }
 }
@@ -83,10 +94,11 @@ impl Foe {
             return None;
         }
         let restore = if dice.random_bool(0.5) { Restore::Silent } else { Restore::Recognised };
-        Some(if dice.random_bool(0.55) {
-            Self::Operator(restore)
-        } else {
-            Self::Patched(Who(dice.random_range(1..clients)))
+        let who = Who(dice.random_range(1..clients));
+        Some(match dice.random_range(0..20) {
+            0..9 => Self::Operator(restore),
+            9..15 => Self::Patched(who),
+            _ => Self::Liar(who),
         })
     }
 }
@@ -99,6 +111,7 @@ pub(crate) fn add_to(story: &mut Story) {
         None => Vec::new(),
         Some(Foe::Operator(restore)) => set_back::deeds(&mut dice, restore),
         Some(Foe::Patched(who)) => patched::deeds(&mut dice, who),
+        Some(Foe::Liar(who)) => liar::deeds(&mut dice, who),
     };
     insert(&mut dice, story, deeds);
 }
@@ -135,6 +148,15 @@ impl Foes {
                 let attack = patched::attack(self.world.clone(), self.told.clone(), by, space, attack, number);
                 self.attacks.push(tokio::spawn(attack));
             }
+            Deed::Lie { to, lie } => {
+                self.told.lock().victim = Some(to);
+                self.world.lie(to.name(), Some(lie));
+            }
+            Deed::Truth { to } => {
+                // One who is down is started by whoever looks after it.
+                self.world.lie(to.name(), None);
+                self.world.kill(to.name());
+            }
             Deed::SetBack(restore) => {
                 if let Some(image) = self.backup.clone() {
                     set_back::set_back(&self.world, &self.told, image, restore).await;
@@ -149,14 +171,20 @@ impl Foes {
             // It ends by itself; one that panics is noted like any other.
             let _ = attack.await;
         }
+        let victim = self.told.lock().victim;
+        if let Some(victim) = victim {
+            liar::truth(&self.world, &self.told, victim).await;
+            liar::dismiss_all(&self.world, &self.told).await;
+        }
         if self.told.is_set_back() {
             set_back::end_recovery(&self.world).await;
         }
     }
 
     /// What a client may say of the node in this story and be right.
-    pub(crate) fn is_true(&self, space: SpaceId, code: ReasonCode) -> bool {
-        set_back::is_true(&self.told, space, code)
+    pub(crate) fn is_true(&self, who: Who, space: SpaceId, code: ReasonCode) -> bool {
+        let victim = self.told.lock().victim;
+        set_back::is_true(&self.told, space, code) || liar::is_true(victim, who, code)
     }
 
     /// What must hold when everything is over.
