@@ -16,7 +16,7 @@ use sync_core::receipt::SignedReceipt;
 use sync_core::session::{Input, Moment, pause_asked};
 use sync_core::syncer::Priority;
 use sync_proto::v1;
-use sync_store::{ReadTx, SyncItemKind, VerdictKind, WriteClass, WriteId, WriteState};
+use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, WriteClass, WriteId, WriteState};
 use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
@@ -850,7 +850,10 @@ impl SpaceInner {
                 | None => {}
             }
         }
-        Ok(true)
+        // What was durable at the call, and was taken back and written anew since, may stand after what the receipt covers.
+        let end = tx.space(self.id)?.map_or(Seq::ZERO, |row| row.position.seq);
+        let beyond = tx.writes_in(self.id, LogRange { after: target.seq, to: end })?;
+        Ok(!beyond.into_iter().any(|(write, _)| write <= target.ours.to))
     }
 
     fn synced_at(&self, tx: &ReadTx<'_>, receipt: &SignedReceipt, how: &Await) -> Result<Synced, ReadError> {
