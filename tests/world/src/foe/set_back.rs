@@ -204,6 +204,8 @@ fn spaces(world: &World, told: &Told) -> Vec<(Who, Space)> {
 /// Whatever somebody accuses the node of is true, is over, and proves itself where it says that it does.
 fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
     const NAME: &str = "accusations_are_just";
+    let Some(image) = world.disk(NODE).safe_image() else { return Ok(()) };
+    let node = ledger(image, StoreKind::Node)?;
     for (who, space) in spaces(world, told) {
         let account = told.lock().accounts.get(&who).copied();
         let acl = space.acl().map_err(|e| Violation::new(NAME, "a readable ACL", e))?;
@@ -215,8 +217,11 @@ fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
                 AccusationKind::Fork | AccusationKind::Seen => ReasonCode::Forked,
             };
             unless(is_true(told, space.id(), code), || Violation::new(NAME, format!("{who}: none"), &accusation))?;
-            // Who is a member no more hears nothing that would settle it.
-            unless(accusation.state != AccusationState::Open || !is_member, || {
+            // Who is a member no more hears nothing that would settle it; and what another one had seen, and nobody brought
+            // back, is proof of a rollback for good.
+            let is_gone = accusation.kind == AccusationKind::Seen
+                && chain_at(&node, space.id(), accusation.claim.seq) != Some(accusation.claim.chain);
+            unless(accusation.state != AccusationState::Open || !is_member || is_gone, || {
                 Violation::new(NAME, format!("{who}: none that is open in good weather"), &accusation)
             })?;
             if let Some(Err(error)) = accusation.evidence.as_ref().map(proves) {
