@@ -266,7 +266,8 @@ impl Teller {
         }
         let Some(image) = disk.safe_image() else { return Ok(()) };
         let node = hold::ledger(image, StoreKind::Node)?;
-        for who in &self.clients {
+        let victim = self.told.lock().victim;
+        for who in self.clients.iter().filter(|who| victim != Some(**who)) {
             if let Ok(store) = self.world.store(who.name()) {
                 hold::nothing_is_shown_before_it_is_safe(who.name(), &store, &node)?;
             }
@@ -321,8 +322,9 @@ impl Teller {
         hold::every_acknowledged_change_survives_a_crash(&self.told, &node)?;
         for who in &self.clients {
             // What the node lost is on its way back.
+            // Who was lied to may have been removed before the truth came; as a member, it is compared with the others.
             let is_victim = self.told.lock().victim == Some(*who);
-            if (self.told.is_set_back() || is_victim) && !self.settled {
+            if is_victim || self.told.is_set_back() && !self.settled {
                 continue;
             }
             if let Ok(store) = self.world.store(who.name()) {
