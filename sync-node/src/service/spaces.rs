@@ -98,10 +98,9 @@ pub(super) async fn acl_read(
             (IsAll::Yes, ..) | (IsAll::No, true, AtTheEnd::Stop) => return Ok(()),
             (IsAll::No, true, AtTheEnd::Follow) => {
                 let moved = marks.wait_for(|m| m.durable_seq > durable_seq);
-                match tokio::time::timeout(limits::HEARTBEAT_INTERVAL, moved).await {
-                    Ok(moved) => drop(moved.map_err(|_| CallError::shutting_down())?),
-                    // The end is told again: who follows knows that nothing was lost on the way.
-                    Err(_) => {}
+                // After that the end is told again: who follows knows that nothing was lost on the way.
+                if let Ok(moved) = tokio::time::timeout(limits::HEARTBEAT_INTERVAL, moved).await {
+                    drop(moved.map_err(|_| CallError::shutting_down())?);
                 }
             }
             (IsAll::No, false, _) => {}

@@ -61,7 +61,7 @@ struct Work {
 }
 
 enum Failure {
-    Violated(Story, Violation),
+    Violated(Box<Story>, Violation),
     Differs(u64),
 }
 
@@ -121,7 +121,7 @@ fn tell(work: &Work, flags: &Flags, teller: usize) {
         work.entries.fetch_add(told.entries, Ordering::Relaxed);
         work.virtual_ms.fetch_add(u64::try_from(told.elapsed.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let failure = match told.violation {
-            Some(violation) => Some(Failure::Violated(story, violation)),
+            Some(violation) => Some(Failure::Violated(story.into(), violation)),
             None if flags.twice && Story::of(seed).tell().trace_hash != told.trace_hash => Some(Failure::Differs(seed)),
             None => None,
         };

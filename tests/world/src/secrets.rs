@@ -97,13 +97,13 @@ fn ring(store: &Store, space: SpaceId, account: &AccountKeys) -> Result<Option<(
 fn absorb(ring: &mut KeyRing, acl: &AclState, header: &RawRecord, at: Seq, record: RawRecord) {
     let published = |epoch: Epoch| acl.epochs.get(&epoch).map(|info| (info.key_id, info.history_id));
     let before = acl.epochs.iter().filter(|(_, info)| info.since < at).map(|(epoch, _)| *epoch).max();
-    let taken = match record.kind {
-        Kind::AclRoot => verify_as::<AclRoot>(record).map(|root| match derivation(header) {
+    let taken = if record.kind == Kind::AclRoot {
+        verify_as::<AclRoot>(record).map(|root| match derivation(header) {
             Some(label) => ring.absorb_derived_root(root.body(), &label),
             None => ring.absorb_root(root.body()),
-        }),
-        _ => verify_as::<AclRecord>(record)
-            .map(|record| ring.absorb(record.body(), before.unwrap_or_default(), &published)),
+        })
+    } else {
+        verify_as::<AclRecord>(record).map(|record| ring.absorb(record.body(), before.unwrap_or_default(), &published))
     };
     // Seals that do not open are for somebody else.
     let _ = taken;

@@ -379,10 +379,10 @@ impl Patched {
         let (mut items, mut root) = (Vec::new(), None);
         for record in records {
             let Ok(raw) = RawRecord::try_from(record.clone()) else { continue };
-            match raw.kind {
-                Kind::TreeRoot => root = Some(record),
-                _ if dice.random_bool(0.1) => {}
-                _ => items.push(v1::PushItem { tag: 0, root: root.take(), record: Some(record) }),
+            if raw.kind == Kind::TreeRoot {
+                root = Some(record);
+            } else if !dice.random_bool(0.1) {
+                items.push(v1::PushItem { tag: 0, root: root.take(), record: Some(record) });
             }
         }
         let mut said = self.push(known.space, items.clone()).await?;

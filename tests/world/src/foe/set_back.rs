@@ -14,7 +14,7 @@ use sync_store::{ReadTx, Store, StoreError, StoreKind};
 use super::{Deed, Restore};
 use crate::invariants::{ledger, read, unless};
 use crate::story::{NODE, Who};
-use crate::told::{Certified, Told};
+use crate::told::{Certified, Stage, Told};
 use crate::violation::Violation;
 use crate::world::{CLIENT_NAMES, World};
 
@@ -114,10 +114,10 @@ pub(super) fn is_true(told: &Told, space: SpaceId, code: ReasonCode) -> bool {
     let set_backs = told.lock().set_backs.clone();
     let lacks = |set_back: &SetBack| set_back.after.read(|tx| tx.space(space)).is_ok_and(|row| row.is_none());
     let accuses = || set_backs.iter().any(|s| s.restore == Restore::Silent || lacks(s));
-    match code {
-        ReasonCode::Rewound | ReasonCode::LostByNode => !set_backs.is_empty(),
-        ReasonCode::RolledBack | ReasonCode::Forked => accuses(),
-        _ => false,
+    if matches!(code, ReasonCode::Rewound | ReasonCode::LostByNode) {
+        !set_backs.is_empty()
+    } else {
+        matches!(code, ReasonCode::RolledBack | ReasonCode::Forked) && accuses()
     }
 }
 
@@ -262,9 +262,7 @@ fn a_set_back_is_noticed(world: &World, told: &Told, set_back: &SetBack) -> Resu
 /// Of each write that is durable, which log it is durable in.
 pub(crate) fn note_chains(told: &Told, who: Who, store: &Store) {
     for write in told.lock().writes.iter_mut().filter(|write| write.by == who) {
-        write.chain = match write.state {
-            crate::told::Stage::Durable(seq) => chain_at(store, write.space, seq),
-            _ => None,
-        };
+        let durable = if let Stage::Durable(seq) = write.state { Some(seq) } else { None };
+        write.chain = durable.and_then(|seq| chain_at(store, write.space, seq));
     }
 }
