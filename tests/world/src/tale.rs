@@ -324,7 +324,7 @@ impl Teller {
             // What the node lost is on its way back.
             // Who was lied to may have been removed before the truth came; as a member, it is compared with the others.
             let is_victim = self.told.lock().victim == Some(*who);
-            if is_victim || self.told.is_set_back() && !self.settled {
+            if is_victim || self.told.is_set_back() && !self.settled || self.is_lost_somewhere(*who) {
                 continue;
             }
             if let Ok(store) = self.world.store(who.name()) {
@@ -357,7 +357,9 @@ impl Teller {
             let (Ok(client), Ok(store)) = (self.world.client(who.name()), self.world.store(who.name())) else {
                 continue;
             };
-            for space in self.spaces_of(&client).iter().filter(|space| is_member(&client, space)) {
+            let is_there = |space: &&Space| is_member(&client, space) && !self.is_lost(&client, space);
+            let spaces: Vec<Space> = self.spaces_of(&client).into_iter().filter(|s| is_there(&s)).collect();
+            for space in &spaces {
                 let replica = Replica::of(who.name(), &client, &store, space)?;
                 let objects = space.objects().list_all().unwrap_or_default();
                 hold::one_live_instance_per_tree(who, space, &objects)?;
@@ -456,6 +458,8 @@ impl Teller {
                 hold::synced_means_equal(&self.world, &self.told, &claim)
             }
             // The end of a membership may only be heard of now, and the entry that says so come after the word of the node.
+            // A node that was set back, and whose log went another way since, may have lost a membership for good.
+            Err(not) if not.code == NotSyncedCode::Forbidden && self.is_lost(client, space) => Ok(()),
             Err(not) if not.code == NotSyncedCode::Forbidden && hears_of_its_end(client, space).await => Ok(()),
             Err(_) if !is_member(client, space) => Ok(()),
             Err(error) => {
@@ -463,6 +467,18 @@ impl Teller {
                 Err(Violation::new("settle_terminates", expected, (error, space.explain())))
             }
         }
+    }
+
+    /// The node was set back, and does not know this member.
+    fn is_lost(&self, client: &Client, space: &Space) -> bool {
+        let Ok(store) = self.world.store(NODE) else { return false };
+        let acl = store.read(|tx| tx.acl(space.id())).ok().flatten();
+        self.told.is_set_back() && acl.is_none_or(|acl| acl.role(&client.account()).is_none())
+    }
+
+    fn is_lost_somewhere(&self, who: Who) -> bool {
+        let Ok(client) = self.world.client(who.name()) else { return false };
+        self.spaces_of(&client).iter().any(|space| is_member(&client, space) && self.is_lost(&client, space))
     }
 
     fn entries(&self) -> u64 {
