@@ -245,7 +245,7 @@ impl SpaceInner {
             })
         };
         let read = self.shared.host.blocking(read).await;
-        read.map_err(|e| CallError::Broken(e.to_string()))?.map_err(local)
+        read.map_err(local)?.map_err(local)
     }
 
     /// What the entries after `seq` touched.
@@ -273,18 +273,17 @@ impl SpaceInner {
 
     /// Sums the digest up again, queues what differs or is missing here, and waits until the engine has judged all of it.
     async fn derive_again(&self, found: &Difference) -> Result<(), CallError> {
-        let broken = |e: &dyn std::fmt::Display| CallError::Broken(e.to_string());
         let space = self.id;
         let job = move |tx: &mut WriteTx<'_>| -> Result<Rebuilt, ReadError> { Ok(tx.rebuild_digest(space)?) };
-        let digest = self.shared.store.write(job).await.map_err(|e| broken(&from_store_write(e)))?.value;
+        let digest = self.shared.store.write(job).await.map_err(|e| local(from_store_write::<ReadError>(e)))?.value;
         let named: BTreeSet<TreeId> = found.trees.iter().copied().collect();
         // What only the node told of stands in our log, too, if the logs are one.
         let elsewhere = found.elsewhere.iter().copied().collect();
-        let places = self.places_of(named.clone(), elsewhere).await.map_err(|e| broken(&e))?;
+        let places = self.places_of(named.clone(), elsewhere).await.map_err(local)?;
         let trees: Vec<_> =
             named.into_iter().chain(places.of.into_keys()).collect::<BTreeSet<_>>().into_iter().collect();
         tracing::warn!(space = %space.short(), differing = trees.len(), ?digest, "HeadSync found a difference");
-        self.want(trees, SyncItemKind::Judge, Priority::Gap).await.map_err(|e| broken(&e))?;
+        self.want(trees, SyncItemKind::Judge, Priority::Gap).await.map_err(local)?;
         let mut moved = self.moved.subscribe();
         while self.is_judging().map_err(local)? {
             moved.changed().await.map_err(|_| self.shared.offline())?;

@@ -25,7 +25,7 @@ use tonic::Streaming;
 use super::SpaceInner;
 use super::write::{Maker, Rebuild, Reparent, local_envelope};
 use crate::connect::{Conn, failure};
-use crate::error::{CallError, ReadError, WriteError, from_store_write};
+use crate::error::{CallError, ReadError, WriteError, from_store_write, local};
 use crate::events::Event;
 
 pub(super) async fn run(space: Arc<SpaceInner>) {
@@ -122,7 +122,7 @@ impl SpaceInner {
         loop {
             let wanted = self.push_wanted.notified();
             self.tail_answered(conn.generation()).await;
-            let batch = self.next_batch(&mut out).map_err(|e| CallError::Broken(e.to_string()))?;
+            let batch = self.next_batch(&mut out).map_err(local)?;
             if batch.ready.is_empty() {
                 // A connection has room for few streams; many spaces share it.
                 pusher = None;
@@ -142,7 +142,7 @@ impl SpaceInner {
             *failures = 0;
             self.shared.with_budget(sync_core::syncer::Budget::keeps_up);
             let answered = self.take_verdicts(batch.ready, verdicts).await;
-            let answered = answered.map_err(|e| CallError::Broken(e.to_string()))?;
+            let answered = answered.map_err(local)?;
             if answered.rejected {
                 out.read_again();
             }
