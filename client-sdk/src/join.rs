@@ -15,7 +15,7 @@ use sync_core::receipt::SignedReceipt;
 use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
-use sync_store::WriteTx;
+use sync_store::{VerdictKind, WriteTx};
 use tokio_util::sync::CancellationToken;
 
 use crate::acl::read::{AclRead, Follow, Standing, standing};
@@ -23,7 +23,7 @@ use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
 use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::space::{Space, SpaceInner};
-use crate::synced::Readability;
+use crate::synced::{Readability, Sight};
 
 const JOIN_PREFIX: &str = "join/";
 /// How often a join is tried when other records come first.
@@ -679,10 +679,7 @@ impl SpaceInner {
             let here = match self.readability(*tree)? {
                 Readability::Purged => true,
                 Readability::Hidden | Readability::Absent => false,
-                Readability::Readable => {
-                    let held = |head: &ChangeId| self.shared.store.read(|tx| tx.change(self.id, *tree, *head));
-                    heads.iter().try_fold(true, |all, head| held(head).map(|row| all && row.is_some()))?
-                }
+                Readability::Readable => self.shows(*tree, heads)?,
             };
             if !here && !self.reads_ahead(*tree, heads)? {
                 return Ok(false);
@@ -707,19 +704,25 @@ impl SpaceInner {
                 Readability::Absent => return Ok(Some(tree)),
                 Readability::Readable => {}
             }
-            let all = self.shared.store.read(|tx| -> Result<bool, ReadError> {
-                for head in &heads {
-                    if tx.change(self.id, tree, *head)?.is_none() {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
-            })?;
-            if !all {
+            if !self.shows(tree, &heads)? {
                 return Ok(Some(tree));
             }
         }
         Ok(None)
+    }
+
+    /// Whether changes of a tree are shown. One from before this member's keys is not for it to see.
+    fn shows(&self, tree: TreeId, heads: &[ChangeId]) -> Result<bool, ReadError> {
+        self.shared.store.read(|tx| {
+            for head in heads {
+                match self.sight_of(tx, tree, *head)? {
+                    Sight::Shown => {}
+                    Sight::Kept(verdict) if verdict.kind == VerdictKind::Hidden => {}
+                    Sight::Kept(_) | Sight::Absent => return Ok(false),
+                }
+            }
+            Ok(true)
+        })
     }
 }
 

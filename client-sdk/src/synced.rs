@@ -16,7 +16,7 @@ use sync_core::receipt::SignedReceipt;
 use sync_core::session::{Input, Moment, pause_asked};
 use sync_core::syncer::Priority;
 use sync_proto::v1;
-use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, WriteClass, WriteId, WriteState};
+use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteClass, WriteId, WriteState};
 use tokio::sync::watch;
 
 use crate::connect::{Conn, failure};
@@ -720,7 +720,20 @@ impl SpaceInner {
             };
             let mut lacks = u64::from(!here && heads.is_empty());
             for head in heads {
-                lacks += u64::from(!here || tx.change(self.id, *tree, *head)?.is_none());
+                match self.sight_of(tx, *tree, *head)? {
+                    Sight::Shown => lacks += u64::from(!here),
+                    Sight::Absent => lacks += 1,
+                    // Up to the target they are counted with all the others.
+                    Sight::Kept(verdict) if UNSETTLED.contains(&verdict.kind) && verdict.seq <= target.seq => {}
+                    Sight::Kept(verdict) if verdict.kind == VerdictKind::Missing => {
+                        residue.waits(ReasonCode::ContentMissing, 1);
+                    }
+                    Sight::Kept(verdict) if verdict.kind == VerdictKind::Hidden => {
+                        let detail = "it was written before this member's keys begin";
+                        residue.fails(Reason::new(ReasonCode::Unreadable, head.short(), detail));
+                    }
+                    Sight::Kept(verdict) => residue.fails(Reason::of_verdict(*tree, *head, verdict)),
+                }
             }
             if lacks > 0 {
                 residue.waits(ReasonCode::Missing, lacks);
@@ -1015,20 +1028,47 @@ impl SpaceInner {
         if state.purged.is_some() {
             return Ok(Readability::Purged);
         }
-        let hidden: BTreeSet<_> = tx
-            .verdicts_of_tree(self.id, tree)?
-            .into_iter()
-            .filter(|(_, _, v)| v.kind == VerdictKind::Hidden)
-            .map(|(_, change, _)| change)
-            .collect();
-        let all_hidden = !state.heads.is_empty() && state.heads.iter().all(|h| hidden.contains(h));
+        let mut kept = BTreeMap::new();
+        for (_, change, verdict) in tx.verdicts_of_tree(self.id, tree)? {
+            if is_kept(verdict.kind) {
+                kept.insert(change, verdict.kind);
+            }
+        }
+        let kept: Vec<VerdictKind> = state.heads.iter().filter_map(|head| kept.get(head).copied()).collect();
+        if state.heads.is_empty() || kept.len() < state.heads.len() {
+            return Ok(Readability::Readable);
+        }
         let is_member = tx.acl(self.id)?.is_some_and(|acl| acl.members.contains_key(&self.shared.account.id()));
-        Ok(match (all_hidden, is_member) {
-            (false, _) => Readability::Readable,
-            (true, true) => Readability::Hidden,
-            // The log here does not reach our own join yet, and with it the keys.
-            (true, false) => Readability::Absent,
+        // Content may still come; and where the log here does not reach our own join yet, the keys.
+        let is_hidden = is_member && kept.iter().all(|kind| *kind == VerdictKind::Hidden);
+        Ok(if is_hidden { Readability::Hidden } else { Readability::Absent })
+    }
+
+    /// Whether a change of a tree, which somebody is meant to see, is shown.
+    pub(crate) fn sight_of(&self, tx: &ReadTx<'_>, tree: TreeId, change: ChangeId) -> Result<Sight, ReadError> {
+        let verdicts = tx.verdicts_of_tree(self.id, tree)?.into_iter();
+        let verdict = verdicts.filter(|(_, of, _)| *of == change).map(|(.., verdict)| verdict).next();
+        Ok(match verdict.filter(|verdict| is_kept(verdict.kind)) {
+            Some(verdict) => Sight::Kept(verdict),
+            None if tx.change(self.id, tree, change)?.is_some() => Sight::Shown,
+            None => Sight::Absent,
         })
+    }
+}
+
+/// A change, for somebody who is meant to see it.
+pub(crate) enum Sight {
+    Shown,
+    Absent,
+    /// It is in the log, and this keeps it from being shown.
+    Kept(VerdictRow),
+}
+
+/// What is its author's fault is settled; anything else keeps a change from a reader who is meant to see it.
+fn is_kept(kind: VerdictKind) -> bool {
+    match kind {
+        VerdictKind::Hidden | VerdictKind::Quarantined | VerdictKind::Missing | VerdictKind::Broken => true,
+        VerdictKind::Void | VerdictKind::Misplaced => false,
     }
 }
 

@@ -60,14 +60,14 @@ pub(crate) fn require_member(acl: &AclState, session: &Session) -> Result<(), Ca
     if acl.members.contains_key(&session.account()) { Ok(()) } else { Err(CallError::forbidden(&acl.space)) }
 }
 
-/// Where a subscription of the log must end, if it comes after `cursor`: nowhere for a member; for one who no longer is, with
-/// the entry that ended its membership. Until there the log was its own to read.
+/// Where the log ends for a subscriber: nowhere for a member; for one who no longer is, with the entry that ended its
+/// membership. Until there the log was its own to read.
 ///
 /// # Errors
-/// `FORBIDDEN` if there is nothing after `cursor` that the caller may see, ever.
-pub(crate) fn log_access(acl: &AclState, session: &Session, cursor: Seq) -> Result<Option<Seq>, CallError> {
+/// `FORBIDDEN` for those who never were members.
+pub(crate) fn log_access(acl: &AclState, session: &Session) -> Result<Option<Seq>, CallError> {
     let Err(forbidden) = require_member(acl, session) else { return Ok(None) };
-    acl.membership_ended(&session.account()).filter(|ended| *ended > cursor).map(Some).ok_or(forbidden)
+    acl.membership_ended(&session.account()).map(Some).ok_or(forbidden)
 }
 
 /// What of the ACL log a caller may read.

@@ -127,19 +127,18 @@ impl Gate {
         .await
     }
 
-    /// Reads what comes after `cursor` for a subscription: a member's, or of one who stopped being a member after `cursor`.
+    /// Reads a log for a subscription: a member's, or, up to where its membership ended, of one who was a member.
     pub(crate) async fn as_subscriber<T: Send + 'static>(
         &self,
         session: &Session,
         space: SpaceId,
-        cursor: Seq,
         read: impl FnOnce(&TailView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
         note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
-            let last = log_access(&acl, &session, cursor)?;
+            let last = log_access(&acl, &session)?;
             read(&TailView { tx, space, last })
         })
         .await
@@ -194,17 +193,17 @@ impl Gate {
         self.blocking(move || store.read(read)).await
     }
 
-    /// A loophole for re-pushes: the newest point of a ladder that the log has. Says nothing that is not in the ladder.
-    pub(crate) async fn common_with(&self, space: SpaceId, ladder: Vec<Position>) -> Result<Position, CallError> {
+    /// A loophole for re-pushes: the newest point of a ladder that the log has, and which history the log is of.
+    pub(crate) async fn common_with(&self, space: SpaceId, ladder: Vec<Position>) -> Result<Common, CallError> {
         self.read(move |tx| {
-            row(tx, space)?;
+            let history = row(tx, space)?.history;
             let mut common = Position::start(&space);
             for point in ladder {
                 if point.seq > common.seq && tx.position_at(space, point.seq)? == Some(point) {
                     common = point;
                 }
             }
-            Ok(common)
+            Ok(Common { position: common, history, histories: histories(tx, space)? })
         })
         .await
     }
@@ -381,6 +380,13 @@ impl Gate {
 }
 
 /// Recognised restores of a space, the latest ones, as they are sent.
+/// Where a log meets a ladder.
+pub(crate) struct Common {
+    pub(crate) position: Position,
+    pub(crate) history: HistoryId,
+    pub(crate) histories: Vec<HistoryExport>,
+}
+
 fn histories(tx: &ReadTx<'_>, space: SpaceId) -> Result<Vec<HistoryExport>, CallError> {
     let kept = tx.histories(space)?;
     let latest = kept.len().saturating_sub(limits::HISTORIES_MAX);
@@ -597,6 +603,11 @@ impl TailView<'_, '_> {
         }
     }
 
+    /// Whether nothing after an entry may be shown to this caller, ever.
+    pub(crate) fn is_all(&self, seq: Seq) -> IsAll {
+        if self.last.is_some_and(|last| seq >= last) { IsAll::Yes } else { IsAll::No }
+    }
+
     /// The log up to an entry; `None` beyond its end.
     pub(crate) fn position_at(&self, seq: Seq) -> Result<Option<Position>, CallError> {
         let is_hidden = self.last.is_some_and(|last| seq > last);
@@ -618,7 +629,7 @@ impl TailView<'_, '_> {
         let end = self.last.map_or(durable_seq, |last| last.min(durable_seq));
         rows.retain(|row| row.position.seq <= end);
         let reached = rows.last().map_or(cursor, |row| row.position.seq);
-        let is_all = if self.last.is_some_and(|last| reached >= last) { IsAll::Yes } else { IsAll::No };
+        let is_all = self.is_all(reached);
         let heads = match self.last {
             None => self.heads_of_touched(&rows, reached)?,
             // Which trees were touched since is part of what comes after the end.

@@ -302,6 +302,17 @@ pub struct Tail {
 }
 
 impl Tail {
+    /// What the node says of a ladder that is not on its log, as the first thing.
+    ///
+    /// # Panics
+    /// If it says anything else.
+    pub async fn rewound(&mut self) -> v1::Rewound {
+        match self.frames.message().await.expect(HONEST_NODE).and_then(|frame| frame.message) {
+            Some(v1::head_updates_response::Message::Rewound(rewound)) => rewound,
+            other => panic!("{other:?}"),
+        }
+    }
+
     async fn records(&mut self, count: usize) -> Vec<RawRecord> {
         use v1::head_updates_response::Message;
         let mut records = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client_sdk::{
-    Client, InviteOptions, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId,
+    Await, Client, InviteOptions, JoinError, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
@@ -210,6 +210,43 @@ async fn s47_what_waits_and_what_fails_survives_a_kill() -> Outcome {
     };
     assert_eq!(scopes(pending), scopes_of("PENDING"), "the very same writes");
     assert_eq!(scopes(missing), scopes_of("CONTENT_MISSING"), "the very same changes");
+    Ok(())
+}
+
+/// What a joiner is meant to see is in the log, and its content is not on the node: it is neither readable nor ready, and says
+/// what it waits for. Being listed is not being shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn s02_a_join_is_not_ready_without_the_content_of_what_it_names() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 3).await?;
+    let tree = tree_of(&space, 1)?;
+    let lost = spoil(&mut node, space.id(), &[tree]).await;
+    node.restart();
+    admin.reconnect();
+    member.reconnect();
+    let options = InviteOptions { role: Role::Writer, must_see: vec![tree], ..InviteOptions::open() };
+    let invite = space.invite(options).await?;
+    let joining = member.join(&invite.token).await?;
+    let joined = member.wait_for_space(space.id(), PATIENCE).await?;
+    until(&joined, || Ok((joined.objects().list("item")?.len() == 2).then_some(()))).await?;
+    for early in [joining.ready(A_MOMENT).await, joining.readable(A_MOMENT).await] {
+        let Err(JoinError::NotReady { waiting }) = early else { return Err(format!("{early:?}").into()) };
+        assert!(waiting.contains(&tree.to_string()), "it says what it waits for: {waiting}");
+    }
+    let head = space.tree(tree)?.ok_or("there")?.snapshot()?.heads.first().copied().ok_or("a head")?;
+    let how = Await::default().tree(tree, [head]).deadline(A_MOMENT);
+    let no = joined.await_synced_with(&how).await.expect_err("it is named");
+    assert!(Reason::find(&no.residue, ReasonCode::ContentMissing).is_some(), "{no:?}");
+
+    mend(&mut node, space.id(), lost).await;
+    node.restart();
+    admin.reconnect();
+    member.reconnect();
+    let ready = joining.ready(PATIENCE).await?.remove(0);
+    assert_eq!(object(&ready, "item", "1")?.fields["n"], 1);
     Ok(())
 }
 

@@ -138,6 +138,9 @@ async fn s51_an_open_session_loses_the_space_at_once() -> Outcome {
     let mut again = patched.tail(space, Seq::ZERO).await;
     let (entries, why) = again.until_refused().await;
     assert_eq!((entries.last().map(|e| Seq(e.seq)), why), (Some(removed.removed_at), Code::Forbidden));
+    // Who has another log than the node is told where this one ends, for it, and nothing of what came later.
+    let mut parted = patched.tail(space, Seq(removed.removed_at.0 + 40)).await;
+    assert_eq!(Seq(parted.rewound().await.node_seq), removed.removed_at);
     Ok(())
 }
 

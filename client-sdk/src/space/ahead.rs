@@ -29,6 +29,7 @@ use crate::connect::Conn;
 use crate::error::{AclError, CallError, JoinError, ReadError, from_store_write};
 use crate::events::Event;
 use crate::object::ObjectState;
+use crate::synced::Sight;
 
 /// What is read ahead is read with this.
 pub(crate) struct Ahead {
@@ -338,7 +339,10 @@ impl SpaceInner {
             let mut purged = false;
             for row in rows {
                 match verify(row.record) {
-                    Ok(VerifiedRecord::Change(change)) if ahead.ring.keys(change.body().epoch).is_some() => {
+                    // Without its content there is nothing to read.
+                    Ok(VerifiedRecord::Change(change))
+                        if change.raw().payload.is_some() && ahead.ring.keys(change.body().epoch).is_some() =>
+                    {
                         readable.insert(ChangeId::from(change.id()));
                     }
                     Ok(VerifiedRecord::Tombstone(_)) => purged = true,
@@ -346,7 +350,7 @@ impl SpaceInner {
                 }
             }
             for head in heads {
-                if !readable.contains(head) && tx.change(self.id, tree, *head)?.is_none() {
+                if !readable.contains(head) && !matches!(self.sight_of(tx, tree, *head)?, Sight::Shown) {
                     return Ok(purged);
                 }
             }

@@ -225,7 +225,9 @@ impl Space {
     /// # Errors
     /// [`ReadError`].
     pub fn refused(&self) -> Result<Vec<RefusedWrite>, ReadError> {
-        self.inner.refused_writes()
+        let refused = self.inner.refused_writes()?;
+        self.inner.follow_refused(&refused);
+        Ok(refused)
     }
 
     /// Makes a refused write anew, on top of everything that is here, and sends it again: after the role came back, say.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use sync_core::code::Code;
 use sync_core::ids::{AccountId, EntryId, Seq, SpaceId, TreeId};
 use sync_core::limits;
@@ -26,7 +27,7 @@ use tracing::{error, info};
 use super::{State, next};
 use crate::answers::Answers;
 use crate::failure::CallError;
-use crate::gate::{Lost, LostEntry};
+use crate::gate::{Common, Lost, LostEntry};
 use crate::metrics;
 use crate::session::Session;
 
@@ -81,8 +82,9 @@ pub(super) async fn repush(
         return Err(malformed("a re-push begins with Open"));
     };
     let (space, receipt, ladder) = read_open(&state, open)?;
-    let common = state.gate.common_with(space, ladder).await?;
-    send(&answers, Answer::Common(RepushCommon { common_seq: common.seq.0 })).await?;
+    let Common { position: common, history, histories } = state.gate.common_with(space, ladder).await?;
+    let history = Bytes::copy_from_slice(&history.0);
+    send(&answers, Answer::Common(RepushCommon { common_seq: common.seq.0, history, histories })).await?;
     if common == receipt.position() {
         return Ok(());
     }

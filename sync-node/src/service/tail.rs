@@ -186,6 +186,9 @@ impl Tail {
                 Some(_) => return Err(CallError::new(Code::Malformed, "the ladder begins with the cursor")),
                 None => cursor <= end.seq,
             };
+            if continues && view.is_all(cursor) == IsAll::Yes {
+                return Err(CallError::forbidden(&space));
+            }
             if continues {
                 let history = Bytes::copy_from_slice(&view.history()?.0);
                 let histories = view.histories()?;
@@ -206,7 +209,7 @@ impl Tail {
                 histories: view.histories()?,
             }))
         };
-        self.state.gate.as_subscriber(&self.session, self.space, cursor, meet).await
+        self.state.gate.as_subscriber(&self.session, self.space, meet).await
     }
 
     /// Sends what lies between the cursor and the durable end of the log.
@@ -217,7 +220,7 @@ impl Tail {
             let answers = self.answers.clone();
             let place = answers.reserve().await?;
             let read = move |view: &crate::gate::TailView<'_, '_>| view.page(cursor, mark.durable_seq);
-            let page = self.state.gate.as_subscriber(&self.session, self.space, cursor, read).await?;
+            let page = self.state.gate.as_subscriber(&self.session, self.space, read).await?;
             let is_all = page.is_all;
             let Some(last) = page.rows.last() else { return Ok(is_all) };
             self.cursor = last.position.seq;

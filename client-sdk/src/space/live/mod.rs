@@ -24,6 +24,7 @@ use sync_e2ee::{KeyRing, decrypt};
 use sync_store::{CommitNo, LogRow};
 use tokio::sync::watch;
 
+use super::outbox::RefusedWrite;
 use super::project::context_of;
 use super::{Space, SpaceInner, contained};
 use crate::error::ReadError;
@@ -341,6 +342,13 @@ impl SpaceInner {
                 instance.refresh(self, next);
             }
         }
+    }
+
+    /// The same for own writes that were refused: nobody is shown what they said after it is known.
+    pub(in crate::space) fn follow_refused(&self, refused: &[RefusedWrite]) {
+        let next = CommitNo(self.shared.store.commit().0 + 1);
+        let trees: BTreeSet<TreeId> = refused.iter().map(|write| write.tree).collect();
+        trees.into_iter().for_each(|tree| self.refresh_to(tree, next));
     }
 
     /// After a commit that touched all trees.

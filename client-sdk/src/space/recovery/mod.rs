@@ -10,14 +10,12 @@ pub(super) mod salvage;
 pub(super) mod seen;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prost::Message as _;
 use sync_core::history::SignedHistory;
 use sync_core::ids::HistoryId;
 use sync_core::limits;
-use sync_core::log::Position;
 use sync_core::pb;
 use sync_core::session::Input;
 use sync_proto::v1;
@@ -42,8 +40,6 @@ pub(crate) struct Recovery {
     /// How often our log was taken back; moves before it happens and when it has happened.
     rewinds: AtomicU64,
     salvage_wanted: Notify,
-    /// Something was brought back before the node could say whether it had been restored.
-    unexplained: Mutex<Option<Position>>,
 }
 
 impl Recovery {
@@ -171,16 +167,8 @@ impl SpaceInner {
     async fn meet_history(&self, history: HistoryId, told: Vec<pb::HistoryExport>) -> Result<(), ReadError> {
         self.learn(told).await?;
         let heard = self.shared.store.read(|tx| self.heard(tx, history))?;
-        let unexplained = self.recovery.unexplained.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (heard, unexplained) {
-            (Heard::Unheard, _) => {
-                self.accuse_plainly("it began a new history, and does not say that it was restored").await;
-            }
-            (Heard::Same | Heard::First, Some(claim)) => {
-                let detail = "it had lost entries that it had signed for, and took them back".to_owned();
-                self.accuse(accuse::New { kind: AccusationKind::Rollback, claim, detail, evidence: None }).await;
-            }
-            (Heard::Restored, _) | (Heard::Same | Heard::First, None) => {}
+        if heard == Heard::Unheard {
+            self.accuse_plainly("it began a new history, and does not say that it was restored").await;
         }
         if heard != Heard::Same {
             // What the node showed before is not what it has now.

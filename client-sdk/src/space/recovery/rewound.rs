@@ -14,6 +14,7 @@ use sync_core::evidence::{Evidence, Trail, judge};
 use sync_core::ids::{EntryId, HistoryId, Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::{EntryKind, Position};
+use sync_core::pb::HistoryExport;
 use sync_core::receipt::SignedReceipt;
 use sync_core::record::{AclContent, AclRecord, RawRecord, TreeChange, verify_as};
 use sync_core::session::Input;
@@ -48,6 +49,14 @@ struct NodeLog {
     history: HistoryId,
     /// Up to here it is ours for sure.
     common: Seq,
+}
+
+/// A part of our log that the node signed for and has no more.
+struct Lost {
+    stream: Repush,
+    range: LogRange,
+    history: HistoryId,
+    histories: Vec<HistoryExport>,
 }
 
 impl SpaceInner {
@@ -144,7 +153,15 @@ impl SpaceInner {
         self.learn(rewound.histories).await.map_err(local)?;
         let heard = self.shared.store.read(|tx| self.heard(tx, node.history)).map_err(local)?;
         if self.chain_at(node.end.seq).map_err(local)? == Some(node.end.chain) {
-            let signed = self.signed_now(conn).await.ok().flatten();
+            let signed = self.signed_now(conn).await;
+            if let Err(CallError::Refused(failure)) = &signed
+                && let Some(WayBack::Receipt(receipt)) = self.way_back(failure.code).map_err(local)?
+                && let Then::Subscribe = self.bring_back_as_stranger(conn, &receipt).await?
+            {
+                // Our membership was in what it lost.
+                return Ok(Then::Subscribe);
+            }
+            let signed = signed.ok().flatten();
             let grew = |now: &SignedReceipt| now.body().seq > node.end.seq;
             if signed.as_ref().is_some_and(|(before, now)| self.is_whole_again(before, now) && grew(now)) {
                 // Others were faster than this answer.
@@ -223,10 +240,27 @@ impl SpaceInner {
         self.unsettle(held).await.map_err(local)?;
         let receipt = self.own_receipt_after(held).map_err(local)?;
         let held = match receipt {
-            Some(receipt) => self.repush(conn, &receipt).await?.unwrap_or(held),
+            Some(receipt) => match self.find_lost(conn, &receipt).await? {
+                Some(lost) => self.repush(lost).await?,
+                None => held,
+            },
             None => held,
         };
         self.push_rest(conn, held).await
+    }
+
+    /// A member of a part that the node lost is a stranger to it. The node's own receipt is what lets us bring it back.
+    async fn bring_back_as_stranger(&self, conn: &Conn, receipt: &SignedReceipt) -> Result<Then, CallError> {
+        let Some(lost) = self.find_lost(conn, receipt).await? else { return Ok(Then::Wait) };
+        self.learn(lost.histories.clone()).await.map_err(local)?;
+        if self.shared.store.read(|tx| self.heard(tx, lost.history)).map_err(local)? != Heard::Restored {
+            let (kind, claim) = (AccusationKind::Rollback, receipt.position());
+            let detail =
+                format!("it lost entries that it had signed for: it has our log up to {} only", lost.range.after);
+            self.accuse(New { kind, claim, detail, evidence: None }).await;
+        }
+        self.repush(lost).await?;
+        Ok(Then::Subscribe)
     }
 
     /// The last receipt, if it speaks of our log and of more than the node has.
@@ -237,8 +271,8 @@ impl SpaceInner {
         Ok((self.chain_at(receipt.body().seq)? == Some(receipt.body().chain)).then_some(receipt))
     }
 
-    /// What the node once signed for: it takes that from anybody. To where it has our log then; `None` if it lost nothing.
-    async fn repush(&self, conn: &Conn, receipt: &SignedReceipt) -> Result<Option<Seq>, CallError> {
+    /// What the node once signed for and has no more; `None` if it lost nothing.
+    async fn find_lost(&self, conn: &Conn, receipt: &SignedReceipt) -> Result<Option<Lost>, CallError> {
         let mut stream = Repush::open(conn).await?;
         let to = receipt.body().seq;
         let points = self.shared.store.read(|tx| ladder(tx, self.id, to)).map_err(local)?;
@@ -250,7 +284,15 @@ impl SpaceInner {
         }
         let text = format!("the node signed for entry {to}, and has ours up to {} only", common.common_seq);
         self.note_trouble(|t| t.rewound = Some(text));
-        self.send_ids(&mut stream, LogRange { after: Seq(common.common_seq), to }).await?;
+        let history = HistoryId::try_from(common.history.as_ref()).map_err(|e| CallError::BadAnswer(e.to_string()))?;
+        let range = LogRange { after: Seq(common.common_seq), to };
+        Ok(Some(Lost { stream, range, history, histories: common.histories }))
+    }
+
+    /// It takes that from anybody. To where it has our log then.
+    async fn repush(&self, Lost { mut stream, range, .. }: Lost) -> Result<Seq, CallError> {
+        let to = range.to;
+        self.send_ids(&mut stream, range).await?;
         let Answer::Ready(ready) = stream.answer().await? else { return Err(unexpected()) };
         let mut held = Seq(ready.from_seq);
         while held < to {
@@ -262,7 +304,7 @@ impl SpaceInner {
             let Answer::Taken(_) = stream.answer().await? else { return Err(unexpected()) };
             held = last;
         }
-        Ok(Some(held))
+        Ok(held)
     }
 
     async fn send_ids(&self, stream: &mut Repush, range: LogRange) -> Result<(), CallError> {
@@ -311,15 +353,6 @@ impl SpaceInner {
             held = last;
         }
         Ok(())
-    }
-
-    /// A member of a part that the node lost is a stranger to it. The node's own receipt is what lets us bring it back.
-    async fn bring_back_as_stranger(&self, conn: &Conn, receipt: &SignedReceipt) -> Result<Then, CallError> {
-        if self.repush(conn, receipt).await?.is_none() {
-            return Ok(Then::Wait);
-        }
-        *self.recovery.unexplained.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(receipt.position());
-        Ok(Then::Subscribe)
     }
 
     /// What comes after `held` is not on the node's disk any more: own writes there wait for it again.

@@ -290,7 +290,8 @@ impl Patched {
                 vec![v1::PushItem { tag: 0, root: Some(root.raw().clone().into()), record: Some(record) }]
             }
             Attack::Epoch => {
-                change.epoch = Epoch(known.epoch.0 + 1);
+                // So far ahead that no rotation meets it while the attack goes on.
+                change.epoch = Epoch(known.epoch.0 + 1_000);
                 vec![item(&change, &payload)]
             }
             Attack::Parents => {
