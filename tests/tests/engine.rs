@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client_sdk::{
-    Await, Client, InviteOptions, JoinError, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId,
+    Await, Client, InviteOptions, JoinError, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space,
+    SyncState, TreeId,
 };
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
+use sync_core::limits;
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, until};
 use sync_tests::process::ClientProcess;
 use sync_tests::relay::{Calls, Fate, Relay, entries};
 use sync_tests::spoil::{mend, spoil};
@@ -247,6 +249,50 @@ async fn s02_a_join_is_not_ready_without_the_content_of_what_it_names() -> Outco
     member.reconnect();
     let ready = joining.ready(PATIENCE).await?.remove(0);
     assert_eq!(object(&ready, "item", "1")?.fields["n"], 1);
+    Ok(())
+}
+
+/// What was being fetched for a space that is forgotten gives its share of the budget back: other spaces go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forgotten_space_holds_up_no_other() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let mut spaces = Vec::new();
+    for n in 0..=limits::FETCHES_MAX {
+        let space = admin.create_space(&n.to_string()).await?;
+        put_items(&space, 1).await?;
+        spaces.push(space);
+    }
+    for space in &spaces {
+        let _lost = spoil(&mut node, space.id(), &[tree_of(space, 0)?]).await;
+    }
+    node.restart();
+    admin.reconnect();
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let count = fetches.clone();
+    relay.calls(move |name| match name {
+        "Fetch" => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Calls::HangBefore
+        }
+        _ => Calls::Forward,
+    });
+    let last = spaces.pop().ok_or("the last")?;
+    for (n, space) in spaces.iter().enumerate() {
+        let joined = join(space, &member, Role::Reader).await?;
+        until(&joined, || Ok((fetches.load(Ordering::SeqCst) > n).then_some(()))).await?;
+    }
+    for space in &spaces {
+        space.remove_members(&[member.account()]).await?;
+        gone(&member.space(space.id())?).await?;
+        member.forget_space(space.id()).await?;
+    }
+    relay.heal();
+    let joined = join(&last, &member, Role::Reader).await?;
+    let no = joined.await_synced_within(PATIENCE).await.expect_err("the node does not have the content");
+    assert_eq!(no.code, NotSyncedCode::NodeFault, "it was asked, and said so: {no:?}");
     Ok(())
 }
 

@@ -130,6 +130,7 @@ impl SpaceInner {
             }
             Ok::<_, ApplyError>((end, applied))
         };
+        let rewinds = self.recovery.rewinds();
         let written = self.shared.store.write(job).await.map_err(|error| match error {
             sync_store::WriteError::Job(error) => error,
             sync_store::WriteError::Overloaded
@@ -150,7 +151,12 @@ impl SpaceInner {
             self.sync_wanted.notify_one();
         }
         self.announce_applied(applied, written.commit);
-        self.announced.fetch_max(end.0, Ordering::Release);
+        if self.recovery.rewinds() == rewinds {
+            self.announced.fetch_max(end.0, Ordering::Release);
+        } else {
+            // The log was taken back meanwhile, before these entries or after them.
+            self.announced.store(self.cursor().0, Ordering::Release);
+        }
         self.note_trouble(|t| (t.faulted, t.store_full) = (None, None));
         Ok((end, acl_moved))
     }

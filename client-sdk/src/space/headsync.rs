@@ -1,4 +1,5 @@
-//! HeadSync, the client's side: proves on every connect that what was derived here equals what the node derived.
+//! HeadSync, the client's side: proves on every connect, and where a heartbeat says otherwise, that what was derived here equals
+//! what the node derived.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -263,7 +264,7 @@ impl SpaceInner {
         })
     }
 
-    fn own_digest(&self) -> Result<(Seq, [u8; 32]), ReadError> {
+    pub(super) fn own_digest(&self) -> Result<(Seq, [u8; 32]), ReadError> {
         self.shared.store.read(|tx| {
             let row = tx.space(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
             let digest = tx.digest(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;

@@ -13,7 +13,7 @@ use sync_core::ids::{Seq, TreeId};
 use sync_core::limits;
 use sync_core::log::{DecideError, Reject, Submission, View as _, decide};
 use sync_core::record::{TreeChange, verify, verify_as};
-use sync_core::session::pause_asked;
+use sync_core::session::{pause, pause_asked};
 use sync_host::Host;
 use sync_proto::status::Failure;
 use sync_proto::v1;
@@ -309,7 +309,10 @@ impl SpaceInner {
         match (step, self.own_verdict(tx, write, &failure)?) {
             // A rule is judged on our own log, once it reached the place where the node judged.
             (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Behind) => {
-                retry_after(host, tx, write.id, attempts, refusal, CATCH_UP)?
+                // It is asked again as soon as what is missing may have come, and ever more slowly where it does not come.
+                let attempts = attempts + 1;
+                let wait = (CATCH_UP * attempts).min(pause(attempts, jitter));
+                retry_after(host, tx, write.id, attempts, refusal, wait)?
             }
             (NextStep::Rebuild | NextStep::Refuse, OwnVerdict::Valid) => {
                 let message = format!("the node refuses what the rules allow: {}", failure.message);

@@ -121,6 +121,15 @@ async fn sleep_until(deadline: Option<Moment>, space: &SpaceInner) {
     }
 }
 
+/// What was under way for a space that is closed is nobody's any more; its share of the budget is everybody's.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let now = self.space.shared.host.now();
+        self.space.shared.with_budget(|budget| self.about.values().for_each(|_| budget.end(End::Lost, now)));
+        self.space.shared.budget_moved.send_modify(|n| *n += 1);
+    }
+}
+
 impl Engine {
     fn deadline(&self) -> Option<Moment> {
         let now = self.space.shared.host.now();

@@ -49,6 +49,12 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
     let mut comparison = CancellationToken::new();
     // Frames come after the Online of their connection.
     let mut online: Option<Conn> = None;
+    // One at a time: a newer comparison makes an older one worthless.
+    let mut compare_on = |conn: Conn| {
+        comparison.cancel();
+        comparison = CancellationToken::new();
+        space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
+    };
     loop {
         let inbound = tokio::select! {
             biased;
@@ -65,10 +71,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 online = Some(conn.clone());
                 space.push_anew();
                 space.drive_intents();
-                // One at a time: a newer connection makes an older comparison worthless.
-                comparison.cancel();
-                comparison = CancellationToken::new();
-                space.shared.spawn(headsync::run(space.clone(), conn, comparison.clone()));
+                compare_on(conn);
             }
             Some(Inbound::Subscribed(subscribed)) => space.subscribed(subscribed, generation(online.as_ref())).await,
             Some(Inbound::Entries { entries, heads, durable }) => {
@@ -89,7 +92,12 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
                 space.tail_continues(generation(online.as_ref()));
                 space.durable_to(seq).await;
             }
-            Some(Inbound::Heartbeat(receipt)) => space.heartbeat(receipt).await,
+            Some(Inbound::Heartbeat(receipt)) => {
+                let differs = space.heartbeat(receipt).await == Derived::Otherwise;
+                if let Some(conn) = online.clone().filter(|_| differs) {
+                    compare_on(conn);
+                }
+            }
             Some(Inbound::Rewound(rewound)) => {
                 space.drop_ahead().await;
                 space.rewound(rewound, online.clone());
@@ -97,6 +105,13 @@ pub(super) async fn run(space: Arc<SpaceInner>, mut inbox: mpsc::Receiver<Inboun
             Some(Inbound::Refused(failure)) => space.shut_out(failure, online.clone()),
         }
     }
+}
+
+/// What a heartbeat says of the state that both sides derive from the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Derived {
+    Alike,
+    Otherwise,
 }
 
 fn generation(online: Option<&Conn>) -> u64 {
@@ -180,13 +195,36 @@ impl SpaceInner {
         self.touch();
     }
 
-    async fn heartbeat(&self, receipt: RawRecord) {
+    async fn heartbeat(&self, receipt: RawRecord) -> Derived {
         let connection = self.shared.connection.borrow().online();
-        let Some(conn) = connection else { return };
+        let Some(conn) = connection else { return Derived::Alike };
         match self.take_receipt(&conn, receipt).await {
-            Ok(receipt) => self.shared.link(Input::NodeReaches { space: self.id, seq: receipt.body().seq }),
+            Ok(receipt) => {
+                self.shared.link(Input::NodeReaches { space: self.id, seq: receipt.body().seq });
+                self.derived_alike(&receipt)
+            }
             Err(error) => {
                 tracing::warn!(space = %self.id.short(), error = %error, "a heartbeat was not acceptable");
+                Derived::Alike
+            }
+        }
+    }
+
+    /// Whether the node derives the same from the same log, as far as one receipt tells. What is known to differ is being
+    /// compared already.
+    fn derived_alike(&self, receipt: &SignedReceipt) -> Derived {
+        let body = receipt.body();
+        let theirs = body.set_digest.map(|digest| (body.seq, digest));
+        match (self.own_digest(), theirs) {
+            (Ok((seq, own)), Some((at, digest))) if seq == at && own != digest => {
+                let known = self.trouble().different.is_some();
+                if known { Derived::Alike } else { Derived::Otherwise }
+            }
+            // Another place in the log says nothing.
+            (Ok(_), _) => Derived::Alike,
+            (Err(error), _) => {
+                tracing::warn!(space = %self.id.short(), error = %error, "the digest could not be read");
+                Derived::Alike
             }
         }
     }

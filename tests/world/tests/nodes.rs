@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use client_sdk::{InviteOptions, JoinError, Space};
 use serde_json::json;
-use sync_store::{Store, StoreKind, memory::Disk};
+use sync_core::judge::{Judged, JudgedTree, Standing};
+use sync_core::limits;
+use sync_core::log::Reject;
+use sync_store::{Store, StoreError, StoreKind, WriteTx, memory::Disk};
 use sync_world::{Faults, Garble, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -108,5 +111,35 @@ fn a_line_that_garbles_messages_only_delays() {
         }
         assert_eq!(here.objects().list("note").unwrap().len(), 40);
         assert_eq!(here.objects().list_all().unwrap(), there.objects().list_all().unwrap());
+    });
+}
+
+/// Wrong derivations are found while the line stands, by what every heartbeat says, and not only by the next connection.
+#[test]
+fn a_heartbeat_shows_what_was_derived_wrongly() {
+    World::seeded(4).clients(2).run(|world| async move {
+        let [here, there] = meet(&world, "alice", "bob").await;
+        put(&here, "one").await;
+        put(&here, "two").await;
+        there.await_synced_within(MINUTE).await.expect("nothing is in the way");
+        here.await_synced_within(MINUTE).await.expect("nothing is in the way");
+        there.await_synced_within(MINUTE).await.expect("nothing is in the way");
+        // The comparison of this connection is over.
+        tokio::time::sleep(MINUTE).await;
+        let (space, tree) = (there.id(), there.objects().tree_id("note", "one").expect("it has the keys"));
+        let derive_wrongly = move |tx: &mut WriteTx<'_>| -> Result<(), StoreError> {
+            let standing = || Standing::Quarantined(Reject::NotAnEntry);
+            let rows = tx.tree_changes(space, tree)?.into_iter();
+            let entries = rows.map(|row| Judged { root: None, at: row.position.seq, standing: standing() }).collect();
+            tx.delete_object(space, tree)?;
+            tx.put_judged(space, tree, &JudgedTree { entries, state: None })
+        };
+        world.store("bob").expect("it runs").write(derive_wrongly).await.expect("it is written");
+        assert_eq!(there.objects().list("note").expect("it is readable").len(), 1);
+
+        tokio::time::sleep(limits::HEARTBEAT_INTERVAL * 3).await;
+        assert_eq!(there.objects().list("note").expect("it is readable").len(), 2);
+        there.await_synced_within(MINUTE).await.expect("it is whole again");
+        assert_eq!(there.explain().expect("it is readable"), []);
     });
 }

@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use sync_core::limits;
 use sync_store::memory::Image;
-use sync_store::{ReadTx, Store, StoreError, StoreKind};
+use sync_store::{ReadTx, Registration, Store, StoreError, StoreKind};
 
 use super::{Deed, Restore};
 use crate::invariants::{ledger, read, unless};
@@ -181,8 +181,12 @@ impl Holder {
         receipt.is_some_and(|receipt| receipt.body().durable && receipt.body().seq >= certified.seq)
     }
 
-    /// It held more of the node's log than the node has left.
+    /// It held more of the node's log than the node has left, and had heard that the node has it: what it founded itself it
+    /// holds before the node does.
     fn knows_better(&self, space: SpaceId, set_back: &SetBack) -> Result<bool, StoreError> {
+        if self.store.read(|tx| tx.node_state(space))?.registration == Registration::Unregistered {
+            return Ok(false);
+        }
         let end = |store: &Store| store.read(|tx: &ReadTx<'_>| Ok(tx.space(space)?.map(|row| row.position)));
         let (Some(own), left) = (end(&self.store)?, end(&set_back.after)?) else { return Ok(false) };
         let was_there = chain_at(&set_back.before, space, own.seq) == Some(own.chain);
