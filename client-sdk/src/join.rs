@@ -297,7 +297,7 @@ impl Shared {
             };
             let Some(request) = request else { return Ok(Cancelling::Over) };
             let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
-            match self.append_once(space, &record).await {
+            match self.append_on(&self.conn().await?, space, &record).await {
                 Ok(_) => return Ok(Cancelling::Over),
                 // An admin or another joiner was faster: read what it did.
                 Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}

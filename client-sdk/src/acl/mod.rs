@@ -25,7 +25,7 @@ use sync_core::record::{AclContent, AclRecord, HistoryMode, InviteMode, Role, Ro
 use sync_e2ee::{HistoryAccess, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
 use sync_proto::v1::{self, acl_append_response::Outcome};
 
-use crate::connect::failure;
+use crate::connect::{Conn, failure};
 use crate::error::{AclError, CallError, ReadError};
 use crate::space::SpaceInner;
 use crate::space::recovery::seen_now;
@@ -58,8 +58,7 @@ impl SpaceInner {
             // What the rules refuse here, they refuse everywhere.
             acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
             attempts += 1;
-            self.node_goes_on().await?;
-            match self.shared.offer(self.id, &record).await {
+            match self.offer(&record).await {
                 Ok(seq) => return Ok(self.reaches(seq).await?),
                 Err(CallError::Refused(refused)) if refused.code == Code::AclConflict => {
                     self.acl_moves_from(acl.head).await?;
@@ -76,13 +75,16 @@ impl SpaceInner {
         }
     }
 
-    /// Nothing new is appended to a log that does not continue ours.
-    async fn node_goes_on(&self) -> Result<(), CallError> {
-        let stands = async {
+    /// Offers a record to the node until it says yes or no: a broken connection leaves open what became of it, and the same
+    /// record a second time is answered with where it stands. On each connection, nothing new is appended to a log that does
+    /// not continue ours.
+    async fn offer(&self, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+        let append = || async {
             let conn = self.shared.conn().await?;
-            self.tail_stands(&conn).await
+            self.tail_stands(&conn).await?;
+            self.shared.append_on(&conn, self.id, record).await
         };
-        tokio::time::timeout(limits::UNARY_TIMEOUT, stands).await.map_err(|_| self.shared.timed_out())?
+        self.shared.insist(limits::UNARY_TIMEOUT, append).await
     }
 
     /// Waits until the node has the space, for as long as it takes.
@@ -217,12 +219,6 @@ pub(crate) fn sign_record(
 }
 
 impl crate::client::Shared {
-    /// Offers a record to the node until it says yes or no: a broken connection leaves open what became of it, and the same
-    /// record a second time is answered with where it stands.
-    pub(crate) async fn offer(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
-        self.insist(limits::UNARY_TIMEOUT, || self.append_once(space, record)).await
-    }
-
     /// Asks until the node says what stands: a session that ended a moment ago, or a node that is just being started again, is
     /// nothing that the caller hears of before `patience` is over.
     pub(crate) async fn insist<T, Asked: Future<Output = Result<T, CallError>>>(
@@ -249,16 +245,24 @@ impl crate::client::Shared {
         asked.unwrap_or_else(|_| Err(met.unwrap_or_else(|| self.timed_out())))
     }
 
+    /// As [`SpaceInner`] offers a record, for who has no log of the space yet.
+    pub(crate) async fn offer(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+        let append = || async { self.append_on(&self.conn().await?, space, record).await };
+        self.insist(limits::UNARY_TIMEOUT, append).await
+    }
+
     /// One AclAppend; the position of the record, durable.
-    pub(crate) async fn append_once(&self, space: SpaceId, record: &Verified<AclRecord>) -> Result<Seq, CallError> {
+    pub(crate) async fn append_on(
+        &self,
+        conn: &Conn,
+        space: SpaceId,
+        record: &Verified<AclRecord>,
+    ) -> Result<Seq, CallError> {
         let record = Some(record.raw().clone().into());
         let request = v1::AclAppendRequest { space: space.to_bytes(), record, invite_proof: None };
-        let call = async {
-            let conn = self.conn().await?;
-            conn.rpc().acl_append(request).await.map_err(|s| CallError::from(failure(&s)))
-        };
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await;
-        let answer = answer.map_err(|_| self.timed_out())??.into_inner();
+        let mut rpc = conn.rpc();
+        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.acl_append(request)).await;
+        let answer = answer.map_err(|_| self.timed_out())?.map_err(|s| CallError::from(failure(&s)))?.into_inner();
         match answer.outcome {
             Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => Ok(Seq(seq)),
             None => Err(CallError::BadAnswer("an append without an outcome".to_owned())),

@@ -35,6 +35,8 @@ pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: Cancella
         let Err(error) = compared else { return };
         tracing::debug!(space = %space.id.short(), error = %error, "HeadSync did not finish");
         if !error.is_transient() {
+            // The node compares nothing with us any more, and what differed once may not.
+            space.note_trouble(|t| t.different = None);
             return;
         }
         failures += 1;
@@ -68,7 +70,11 @@ impl SpaceInner {
         let mut judged: Option<Difference> = None;
         let mut failures = 0;
         loop {
+            // At one place of two logs nothing is alike.
+            self.tail_stands(conn).await?;
+            let rewinds = self.recovery.rewinds();
             match self.compare_once(conn).await? {
+                _ if self.recovery.rewinds() != rewinds => {}
                 Compared::Equal(seq) => {
                     self.note_trouble(|t| t.different = None);
                     self.note_confirmed(Confirmed { seq: seq.0, at_ms: self.shared.host.wall_ms() }).await;
