@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use client_sdk::{
     AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, Tree,
-    TreeId,
+    TreeId, WriteId, WriteState,
 };
 use sync_core::acl::AclState;
 use sync_core::log::{EntryKind, Position};
@@ -339,6 +339,19 @@ pub(crate) fn a_live_tree_shows_what_is_stored(who: Who, space: &Space, objects:
         unless(shown.as_ref() == Some(object), || {
             Violation::new("a_live_tree_shows_what_is_stored", format!("{who}: {object:?}"), &shown)
         })
+    })
+}
+
+/// Who wrote reads it in the same moment, wherever the node is.
+pub(crate) fn own_writes_are_shown_at_once(told: &Told, who: Who, space: &Space, wrote: (WriteId, &Field)) -> Held {
+    let (write, field) = wrote;
+    let is_pending = matches!(space.write_state(write), Ok(Some(WriteState::Pending { .. })));
+    let object = space.objects().get(field.object_type, &field.object);
+    let shown = object.ok().flatten().and_then(|o| o.fields.get(&field.name).cloned());
+    let is_shown = shown.as_ref().and_then(|v| v.as_str()) == Some(field.value.as_str());
+    // What the log has of it by now, others may have written over.
+    unless(is_shown || !is_pending || told.is_erased(space.id(), field), || {
+        Violation::new("own_writes_are_shown_at_once", format!("{who}: {field:?}"), &shown)
     })
 }
 

@@ -432,13 +432,16 @@ impl Lines {
         Self { dice, swarm }
     }
 
-    fn maybe(&mut self, clients: usize) -> Option<Act> {
+    fn maybe(&mut self, clients: usize) -> Vec<Act> {
         if self.swarm == Garble::CLEAR || !self.dice.random_bool(0.2) {
-            return None;
+            return Vec::new();
         }
         let who = Who(self.dice.random_range(0..clients));
         let garble = if self.dice.random_bool(0.3) { Garble::CLEAR } else { self.swarm };
-        Some(Act::Garble { who, garble })
+        let mut acts = vec![Act::Garble { who, garble }];
+        // Everything is said anew on a bad line, too.
+        acts.extend(self.dice.random_bool(0.5).then_some(Act::Sever { who }));
+        acts
     }
 }
 
@@ -516,7 +519,7 @@ impl Maker {
     }
 
     fn anything(&mut self) {
-        if let Some(act) = self.lines.maybe(self.clients) {
+        for act in self.lines.maybe(self.clients) {
             self.add(act, 0);
         }
         let then_ms = self.pause();

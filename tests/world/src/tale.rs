@@ -791,6 +791,10 @@ impl Hand {
         match written {
             Ok(Some(id)) => {
                 self.say(format_args!("wrote {id}"));
+                if let Some(field) = &field {
+                    let shown = hold::own_writes_are_shown_at_once(&self.told, self.by, space, (id, field));
+                    shown.unwrap_or_else(|violation| self.told.found(violation));
+                }
                 let written = Written {
                     number: self.step.number,
                     by: self.by,
