@@ -281,6 +281,8 @@ impl Sessions {
             return Err(expired());
         }
         entry.used = now;
+        // Behind a proxy, the session may have begun on another connection.
+        link.note_proven();
         Ok(entry.session.clone())
     }
 

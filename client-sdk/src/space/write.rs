@@ -19,7 +19,7 @@ use sync_store::{CommitNo, PendingWrite, ReadTx, WriteId, WriteState, WriteTx};
 use super::live::{overlaid_heads, overlaid_state};
 use super::project::stored_state;
 use super::recovery::seen_now;
-use super::{Space, SpaceInner};
+use super::{Space, SpaceInner, read_ring};
 use crate::client::Shared;
 use crate::error::{ReadError, WriteError, from_store_write};
 use crate::events::Event;
@@ -60,10 +60,15 @@ impl SpaceInner {
     /// The tree that an object is, if the keys are here.
     pub(crate) fn object_tree(&self, key: &ObjectKey) -> Result<TreeId, ReadError> {
         let named = |ring: &KeyRing| Ok(object_root_of(&self.shared, self.id, ring, key)?.tree_id());
-        match named(&self.ring()) {
+        match (named(&self.ring()), self.ahead()) {
             // The log here does not reach the keys yet.
-            Err(ReadError::NoKeys) => self.ahead().map_or(Err(ReadError::NoKeys), |ahead| named(&ahead.ring)),
-            found => found,
+            (Err(ReadError::NoKeys), Some(ahead)) => named(&ahead.ring),
+            // Or they were committed just now: who could write already can read.
+            (Err(ReadError::NoKeys), None) => {
+                let read = self.shared.store.read(|tx| read_ring(tx, &self.shared, self.id))?;
+                named(&read.ring)
+            }
+            (found, _) => found,
         }
     }
 
