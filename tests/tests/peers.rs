@@ -1,7 +1,7 @@
 //! Two clients that meet without a node: what they compare, what one takes from the other, and what it does not.
 
 use bytes::Bytes;
-use client_sdk::{AclChange, Peer, PeerError, Role, Space};
+use client_sdk::{AccusationKind, AccusationState, AclChange, Peer, PeerError, Role, Space};
 use serde_json::json;
 use sync_proto::peer_v1::{PeerRequest, PeerResponse, peer_response::Message as Answer};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, heads, join, seen};
@@ -211,7 +211,8 @@ async fn nothing_is_taken_that_the_home_did_not_sign_for() -> Outcome {
     for (name, twist) in lies {
         let mut peer = meet_through(&bens, &anns, twist).await?;
         let refused = peer.pull().await.err().ok_or(name)?;
-        assert!(matches!(refused, PeerError::BadAnswer(_) | PeerError::Unproven { .. }), "{name}: {refused:?}");
+        let told = matches!(refused, PeerError::BadAnswer(_) | PeerError::Unproven { .. } | PeerError::Diverged { .. });
+        assert!(told, "{name}: {refused:?}");
         assert_eq!((heads(&bens)?, seen(&bens)?), before, "{name}");
     }
     let mut honest = meet_through(&bens, &anns, |_| {}).await?;
@@ -238,5 +239,49 @@ async fn a_proof_that_is_none_ends_the_meeting() -> Outcome {
         }
     });
     assert!(matches!(other_nonce.await.err(), Some(PeerError::BadProof)));
+    Ok(())
+}
+
+/// Two members who were told two stories find out when they meet, without the node: it is held against the node, with both of
+/// its signatures, and neither calls the other a liar.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_told_another_story_is_no_liar() -> Outcome {
+    let mut node = NodeProcess::start();
+    let ann = TestClient::create("Ann", node.address()).await;
+    let ben = TestClient::create("Ben", node.address()).await;
+    let anns = ann.create_space("Club").await?;
+    let bens = join(&anns, &ben, Role::Writer).await?;
+    bens.await_synced_within(PATIENCE).await?;
+    anns.await_synced_within(PATIENCE).await?;
+    let id = anns.id();
+    drop(bens);
+    let bens_dir = ben.shut().await;
+    node.kill();
+    let old = node.copy_store();
+    node.restart();
+    ann.reconnect();
+    anns.objects().put("item", "told to Ann", json!({ "n": 1 })).await?;
+    anns.await_synced_within(PATIENCE).await?;
+    drop(anns);
+    let anns_dir = ann.shut().await;
+    node.kill();
+    node.put_back(&old);
+    node.restart();
+    let ben = TestClient::open(bens_dir).await;
+    let bens = ben.space(id)?;
+    bens.objects().put("item", "told to Ben", json!({ "n": 2 })).await?;
+    bens.await_synced_within(PATIENCE).await?;
+    node.kill();
+
+    let ann = TestClient::open(anns_dir).await;
+    let anns = ann.space(id)?;
+    for (asks, serves) in [(&anns, &bens), (&bens, &anns)] {
+        let (peer, _serving) = meet(asks, serves).await;
+        let parted = peer?.pull().await.err().ok_or("their logs part")?;
+        assert!(matches!(parted, PeerError::Diverged { .. }), "{parted:?}");
+        let accusation = asks.accusations()?.pop().ok_or("the home told two stories")?;
+        assert_eq!((accusation.kind, accusation.state), (AccusationKind::Fork, AccusationState::Open));
+        client_sdk::judge(&accusation.evidence.ok_or("with both its signatures")?)?;
+    }
     Ok(())
 }

@@ -144,15 +144,21 @@ impl Peer {
     ///
     /// # Errors
     /// [`PeerError::Unproven`] if there is more and no proof of it; nothing that is not proven is kept.
+    /// [`PeerError::Diverged`] if the home signed for another log than ours: where that proves something against it, it is
+    /// accused ([`crate::Space::accusations`]).
     pub async fn pull(&mut self) -> Result<Pulled, PeerError> {
         let from = self.space.position()?.seq;
         loop {
             let state = self.state().await?;
             let here = self.space.position()?;
-            if state.seq <= here.seq.0 {
+            let (there, proof) = (state.seq, self.proof(state)?);
+            if let Some(receipt) = &proof {
+                self.is_of_our_log(receipt).await?;
+            }
+            if there <= here.seq.0 {
                 return Ok(Pulled { from, to: here.seq });
             }
-            let Some(receipt) = self.proof(state)?.filter(|receipt| receipt.body().seq > here.seq) else {
+            let Some(receipt) = proof.filter(|receipt| receipt.body().seq > here.seq) else {
                 return match here.seq > from {
                     true => Ok(Pulled { from, to: here.seq }),
                     false => Err(PeerError::Unproven { here: here.seq }),
@@ -318,12 +324,21 @@ impl Peer {
             }
         }
         if at != receipt.position() {
-            return Err(PeerError::BadAnswer(format!(
-                "its log does not lead from ours to the home's receipt at {}",
-                at.seq
-            )));
+            // The home told two stories, or lost what one of us has; or the other one lies. No log here can tell.
+            return Err(PeerError::Diverged { at: at.seq });
         }
         Ok(kept)
+    }
+
+    /// What the home signed for another log than ours is held against the home, not against who shows it.
+    async fn is_of_our_log(&self, receipt: &SignedReceipt) -> Result<(), PeerError> {
+        let diverged = PeerError::Diverged { at: receipt.body().seq };
+        let own = self.space.chain_at(receipt.body().seq)?;
+        if own.is_none_or(|chain| chain == receipt.body().chain) {
+            return Ok(());
+        }
+        self.space.compare_receipt(receipt).await.map_err(|error| PeerError::NotTaken(error.to_string()))?;
+        Err(diverged)
     }
 
     /// Takes the entries with these ids.

@@ -55,6 +55,10 @@ pub enum PeerError {
         "the other client's log goes on after {here}, and it has no receipt of the home for that: sync with the node"
     )]
     Unproven { here: sync_core::ids::Seq },
+    #[error(
+        "the other client's log and ours part before entry {at}, for which it has a receipt of the home: sync with the node"
+    )]
+    Diverged { at: sync_core::ids::Seq },
     #[error("entries of the home could not be taken: {0}")]
     NotTaken(String),
     #[error(transparent)]
@@ -77,6 +81,7 @@ impl PeerError {
             Self::Refused { .. } => "PEER_REFUSED",
             Self::BadAnswer(_) => "PEER_FAULT",
             Self::Unproven { .. } => "PEER_UNPROVEN",
+            Self::Diverged { .. } => "PEER_DIVERGED",
             Self::NotTaken(_) => "PEER_NOT_TAKEN",
             Self::Local(error) => error.code(),
             Self::Read(error) => error.code(),
@@ -100,6 +105,7 @@ impl PeerError {
             | Self::TimedOut
             | Self::Refused { .. }
             | Self::Unproven { .. }
+            | Self::Diverged { .. }
             | Self::NotTaken(_)
             | Self::Local(_)
             | Self::Read(_) => PeerRefusal::Failed,

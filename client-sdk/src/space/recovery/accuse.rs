@@ -180,7 +180,7 @@ impl SpaceInner {
     }
 
     /// Compares a receipt that somebody else holds with our own log.
-    async fn compare_receipt(&self, other: &SignedReceipt) -> Result<Compared, WriteError> {
+    pub(crate) async fn compare_receipt(&self, other: &SignedReceipt) -> Result<Compared, WriteError> {
         let body = other.body();
         if body.space != self.id || body.authority != self.shared.address.authority || !body.durable {
             return Ok(Compared::Nothing);
