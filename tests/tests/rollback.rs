@@ -6,7 +6,7 @@ use std::process::Command;
 use client_sdk::local::{self, Listen, Service};
 use client_sdk::{
     AccusationKind, AccusationState, AclChange, Client, Compared, Evidence, NotSyncedCode, ReasonCode, Role,
-    SignedReceipt, Space, judge,
+    SignedReceipt, Space, WriteState, judge,
 };
 use serde_json::{Value, json};
 use sync_core::ids::Seq;
@@ -14,6 +14,7 @@ use sync_proto::client_v1 as pb;
 use sync_proto::client_v1::client_client::ClientClient;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, binary, join, object, until};
 use sync_tests::hostile::{Hostile, Person};
+use sync_tests::relay::{Calls, Fate, Frame, Relay};
 
 /// Writes an object, and has the node sign that it holds it.
 async fn certified(space: &Space, id: &str) -> Outcome<SignedReceipt> {
@@ -280,6 +281,44 @@ async fn an_unrecognised_one_in_the_same_story_is_accused_and_loses_nothing_eith
     let noticed = [&space, &of_bob, &of_dora, &of_carl].map(|space| accused(space).map(|all| !all.is_empty()));
     assert!(noticed.into_iter().any(|noticed| noticed.is_ok_and(|noticed| noticed)), "somebody had more than the node");
     assert_eq!(accused(&of_eve)?, [], "Eve had seen nothing of it");
+    Ok(())
+}
+
+/// What was purged after the node's last signature cannot come back as it was: its content is gone everywhere. Everything else
+/// comes back, and nothing waits for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_purged_after_the_last_receipt_holds_up_nothing() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let ada = TestClient::create("Ada", relay.address()).await;
+    let space = ada.create_space("Club").await?;
+    space.await_synced().await?;
+    node.kill();
+    let old = node.copy_store();
+    node.restart();
+    let first = certified(&space, "purged").await?;
+    certified(&space, "kept").await?;
+    relay.frames(|frame| if matches!(frame, Frame::Heartbeat(_)) { Fate::Drop } else { Fate::Pass });
+    relay.calls(|name| if name == "Certify" { Calls::Refuse } else { Calls::Forward });
+    let purge = space.objects().purge("note", "purged").await?;
+    until(&space, || Ok(matches!(space.write_state(purge)?, Some(WriteState::Durable { .. })).then_some(()))).await?;
+    node.kill();
+    node.put_back(&old);
+    relay.heal();
+    node.restart();
+    ada.reconnect();
+    let lost = until(&space, || Ok(space.lost(0, 9)?.pop())).await?;
+    assert_eq!((lost.code, lost.seq), ("PAYLOAD_MISSING", first.body().seq), "{lost:?}");
+    space.dismiss_lost(lost.id).await?;
+    let refused = until(&space, || Ok(space.refused()?.pop())).await?;
+    assert_eq!(refused.write, purge, "there is nothing left to purge: {refused:?}");
+    space.dismiss(purge).await?;
+    space.await_synced_within(PATIENCE).await?;
+    assert_eq!(notes(&space)?, ["kept"]);
+    let ben = TestClient::create("Ben", node.address()).await;
+    let bens = join(&space, &ben, Role::Reader).await?;
+    agree(&[&space, &bens]).await?;
+    assert_eq!(notes(&bens)?, ["kept"]);
     Ok(())
 }
 

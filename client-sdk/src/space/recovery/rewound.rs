@@ -88,7 +88,11 @@ impl SpaceInner {
         let space = self.clone();
         self.recover(async move {
             let then = match way_back {
-                WayBack::Receipt(receipt) => space.bring_back_as_stranger(&conn, &receipt).await?,
+                WayBack::Receipt(receipt) => match space.bring_back_as_stranger(&conn, &receipt).await {
+                    // Its log went another way, without us: what it lost of ours is lost.
+                    Err(CallError::Refused(refused)) if refused.code == Code::LogDiverged => Then::Wait,
+                    brought => brought?,
+                },
                 WayBack::Founding => {
                     let text = format!("the node lost the space: {}", failure.message);
                     space.note_trouble(|t| t.rewound = Some(text));
@@ -241,7 +245,14 @@ impl SpaceInner {
         let receipt = self.own_receipt_after(held).map_err(local)?;
         let held = match receipt {
             Some(receipt) => match self.find_lost(conn, &receipt).await? {
-                Some(lost) => self.repush(lost).await?,
+                Some(lost) => match self.repush(lost).await {
+                    // Its content was purged after the receipt, everywhere: it never stands there again as it stood. The rest is
+                    // offered anew, one by one.
+                    Err(CallError::Refused(refused)) if refused.code == Code::PayloadMissing => {
+                        return self.follow_node(held).await;
+                    }
+                    brought => brought?,
+                },
                 None => held,
             },
             None => held,
