@@ -141,6 +141,8 @@ impl Told {
     pub(crate) fn forget_undurable(&self, by: Who) {
         let mut everything = self.lock();
         everything.writes.retain(|w| w.by != by || w.locally_durable);
+        // What became of it may not have been on the disk, and is heard again.
+        everything.writes.iter_mut().filter(|w| w.by == by).for_each(|w| (w.state, w.chain) = (Stage::Pending, None));
         everything.set_backs.iter_mut().for_each(|set_back| set_back.client_lost_power = true);
     }
 }

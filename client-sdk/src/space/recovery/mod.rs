@@ -226,6 +226,8 @@ impl SpaceInner {
         let restored =
             || -> Result<bool, ReadError> { Ok(restores(tx, self.id)?.iter().any(|started| started.new == history)) };
         Ok(match tx.node_history(self.id)? {
+            // What the node said before may not have come through.
+            None if restored()? => Heard::Restored,
             None => Heard::First,
             Some(known) if known == history => Heard::Same,
             Some(_) if restored()? => Heard::Restored,

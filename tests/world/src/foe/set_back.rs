@@ -7,6 +7,7 @@ use client_sdk::{
 };
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
+use sync_core::acl::AclState;
 use sync_core::limits;
 use sync_store::memory::Image;
 use sync_store::{ReadTx, Registration, Store, StoreError, StoreKind};
@@ -213,7 +214,10 @@ fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
     for (who, space) in spaces(world, told) {
         let account = told.lock().accounts.get(&who).copied();
         let acl = space.acl().map_err(|e| Violation::new(NAME, "a readable ACL", e))?;
-        let is_member = account.is_some_and(|account| acl.role(&account).is_some() && !acl.deleted);
+        let there = read(&node, |tx| tx.acl(space.id()))?;
+        let is_in = |acl: &std::sync::Arc<AclState>| account.is_some_and(|account| acl.role(&account).is_some() && !acl.deleted);
+        // A log that went another way may have lost a membership for good.
+        let is_member = is_in(&acl) && there.as_ref().is_some_and(is_in);
         let accusations = space.accusations().map_err(|e| Violation::new(NAME, "readable accusations", e))?;
         for accusation in accusations {
             let code = match accusation.kind {
