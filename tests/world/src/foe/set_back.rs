@@ -215,7 +215,9 @@ fn accusations_are_just(world: &World, told: &Told) -> Result<(), Violation> {
         let account = told.lock().accounts.get(&who).copied();
         let acl = space.acl().map_err(|e| Violation::new(NAME, "a readable ACL", e))?;
         let there = read(&node, |tx| tx.acl(space.id()))?;
-        let is_in = |acl: &std::sync::Arc<AclState>| account.is_some_and(|account| acl.role(&account).is_some() && !acl.deleted);
+        let is_in = |acl: &std::sync::Arc<AclState>| {
+            account.is_some_and(|account| acl.role(&account).is_some() && !acl.deleted)
+        };
         // A log that went another way may have lost a membership for good.
         let is_member = is_in(&acl) && there.as_ref().is_some_and(is_in);
         let accusations = space.accusations().map_err(|e| Violation::new(NAME, "readable accusations", e))?;
