@@ -10,7 +10,7 @@ use client_sdk::{
     AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, Tree,
     TreeId, WriteId, WriteState,
 };
-use sync_core::acl::AclState;
+use sync_core::acl::{AclState, RequestStatus};
 use sync_core::log::{EntryKind, Position};
 use sync_core::record::{AclRecord, AclRoot, TreeChange, verify_as};
 use sync_store::memory::{Disk, Image};
@@ -352,6 +352,27 @@ pub(crate) fn own_writes_are_shown_at_once(told: &Told, who: Who, space: &Space,
     // What the log has of it by now, others may have written over.
     unless(is_shown || !is_pending || told.is_erased(space.id(), field), || {
         Violation::new("own_writes_are_shown_at_once", format!("{who}: {field:?}"), &shown)
+    })
+}
+
+/// An acceptance names what was prepared for the newcomer, so that the newcomer can wait for it.
+pub(crate) fn an_acceptance_promises_what_was_prepared(
+    who: Who,
+    space: &Space,
+    newcomer: AccountId,
+    profile: &Field,
+) -> Held {
+    const NAME: &str = "an_acceptance_promises_what_was_prepared";
+    let unreadable = |e: client_sdk::ReadError| Violation::new(NAME, format!("{who} reads it"), e);
+    let tree = space.objects().tree_id(profile.object_type, &profile.object).map_err(unreadable)?;
+    let acl = space.acl().map_err(unreadable)?;
+    let promises = |status: &RequestStatus| match status {
+        RequestStatus::Accepted { frontier, .. } => frontier.iter().any(|heads| heads.tree == tree),
+        RequestStatus::Pending | RequestStatus::Declined { .. } | RequestStatus::Cancelled { .. } => false,
+    };
+    let asked: Vec<_> = acl.requests.values().filter(|r| r.claim.account == newcomer).map(|r| &r.status).collect();
+    unless(asked.iter().any(|status| promises(status)), || {
+        Violation::new(NAME, format!("{who} promises {newcomer} {tree}"), &asked)
     })
 }
 

@@ -136,13 +136,20 @@ impl SpaceInner {
         self.hold_against_log(receipt).await
     }
 
+    /// What our log shows now is another log than the one that the node signed for: a rollback from there is no more made good.
     async fn forget_receipt(&self, receipt: &SignedReceipt) -> Result<(), ReadError> {
-        let (space, text) = (self.id, receipt.to_text().into_bytes());
+        let (space, text, position) = (self.id, receipt.to_text().into_bytes(), receipt.position());
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             let mut state = tx.node_state(space)?;
             if state.receipt.as_ref() == Some(&text) {
                 state.receipt = None;
                 tx.put_node_state(space, &state)?;
+            }
+            for (id, row) in tx.accusations(space)? {
+                let is_open = row.kind == AccusationKind::Rollback && row.state == AccusationState::Open;
+                if is_open && row.claim == position {
+                    tx.update_accusation(space, id, &AccusationRow { state: AccusationState::Followed, ..row })?;
+                }
             }
             Ok(())
         };

@@ -177,7 +177,7 @@ impl Foes {
             liar::dismiss_all(&self.world, &self.told).await;
         }
         if self.told.is_set_back() {
-            set_back::end_recovery(&self.world).await;
+            set_back::end_recovery(&self.world, &self.told).await;
         }
     }
 

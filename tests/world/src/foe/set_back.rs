@@ -86,8 +86,17 @@ fn holders(world: &World, told: &Told) -> Vec<Holder> {
 }
 
 /// Everybody comes and brings what it has; then the node takes what is new again.
-pub(super) async fn end_recovery(world: &World) {
+pub(super) async fn end_recovery(world: &World, told: &Told) {
     tokio::time::sleep(BROUGHT_BACK_WITHIN).await;
+    // A log that was written over is a second story, and that stays so: somebody has seen it. A rollback settles by itself.
+    for (_, space) in spaces(world, told) {
+        for accusation in space.accusations().unwrap_or_default() {
+            if accusation.kind == AccusationKind::Fork {
+                // One that is settled meanwhile stays so.
+                let _ = space.dismiss_accusation(accusation.id).await;
+            }
+        }
+    }
     world.end_recovery(NODE);
     // A write that was told to come later comes then.
     tokio::time::sleep(limits::RETRY_MAX * 2).await;

@@ -135,7 +135,10 @@ impl Hand {
         }
         if way == Way::Approval {
             let prepared = by_approval.then_some(field);
-            let approved = tokio::time::timeout(PATIENCE, self.approve(&space, account, prepared)).await;
+            let approved = tokio::time::timeout(PATIENCE, self.approve(&space, account, prepared.clone())).await;
+            if let (Ok(Ok(())), Some(field)) = (&approved, prepared) {
+                self.judge(hold::an_acceptance_promises_what_was_prepared(self.by, &space, account, &field));
+            }
             self.say(format_args!("approved: {}", approved.map_or("too slow".to_owned(), text)));
         }
     }
