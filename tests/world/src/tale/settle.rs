@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use client_sdk::{Client, NotSyncedCode, ReasonCode, RecoverError, Space, SpaceId};
+use sync_core::limits;
 use tokio::time::Instant;
 
 use super::{Teller, is_member, is_open};
@@ -135,7 +136,12 @@ impl Teller {
         let mut synced = space.await_synced_within(SETTLED_WITHIN).await;
         for _ in 0..ROUNDS {
             let is_lost = |not: &client_sdk::NotSynced| not.residue.iter().any(|r| r.code == ReasonCode::LostByNode);
-            if !matches!(&synced, Err(not) if not.code == NotSyncedCode::Refused || is_lost(not)) {
+            let Err(not) = &synced else { break };
+            let is_asked_again = not.code == NotSyncedCode::Forbidden && !self.is_lost(client, space);
+            if is_asked_again && self.told.is_set_back() {
+                // Others brought its membership back since it was refused: it asks again by itself.
+                tokio::time::sleep(limits::RETRY_MAX).await;
+            } else if not.code != NotSyncedCode::Refused && !is_lost(not) {
                 break;
             }
             // Written while the client was away, and refused when it was back: a no that names it is the right answer.
