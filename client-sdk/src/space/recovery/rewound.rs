@@ -96,6 +96,8 @@ impl SpaceInner {
                 WayBack::Founding => {
                     let text = format!("the node lost the space: {}", failure.message);
                     space.note_trouble(|t| t.rewound = Some(text));
+                    // It took the space once, on its disk. Of a restore it cannot tell where it has nothing of the space.
+                    space.accuse_plainly("it lost the whole space").await;
                     crate::client::register_on(&space.shared, &conn, space.id).await?;
                     Then::Subscribe
                 }
