@@ -379,7 +379,6 @@ impl Gate {
     }
 }
 
-/// Recognised restores of a space, the latest ones, as they are sent.
 /// Where a log meets a ladder.
 pub(crate) struct Common {
     pub(crate) position: Position,
@@ -387,6 +386,7 @@ pub(crate) struct Common {
     pub(crate) histories: Vec<HistoryExport>,
 }
 
+/// Recognised restores of a space, the latest ones, as they are sent.
 fn histories(tx: &ReadTx<'_>, space: SpaceId) -> Result<Vec<HistoryExport>, CallError> {
     let kept = tx.histories(space)?;
     let latest = kept.len().saturating_sub(limits::HISTORIES_MAX);

@@ -31,6 +31,20 @@ fn tree_of(space: &Space, id: usize) -> Outcome<TreeId> {
     Ok(space.objects().tree_id("item", &id.to_string())?)
 }
 
+/// From now on every Fetch is answered so; how many there were.
+fn answer_fetches(relay: &Relay, with: Calls) -> Arc<AtomicUsize> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    relay.calls(move |name| match name {
+        "Fetch" => {
+            count.fetch_add(1, Ordering::SeqCst);
+            with
+        }
+        _ => Calls::Forward,
+    });
+    asked
+}
+
 /// S17: the node is not available, again and again, for one tree: attempts and next retry are visible, and success clears them.
 #[tokio::test(flavor = "multi_thread")]
 async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
@@ -44,15 +58,7 @@ async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
     let lost = spoil(&mut node, space.id(), &[tree]).await;
     node.restart();
     admin.reconnect();
-    let refused = Arc::new(AtomicUsize::new(0));
-    let count = refused.clone();
-    relay.calls(move |name| match name {
-        "Fetch" => {
-            count.fetch_add(1, Ordering::SeqCst);
-            Calls::Refuse
-        }
-        _ => Calls::Forward,
-    });
+    let refused = answer_fetches(&relay, Calls::Refuse);
     let joined = join(&space, &member, Role::Writer).await?;
     let failing = || {
         let reasons = joined.explain()?;
@@ -270,15 +276,7 @@ async fn a_forgotten_space_holds_up_no_other() -> Outcome {
     }
     node.restart();
     admin.reconnect();
-    let fetches = Arc::new(AtomicUsize::new(0));
-    let count = fetches.clone();
-    relay.calls(move |name| match name {
-        "Fetch" => {
-            count.fetch_add(1, Ordering::SeqCst);
-            Calls::HangBefore
-        }
-        _ => Calls::Forward,
-    });
+    let fetches = answer_fetches(&relay, Calls::HangBefore);
     let last = spaces.pop().ok_or("the last")?;
     for (n, space) in spaces.iter().enumerate() {
         let joined = join(space, &member, Role::Reader).await?;

@@ -216,9 +216,10 @@ impl SpaceInner {
         let body = receipt.body();
         let theirs = body.set_digest.map(|digest| (body.seq, digest));
         match (self.own_digest(), theirs) {
-            (Ok((seq, own)), Some((at, digest))) if seq == at && own != digest => {
-                let known = self.trouble().different.is_some();
-                if known { Derived::Alike } else { Derived::Otherwise }
+            (Ok((seq, own)), Some((at, digest)))
+                if seq == at && own != digest && self.trouble().different.is_none() =>
+            {
+                Derived::Otherwise
             }
             // Another place in the log says nothing.
             (Ok(_), _) => Derived::Alike,

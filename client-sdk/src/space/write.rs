@@ -60,15 +60,15 @@ impl SpaceInner {
     /// The tree that an object is, if the keys are here.
     pub(crate) fn object_tree(&self, key: &ObjectKey) -> Result<TreeId, ReadError> {
         let named = |ring: &KeyRing| Ok(object_root_of(&self.shared, self.id, ring, key)?.tree_id());
-        match (named(&self.ring()), self.ahead()) {
+        match named(&self.ring()) {
+            Err(ReadError::NoKeys) => {}
+            found => return found,
+        }
+        match self.ahead() {
             // The log here does not reach the keys yet.
-            (Err(ReadError::NoKeys), Some(ahead)) => named(&ahead.ring),
+            Some(ahead) => named(&ahead.ring),
             // Or they were committed just now: who could write already can read.
-            (Err(ReadError::NoKeys), None) => {
-                let read = self.shared.store.read(|tx| read_ring(tx, &self.shared, self.id))?;
-                named(&read.ring)
-            }
-            (found, _) => found,
+            None => named(&self.shared.store.read(|tx| read_ring(tx, &self.shared, self.id))?.ring),
         }
     }
 
