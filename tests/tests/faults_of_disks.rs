@@ -302,6 +302,9 @@ async fn a_client_whose_flush_fails_says_so_and_takes_nothing_more() -> Outcome 
     assert!(process.ask("synced 30000").await?["ok"].is_u64());
     let failing = Tampering::with(process.pid()?, "fdatasync,fsync", "error=EIO:when=1")?;
     let said = process.ask("put doubtful 1").await?;
+    // The node may have signed for it before the flush here begins.
+    let flushed = process.ask("flushed").await?;
+    assert_eq!(flushed["error"], "STORE_FAILED", "{flushed}");
     let synced = process.ask("synced 30000").await?;
     assert_eq!(synced["error"], "STORE_FAILED", "{synced}");
     assert_eq!(synced["reasons"], json!(["STORE_FAILED"]), "{synced}");

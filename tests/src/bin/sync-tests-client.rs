@@ -1,7 +1,7 @@
 //! A client process that does what it is told, for tests that stop it, fill its disk or set its clock: opens the account in a
 //! directory, and answers each line on standard input with one line of JSON. `sync-tests-client DIR SPACE`.
 //!
-//! `put ID N` · `durable WRITE` · `synced MS` · `changed MS` · `status` · `items`
+//! `put ID N` · `flushed` · `durable WRITE` · `synced MS` · `changed MS` · `status` · `items`
 
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
@@ -40,6 +40,10 @@ async fn answer(space: &Space, line: &str) -> Result<Value, Failure> {
     Ok(match words.as_slice() {
         ["put", id, n] => match space.objects().put("item", id, json!({ "n": n.parse::<u64>()? })).await {
             Ok(write) => json!({ "ok": write.map(|w| w.0) }),
+            Err(error) => json!({ "error": error.code() }),
+        },
+        ["flushed"] => match space.durable_locally().await {
+            Ok(()) => json!({ "ok": true }),
             Err(error) => json!({ "error": error.code() }),
         },
         ["durable", write] => {

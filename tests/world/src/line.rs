@@ -2,7 +2,8 @@
 //!
 //! A way of bytes loses nothing, as TCP does. What stands between a client and its node in the world outside, a proxy that
 //! speaks HTTP/2, can do worse. Here is one: on every connection of its client it serves the node's rpcs, whatever they are,
-//! and carries each message on, or does not. It reads no message, but where the node is to seem a liar ([`crate::foe::liar`]). When one of its two connections ends, so does the other.
+//! and carries each message on, or does not. It reads no message, but where the node is to seem a liar
+//! ([`crate::foe::liar`]). When one of its two connections ends, so does the other.
 
 use std::convert::Infallible;
 use std::fmt;
