@@ -35,8 +35,10 @@ fn one<'a>(paint: Paint, reason: &'a Reason, place: Place, told: &mut Vec<&'a Re
         return place.line(0, &format!("{lead}{name} {}: as above", reason.scope));
     }
     told.push(reason);
-    let detail =
-        if reason.count > 1 { format!("{}, the first: {}", reason.scope, reason.detail) } else { plain(reason) };
+    // Of many things it says what is the matter with the first, or with all of them.
+    let of_first = reason.examples.first().is_some_and(|first| first.detail == reason.detail);
+    let of = if of_first { ", the first" } else { "" };
+    let detail = format!("{}{of}: {}", reason.scope, reason.detail);
     let mut text = place.line(0, &format!("{lead}{name} {detail}"));
     if let Some(line) = history(reason) {
         text.push_str(&place.line(1, &line));
@@ -53,10 +55,6 @@ fn one<'a>(paint: Paint, reason: &'a Reason, place: Place, told: &mut Vec<&'a Re
         text.push_str(&one(paint, cause, place.below(), told));
     }
     text
-}
-
-fn plain(reason: &Reason) -> String {
-    format!("{}: {}", reason.scope, reason.detail)
 }
 
 /// Since when, how often tried, and when again.
@@ -86,6 +84,9 @@ fn example_text(example: &Example) -> String {
 }
 
 #[cfg(test)]
+pub(crate) use tests::of;
+
+#[cfg(test)]
 mod tests {
     use client_sdk::ReasonCode as Code;
 
@@ -112,7 +113,7 @@ mod tests {
     }
 
     /// A reason of each code, as the SDK makes it.
-    fn of(code: Code) -> Reason {
+    pub(crate) fn of(code: Code) -> Reason {
         let space = "space_m2xw";
         let refused = "connection refused (os error 111)";
         let offline = || {
@@ -122,12 +123,12 @@ mod tests {
         };
         match code {
             Code::NoNode => offline(),
-            Code::WrongNode => reason(code, space, "the node is auth_7qlz, not auth_kk3a"),
+            Code::WrongNode => reason(code, space, "this node belongs to auth_7qlz, not to auth_kk3a"),
             Code::SessionRefused => reason(code, space, "DEVICE_REVOKED: the account took this device off its list"),
             Code::NotRegistered => {
                 Reason { causes: vec![offline()], ..reason(code, space, "made here, not on the node yet") }
             }
-            Code::Forbidden => reason(code, space, "the account may not read the space"),
+            Code::Forbidden => reason(code, space, "this account may not do that in space_m2xw"),
             Code::NotFresh => reason(code, space, "the node has yet to answer"),
             Code::Fetching => Reason {
                 attempts: 5,
@@ -145,11 +146,13 @@ mod tests {
             Code::Retrying => Reason {
                 attempts: 2,
                 next_retry_ms: Some(1_500),
-                ..reason(code, "write 7 of tree_4jkq", "the node's disk is full")
+                ..reason(code, "write 7 of tree_4jkq", "there is no room on the node's disk")
             },
             Code::NotDurable => reason(code, "write 7 of tree_4jkq", "logged at 51, disk not confirmed"),
-            Code::Refused => reason(code, "write 7 of tree_4jkq", "the author's role is below Writer"),
-            Code::Quarantined => reason(code, "chg_a3bd of tree_4jkq", "parent chg_77qa is not in the log"),
+            Code::Refused => reason(code, "write 7 of tree_4jkq", "acct_h7ra may not write here (its role: reader)"),
+            Code::Quarantined => {
+                reason(code, "chg_a3bd of tree_4jkq", "parent chg_77qa is not in the log of tree_4jkq")
+            }
             Code::ContentMissing => Reason {
                 causes: vec![of(Code::Fetching)],
                 ..reason(code, "chg_a3bd of tree_4jkq", "the node sent the change without its content")
@@ -168,13 +171,43 @@ mod tests {
             Code::Rewound => {
                 reason(code, space, "the node's log ends at 20 and agrees with ours up to 20; ours ends at 31")
             }
-            Code::RolledBack => reason(code, space, "the node was at 31, durably, and now says 20"),
-            Code::LostByNode => reason(code, space, "2 entries cannot stand in the log again"),
-            Code::Recovering => reason(code, space, "the node was restored and takes nothing new before 14:13"),
-            Code::Forked => reason(code, space, "at seq 31 the node signed another log than it sent"),
+            Code::RolledBack => reason(
+                code,
+                "accusation 1 of space_m2xw",
+                "the node was at entry 31, durably: auth_7qlz held 31 entries of space_m2xw on its disk, and later only 20",
+            ),
+            Code::LostByNode => Reason {
+                count: 2,
+                examples: [
+                    (
+                        "change of tree_4jkq by acct_h7ra, entry 30 before",
+                        "STALE_EPOCH: the change is of epoch 1; the space is at epoch 2",
+                    ),
+                    (
+                        "RequestJoin by acct_d2ue, entry 31 before",
+                        "INVITE_EXPIRED: invite inv_w3pc expired at 1700000000000 ms",
+                    ),
+                ]
+                .map(|(scope, detail)| Example {
+                    scope: scope.to_owned(),
+                    detail: detail.to_owned(),
+                    attempts: 0,
+                    next_retry_ms: None,
+                })
+                .to_vec(),
+                ..reason(code, space, "2 entries that the node lost cannot stand in its log again")
+            },
+            Code::Recovering => reason(
+                code,
+                space,
+                "the node was restored from a backup and first takes back what it lost: 540 s are left",
+            ),
+            Code::Forked => {
+                reason(code, "accusation 1 of space_m2xw", "at entry 31 the node signed another log than it sent")
+            }
             Code::Different => reason(code, space, "3 tree(s) differ"),
             Code::StoreFull => reason(code, space, "entries of the node do not fit on the disk"),
-            Code::StoreFailed => reason(code, "local store", "the disk said EIO"),
+            Code::StoreFailed => reason(code, "local store", "the disk under the store failed (SQLite code 1034)"),
             Code::TimedOut => reason(code, space, "the time was too short"),
         }
     }

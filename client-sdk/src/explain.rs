@@ -61,27 +61,12 @@ impl SpaceInner {
     }
 
     pub(crate) fn reasons_in(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = self.membership_reasons(tx)?;
-        reasons.extend(self.trouble().reasons(self.id));
-        reasons.extend(self.recovery_reasons(tx)?);
-        if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
-            // What the node says to a stranger is no news then.
-            reasons.retain(|r| r.code != ReasonCode::Forbidden);
+        let mut reasons = self.reasons_over_all(tx)?;
+        if tx.kv(&leave_key(self.id))?.is_some() && !reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
+            reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
         }
-        let Some(row) = tx.space(self.id)? else { return Ok(self.with_link(reasons)) };
-        let unregistered = tx.node_state(self.id)?.registration == Registration::Unregistered;
-        if unregistered && !reasons.iter().any(|r| r.code == ReasonCode::NotRegistered) {
-            let detail = "made here, not on the node yet";
-            reasons.push(Reason::new(ReasonCode::NotRegistered, self.id.short(), detail));
-        }
-        let (here, node, shown) = (row.position.seq, self.node_seq(), tx.projected_to(self.id)?);
-        if node > here {
-            reasons.push(Reason::new(ReasonCode::Behind, self.id.short(), format!("here {here} of {node}")));
-        }
-        if shown < here && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
-            let detail = format!("objects show {shown} of {here}");
-            reasons.push(Reason::new(ReasonCode::Behind, self.id.short(), detail));
-        }
+        reasons.extend(self.lost_reason(tx)?);
+        reasons.extend(self.behind_reasons(tx)?);
         for count in tx.write_counts(self.id)? {
             reasons.push(self.write_reason(tx, &count)?);
         }
@@ -90,19 +75,45 @@ impl SpaceInner {
         Ok(self.with_link(reasons))
     }
 
-    /// A former member's space stands still, and says so.
-    fn membership_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
+    /// What stands over the space as a whole, and so over every tree of it.
+    fn reasons_over_all(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
+        let mut reasons = Vec::from_iter(self.membership_reason(tx)?);
+        reasons.extend(self.trouble().reasons(self.id));
+        reasons.extend(self.recovery_reasons(tx)?);
+        if reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
+            // What the node says to a stranger is no news then.
+            reasons.retain(|r| r.code != ReasonCode::Forbidden);
+        }
+        let unregistered = tx.node_state(self.id)?.registration == Registration::Unregistered;
+        if unregistered && !reasons.iter().any(|r| r.code == ReasonCode::NotRegistered) {
+            let detail = "made here, not on the node yet";
+            reasons.push(Reason::new(ReasonCode::NotRegistered, self.id.short(), detail));
+        }
+        Ok(reasons)
+    }
+
+    /// Entries of the node that are not here, or not shown yet.
+    fn behind_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
+        let behind = |detail| Reason::new(ReasonCode::Behind, self.id.short(), detail);
+        let Some(row) = tx.space(self.id)? else { return Ok(Vec::new()) };
+        let (here, node, shown) = (row.position.seq, self.node_seq(), tx.projected_to(self.id)?);
         let mut reasons = Vec::new();
+        if node > here {
+            reasons.push(behind(format!("here {here} of {node}")));
+        }
+        if shown < here && tx.counts(self.id)?.is_some_and(|c| c.changes > 0) {
+            reasons.push(behind(format!("objects show {shown} of {here}")));
+        }
+        Ok(reasons)
+    }
+
+    /// A former member's space stands still, and says so.
+    fn membership_reason(&self, tx: &ReadTx<'_>) -> Result<Option<Reason>, ReadError> {
         let account = self.shared.account.id();
         let acl = tx.acl(self.id)?.ok_or(ReadError::UnknownSpace(self.id))?;
         let removed = acl.removed.get(&account).map(|at| format!("removed by an admin, at entry {at}"));
         let left = acl.left.get(&account).map(|at| format!("left, at entry {at}"));
-        if let Some(detail) = removed.or(left) {
-            reasons.push(Reason::new(ReasonCode::NotAMember, self.id.short(), detail));
-        } else if tx.kv(&leave_key(self.id))?.is_some() {
-            reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
-        }
-        Ok(reasons)
+        Ok(removed.or(left).map(|detail| Reason::new(ReasonCode::NotAMember, self.id.short(), detail)))
     }
 
     fn write_reason(&self, tx: &ReadTx<'_>, count: &WriteCount) -> Result<Reason, ReadError> {
@@ -152,9 +163,10 @@ impl SpaceInner {
         nest(reasons, offline.or_else(stale))
     }
 
-    /// Every reason why one tree is not synced, or not here.
+    /// Every reason why one tree is not synced, or not here: what stands over the whole space, and its own.
     pub(crate) fn tree_reasons_in(&self, tx: &ReadTx<'_>, tree: TreeId) -> Result<Vec<Reason>, ReadError> {
-        let mut reasons = Vec::new();
+        let mut reasons = self.reasons_over_all(tx)?;
+        reasons.extend(self.lost_of_tree(tx, tree)?);
         let now_ms = self.shared.host.wall_ms();
         let writes = tx.writes_of_tree(self.id, tree)?;
         for class in [WriteClass::Pending, WriteClass::Retrying, WriteClass::Logged, WriteClass::Refused] {
@@ -180,25 +192,21 @@ impl SpaceInner {
             }
             reasons.push(reason);
         }
-        reasons.extend(self.absence(tx, tree, &writes)?);
-        Ok(self.with_link(reasons))
-    }
-
-    /// Why a tree that is not in the log here is not.
-    fn absence(&self, tx: &ReadTx<'_>, tree: TreeId, writes: &[WriteLine]) -> Result<Option<Reason>, ReadError> {
+        if let Some(item) = tx.sync_item(self.id, tree, SyncItemKind::Judge)? {
+            reasons.push(items_reason(SyncItemKind::Judge, 1, &[item], now_ms));
+        }
+        // What is on its way may be of this tree.
+        let behind = self.behind_reasons(tx)?;
         if tx.tree(self.id, tree)?.is_some() || !writes.is_empty() {
-            return Ok(None);
+            reasons.extend(behind);
+        } else {
+            let mut absent = Reason::new(ReasonCode::Missing, tree.short(), "the log here does not have it");
+            let item = tx.sync_item(self.id, tree, SyncItemKind::Fetch)?;
+            absent.causes.extend(item.map(|item| items_reason(SyncItemKind::Fetch, 1, &[item], now_ms)));
+            absent.causes.extend(behind);
+            reasons.push(absent);
         }
-        let mut reason = Reason::new(ReasonCode::Missing, tree.short(), "the log here does not have it");
-        if let Some(item) = tx.sync_item(self.id, tree, SyncItemKind::Fetch)? {
-            reason.causes.push(items_reason(SyncItemKind::Fetch, 1, &[item], self.shared.host.wall_ms()));
-        }
-        let here = tx.space(self.id)?.map(|row| row.position.seq).unwrap_or_default();
-        if self.node_seq() > here {
-            let detail = format!("here {here} of {}", self.node_seq());
-            reason.causes.push(Reason::new(ReasonCode::Behind, self.id.short(), detail));
-        }
-        Ok(Some(reason))
+        Ok(self.with_link(reasons))
     }
 
     fn items_of(&self, tx: &ReadTx<'_>, code: ReasonCode, skip: usize, max: usize) -> Result<Vec<Example>, ReadError> {

@@ -638,7 +638,12 @@ impl SpaceInner {
         self.residue_of_verdicts(tx, target.seq, &mut residue)?;
         self.residue_of_salvage(tx, &mut residue)?;
         self.residue_of_trees(tx, target, &mut residue)?;
-        if let Some(problem) = self.trouble().key
+        let trouble = self.trouble();
+        // What was derived differs on the two sides: heads do not match, whatever the logs say.
+        if trouble.different.is_some() {
+            residue.waits(ReasonCode::Different, 1);
+        }
+        if let Some(problem) = trouble.key
             && here >= target.seq
         {
             residue.fails(Reason::new(ReasonCode::KeyOwed, self.id.short(), problem));
@@ -695,12 +700,12 @@ impl SpaceInner {
 
     /// What the node lost may come back, or is lost until somebody has seen that.
     fn residue_of_salvage(&self, tx: &ReadTx<'_>, residue: &mut Residue) -> Result<(), ReadError> {
-        let (waiting, lost) = tx.salvage_counts(self.id)?;
+        let (waiting, _) = tx.salvage_counts(self.id)?;
         if waiting > 0 {
             residue.waits(ReasonCode::Rewound, waiting);
         }
-        if lost > 0 {
-            residue.fails(self.lost_reason(tx, lost)?);
+        if let Some(lost) = self.lost_reason(tx)? {
+            residue.fails(lost);
         }
         Ok(())
     }

@@ -193,6 +193,12 @@ impl Relay {
         self.faults.healed.send_modify(|n| *n += 1);
     }
 
+    /// What was held of the tail comes now, and all that follows; the other rules stay.
+    pub fn let_pass(&self) {
+        self.faults.rules().frames = Box::new(|_| Fate::Pass);
+        self.faults.healed.send_modify(|n| *n += 1);
+    }
+
     /// How many messages of the tail did not simply pass.
     #[must_use]
     pub fn frames_met(&self) -> u64 {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use automerge::transaction::Transactable as _;
 use automerge::{ROOT, ReadDoc as _};
@@ -272,6 +274,51 @@ fn random_writes(tree: &Tree, dice: &mut ChaCha8Rng, mark: &str) -> Outcome<Vec<
         TreeWrite { parents, payload: format!("{mark}/{n}").into() }
     });
     Ok(writes.collect())
+}
+
+/// Whoever asks first and goes away stops nothing: the next one gets what was begun for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_caller_that_goes_away_leaves_the_work_to_the_next() -> Outcome {
+    static APPENDED: AtomicUsize = AtomicUsize::new(0);
+    struct Counted;
+    impl Reducer for Counted {
+        type State = usize;
+        type View = usize;
+        type Error = Infallible;
+        const ORDER: Order = Order::Any;
+
+        fn start() -> usize {
+            0
+        }
+
+        fn append(state: &mut usize, _: &ReducedChange) -> Result<(), Infallible> {
+            APPENDED.fetch_add(1, Ordering::Relaxed);
+            *state += 1;
+            Ok(())
+        }
+
+        fn view(state: &usize) -> usize {
+            *state
+        }
+    }
+
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Trees").await?;
+    let tree = space.create_tree(of("line"), one("first")).await?.tree;
+    for n in 0..50 {
+        append(&space, tree, &n.to_string()).await?;
+    }
+    space.await_synced_within(PATIENCE).await?;
+    let tree = space.tree(tree)?.ok_or("there")?;
+    for _ in 0..10 {
+        let mut first = tree.reduced::<Counted>()?;
+        // Asked once, and dropped.
+        let _ = tokio::time::timeout(Duration::ZERO, first.get()).await;
+    }
+    let now = tokio::time::timeout(PATIENCE, tree.reduced::<Counted>()?.get()).await??;
+    assert_eq!((*now.view, APPENDED.load(Ordering::Relaxed)), (51, 51), "reduced once");
+    Ok(())
 }
 
 /// Panics over what says so.

@@ -1,6 +1,7 @@
 //! What a client derived from the log wrongly, or lost, it derives again by itself: as soon as it is told what others derived.
 
 use std::path::Path;
+use std::time::Duration;
 
 use client_sdk::{Reason, ReasonCode, Role, Space, SpaceId, SyncState, TreeId};
 use serde_json::json;
@@ -10,6 +11,8 @@ use sync_store::{Store, StoreError, StoreKind, WriteTx};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, until};
 use sync_tests::relay::{Calls, Relay};
 
+/// What must not succeed is given this long.
+const A_MOMENT: Duration = Duration::from_millis(700);
 const ITEMS: usize = 5;
 
 async fn put(space: &Space, id: usize, n: u64) -> Outcome {
@@ -130,6 +133,10 @@ async fn a_node_that_derived_wrongly_differs() -> Outcome {
     assert!(reason.detail.starts_with("2 tree(s)") && reason.since_ms.is_some(), "{reason:?}");
     assert_eq!(space.status()?.state, SyncState::CatchingUp);
     assert!(is_whole(&space)?, "the log is what counts");
+    let no = space.await_synced_within(A_MOMENT).await.expect_err("heads that differ are not the same");
+    assert!(Reason::find(&no.residue, ReasonCode::Different).is_some(), "{no:?}");
+    let of_one = space.explain_tree(tree_of(&space, 1)?)?;
+    assert!(Reason::find(&of_one, ReasonCode::Different).is_some(), "{of_one:?}");
 
     node.kill();
     node.put_back(&right);

@@ -71,6 +71,48 @@ async fn s10_a_thousand_readers_cost_one_build_and_one_fetch_a_tree() -> Outcome
     Ok(())
 }
 
+/// 1,000 readers of one tree while its writer is busy: none waits for another, none sees an older state after a newer one, and all
+/// of them cost no more than the commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_readers_and_a_writer_share_one_instance() -> Outcome {
+    const WRITES: u64 = 100;
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    space.objects().put("item", "milk", json!({ "n": 0 })).await?;
+    space.await_synced().await?;
+    let tree = space.objects().tree("item", "milk")?.ok_or("written")?;
+    tree.snapshot()?;
+    let loads = tree.loads();
+    let mut readers = JoinSet::new();
+    for _ in 0..READERS {
+        let space = space.clone();
+        readers.spawn(async move {
+            let mut seen = 0;
+            while seen < WRITES {
+                let tree = space.objects().tree("item", "milk")?.ok_or("written")?;
+                let snapshot = tree.snapshot()?;
+                let now = snapshot.object.as_ref().and_then(|o| o.fields["n"].as_u64()).ok_or("an object")?;
+                assert!(now >= seen, "{now} after {seen}");
+                seen = now;
+                tokio::task::yield_now().await;
+            }
+            Outcome::Ok(())
+        });
+    }
+    for n in 1..=WRITES {
+        space.objects().put("item", "milk", json!({ "n": n })).await?;
+    }
+    while let Some(read) = readers.join_next().await {
+        read??;
+    }
+    space.await_synced_within(PATIENCE).await?;
+    // A write is kept, logged, and signed for: each is a commit, and some come together.
+    let built = tree.loads() - loads;
+    assert!(built <= 4 * WRITES, "{built} times for {WRITES} writes and {READERS} readers");
+    Ok(())
+}
+
 /// S12: a cache of 8, 1,000 other trees touched: whoever follows a tree, in any way, is told of the edit.
 #[tokio::test(flavor = "multi_thread")]
 async fn s12_eviction_loses_no_edit() -> Outcome {

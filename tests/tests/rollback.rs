@@ -2,11 +2,12 @@
 //! who did nothing wrong is accused of nothing.
 
 use std::process::Command;
+use std::time::Duration;
 
 use client_sdk::local::{self, Listen, Service};
 use client_sdk::{
-    AccusationKind, AccusationState, AclChange, Client, Compared, Evidence, NotSyncedCode, ReasonCode, Role,
-    SignedReceipt, Space, WriteState, judge,
+    AccusationKind, AccusationState, AclChange, Client, Compared, Evidence, NotSyncedCode, Reason, ReasonCode, Role,
+    SignedReceipt, Space, SyncState, WriteState, judge,
 };
 use serde_json::{Value, json};
 use sync_core::ids::Seq;
@@ -15,6 +16,9 @@ use sync_proto::client_v1::client_client::ClientClient;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, binary, join, object, until};
 use sync_tests::hostile::{Hostile, Person};
 use sync_tests::relay::{Calls, Fate, Frame, Relay};
+
+/// What must not succeed is given this long.
+const A_MOMENT: Duration = Duration::from_millis(700);
 
 /// Writes an object, and has the node sign that it holds it.
 async fn certified(space: &Space, id: &str) -> Outcome<SignedReceipt> {
@@ -110,6 +114,40 @@ async fn a_node_set_back_to_an_old_copy_is_accused_and_takes_back_what_it_lost()
     let of_bob = join(&space, &other, Role::Writer).await?;
     agree(&[&space, &of_bob]).await?;
     hold(&[&receipt], &[&of_bob]).await
+}
+
+/// As long as the node has not taken back what it signed for, the space says so, and so does each of its trees.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_made_good_yet_is_a_reason_of_the_space_and_of_its_trees() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let client = TestClient::create("Ada", relay.address()).await;
+    let space = client.create_space("Club").await?;
+    certified(&space, "kept").await?;
+    let kept = space.objects().tree_id("note", "kept")?;
+    node.kill();
+    let old = node.copy_store();
+    node.restart();
+    certified(&space, "lost").await?;
+    assert_eq!((space.explain()?, space.explain_tree(kept)?), (vec![], vec![]));
+    node.kill();
+    node.put_back(&old);
+    relay.calls(|name| if name == "Repush" { Calls::HangBefore } else { Calls::Forward });
+    node.restart();
+
+    let whole = [ReasonCode::RolledBack, ReasonCode::Rewound];
+    let said = |reasons: &[Reason]| whole.iter().all(|code| Reason::find(reasons, *code).is_some());
+    until(&space, || Ok(said(&space.explain()?).then_some(()))).await?;
+    assert_eq!(accused(&space)?, [(AccusationKind::Rollback, AccusationState::Open)]);
+    let status = space.tree_status(kept)?;
+    assert!(said(&status.reasons) && status.state == SyncState::Attention, "{status:?}");
+    let no = space.await_synced_within(A_MOMENT).await.expect_err("the node has less than we");
+    assert!(said(&no.residue), "{no:?}");
+
+    relay.heal();
+    space.await_synced_within(PATIENCE).await?;
+    assert_eq!((space.explain()?, space.explain_tree(kept)?), (vec![], vec![]));
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

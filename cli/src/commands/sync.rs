@@ -1,6 +1,8 @@
 //! Synced or not, and why.
 
-use client_sdk::{Client, NotSynced, PeerStatus, ReasonCode, Space, SpaceStatus, SyncState, TreeId};
+use client_sdk::{
+    Client, NotSynced, NotSyncedCode, PeerStatus, Reason, ReasonCode, Space, SpaceStatus, SyncState, TreeId,
+};
 use serde_json::{Value, json};
 
 use crate::app::{App, Reached};
@@ -230,24 +232,27 @@ pub(crate) async fn why(app: &App, args: Why) -> Result<Answer, CliError> {
                 let _spinner = app.out.spinner("trying");
                 space.await_synced_within(app.timeout().min(WHY_MAX)).await
             };
-            let tried = tried.map_err(|error| with_membership(&space, error));
-            let tried = match tried {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error?),
+            let (code, reasons) = match tried {
+                // What the await does not wait for may be the matter all the same.
+                Ok(_) => (None, space.explain()?),
+                Err(error) => {
+                    let error = with_membership(&space, error)?;
+                    (Some(error.code), error.residue)
+                }
             };
             let (name, deleted) = (space.name()?, space.acl()?.deleted);
             let shown = match name.as_deref() {
                 Some(name) => text::plain(name),
                 None => space.id().short(),
             };
-            texts.push(why_text(app.out.paint(), &shown, deleted, tried.as_ref().err()));
+            texts.push(why_text(app.out.paint(), &shown, deleted, code, &reasons));
             json.push(json!({
                 "space": space.id().to_string(),
                 "name": name,
                 "deleted": deleted,
-                "synced": tried.is_ok(),
-                "code": tried.as_ref().err().map(|e| e.code.name()),
-                "reasons": tried.as_ref().err().map_or(&[][..], |e| e.residue.as_slice()),
+                "synced": code.is_none(),
+                "code": code.map(NotSyncedCode::name),
+                "reasons": reasons,
             }));
         }
         for join in client.joins()? {
@@ -297,16 +302,14 @@ fn stage(join: &client_sdk::JoinInfo) -> &'static str {
     crate::commands::spaces::stage_text(join.stage)
 }
 
-fn why_text(paint: Paint, name: &str, deleted: bool, error: Option<&NotSynced>) -> String {
-    let Some(error) = error else {
-        if deleted {
-            return format!("{}: {}", paint.bold(name), "deleted by its owner; nothing more comes, nothing is missing");
-        }
-        return format!("{}: {}", paint.bold(name), paint.green("synced; nothing is missing"));
+fn why_text(paint: Paint, name: &str, deleted: bool, code: Option<NotSyncedCode>, reasons: &[Reason]) -> String {
+    let verdict = match (code, reasons) {
+        (Some(code), _) => format!("{} ({})", paint.yellow("not synced"), code.name()),
+        (None, []) if deleted => "deleted by its owner; nothing more comes, nothing is missing".to_owned(),
+        (None, []) => paint.green("synced; nothing is missing"),
+        (None, _) => format!("{}; what else is known:", paint.green("synced")),
     };
-    let mut text = format!("{}: {} ({})", paint.bold(name), paint.yellow("not synced"), error.code.name());
-    text.push_str(&reasons::render(paint, &error.residue));
-    text
+    format!("{}: {verdict}{}", paint.bold(name), reasons::render(paint, reasons))
 }
 
 pub(crate) async fn sync(app: &App, args: Sync) -> Result<Answer, CliError> {
@@ -346,4 +349,21 @@ async fn once(app: &App, client: &Client) -> Result<Answer, CliError> {
         client.account_synced(app.timeout()).await?;
     }
     Ok(Answer::new(lines.join("\n"), json!({ "spaces": json })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state for each head line; the reasons below are [`reasons::render`]'s.
+    #[test]
+    fn why_says_how_it_stands_before_it_says_why() {
+        let text = |deleted, code| why_text(Paint::Plain, "Club", deleted, code, &[]);
+        assert_eq!(text(false, None), "Club: synced; nothing is missing");
+        assert_eq!(text(true, None), "Club: deleted by its owner; nothing more comes, nothing is missing");
+        assert_eq!(text(false, Some(NotSyncedCode::NoNode)), "Club: not synced (NO_NODE)");
+        let known = [reasons::of(ReasonCode::RolledBack)];
+        let text = why_text(Paint::Plain, "Club", false, None, &known);
+        assert!(text.starts_with("Club: synced; what else is known:\n  ROLLED_BACK accusation 1 of"), "{text}");
+    }
 }

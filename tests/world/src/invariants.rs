@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use client_sdk::{
-    AccountId, Chain, ChangeId, Client, Object, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId, SyncState, Tree,
-    TreeId, WriteId, WriteState,
+    AccountId, Chain, ChangeId, Client, Object, Reason, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId,
+    SyncState, Tree, TreeId, WriteId, WriteState,
 };
 use sync_core::acl::{AclState, RequestStatus};
 use sync_core::log::{EntryKind, Position};
@@ -271,6 +271,28 @@ pub(crate) fn status_is_not_silent(who: Who, space: &Space) -> Held {
     unless(!up_to_date || (open == 0 && !behind), || {
         Violation::new(NAME, format!("{who}: something else than up to date"), &status)
     })
+}
+
+/// Of a tree the status says no less: what stands over the whole space stands over each tree of it.
+pub(crate) fn no_tree_is_better_off_than_its_space(who: Who, space: &Space, held: &[Tree]) -> Held {
+    const NAME: &str = "status_is_not_silent";
+    let Ok(of_space) = space.status() else { return Ok(()) };
+    let is_of_all = |code| {
+        use ReasonCode as R;
+        matches!(code, R::Behind | R::Faulted | R::Forked | R::Rewound | R::RolledBack | R::NotAMember | R::KeyOwed)
+    };
+    for tree in held {
+        let (Ok(Some(_)), Ok(status)) = (space.tree(tree.id()), space.tree_status(tree.id())) else { continue };
+        unless((status.state == SyncState::UpToDate) == status.reasons.is_empty(), || {
+            Violation::new(NAME, format!("{who}: a state for its reasons"), &status)
+        })?;
+        let silent = of_space
+            .reasons
+            .iter()
+            .find(|reason| is_of_all(reason.code) && Reason::find(&status.reasons, reason.code).is_none());
+        unless(silent.is_none(), || Violation::new(NAME, format!("{who}: {silent:?} of a tree, too"), &status))?;
+    }
+    Ok(())
 }
 
 /// Where nobody lies, nobody is accused; `is_true` says what may be said of somebody who does.

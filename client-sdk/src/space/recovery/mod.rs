@@ -235,7 +235,7 @@ impl SpaceInner {
         })
     }
 
-    /// Everything about this space's recovery that a person should know.
+    /// What is known of the node's losses and lies, and of what waits to be brought back.
     pub(crate) fn recovery_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
         let mut reasons = Vec::new();
         for (id, row) in tx.accusations(self.id)? {
@@ -249,15 +249,12 @@ impl SpaceInner {
             let scope = format!("accusation {id} of {}", self.id.short());
             reasons.push(Reason::new(code, scope, row.detail).since(Some(row.at_ms)));
         }
-        let (waiting, lost) = tx.salvage_counts(self.id)?;
+        let (waiting, _) = tx.salvage_counts(self.id)?;
         if waiting > 0 {
             let detail = format!("{waiting} entries that the node lost wait for its log to take them again");
             let mut reason = Reason::new(ReasonCode::Rewound, self.id.short(), detail);
             reason.count = waiting;
             reasons.push(reason);
-        }
-        if lost > 0 {
-            reasons.push(self.lost_reason(tx, lost)?);
         }
         Ok(reasons)
     }

@@ -178,9 +178,28 @@ impl SpaceInner {
         Ok(round)
     }
 
-    pub(crate) fn lost_reason(&self, tx: &ReadTx<'_>, count: u64) -> Result<Reason, ReadError> {
+    pub(crate) fn lost_reason(&self, tx: &ReadTx<'_>) -> Result<Option<Reason>, ReadError> {
+        let (_, count) = tx.salvage_counts(self.id)?;
         let first = tx.salvage_lost(self.id, None, limits::REASON_EXAMPLES_MAX)?;
-        let examples = first.iter().map(read_lost).map(|lost| Example {
+        Ok((count > 0).then(|| self.lost_as(count, first.iter().map(read_lost))))
+    }
+
+    /// The same of what is lost of one tree.
+    pub(crate) fn lost_of_tree(&self, tx: &ReadTx<'_>, tree: TreeId) -> Result<Option<Reason>, ReadError> {
+        let mut of_tree = Vec::new();
+        let mut after = None;
+        loop {
+            let page = tx.salvage_lost(self.id, after, limits::PUSH_ITEMS_MAX)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            of_tree.extend(page.iter().map(read_lost).filter(|lost| lost.tree == Some(tree)));
+        }
+        let count = of_tree.len() as u64;
+        Ok((count > 0).then(|| self.lost_as(count, of_tree.into_iter().take(limits::REASON_EXAMPLES_MAX))))
+    }
+
+    fn lost_as(&self, count: u64, first: impl Iterator<Item = LostEntry>) -> Reason {
+        let examples = first.map(|lost| Example {
             scope: lost.what(),
             detail: format!("{}: {}", lost.code, lost.message),
             attempts: 0,
@@ -189,7 +208,7 @@ impl SpaceInner {
         let detail = format!("{count} entries that the node lost cannot stand in its log again");
         let mut reason = Reason::new(ReasonCode::LostByNode, self.id.short(), detail);
         (reason.count, reason.examples) = (count, examples.collect());
-        Ok(reason)
+        reason
     }
 
     async fn forget_roots(&self, roots: Vec<SalvageId>) -> Result<(), WriteError> {

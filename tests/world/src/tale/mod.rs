@@ -286,8 +286,10 @@ impl Teller {
         if let (true, Ok(store)) = (self.told.is_set_back(), self.world.store(who.name())) {
             set_back::note_chains(&self.told, who, &store);
         }
+        let held = self.told.held(who, self.world.life(who.name()));
         for space in self.spaces_of(&client) {
             hold::status_is_not_silent(who, &space)?;
+            hold::no_tree_is_better_off_than_its_space(who, &space, &held)?;
             hold::no_honest_party_is_accused(who, &space, |code| self.foes.is_true(who, space.id(), code))?;
         }
         Ok(())
