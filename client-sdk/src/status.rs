@@ -32,7 +32,7 @@ pub enum SyncState {
     Attention,
 }
 
-/// A snapshot of one space's sync: a view over durable rows and the connection.
+/// A snapshot of one space's sync: a view over durable rows, the connection, and what stops the space as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SpaceStatus {
     pub space: String,
