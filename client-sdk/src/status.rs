@@ -103,6 +103,16 @@ pub struct TreeStatus {
     pub reasons: Vec<Reason>,
 }
 
+impl TreeStatus {
+    /// Without what moves with the clock alone.
+    #[must_use]
+    pub fn timeless(&self) -> Self {
+        let mut still = self.clone();
+        still.reasons.iter_mut().for_each(Reason::stop_clocks);
+        still
+    }
+}
+
 /// Heads of a tree as a peer last told them, where they are not the ones here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ToldHeads {
@@ -137,6 +147,15 @@ pub struct PeerStatus {
     pub confirmed: Option<Confirmed>,
     /// How many requests it is given at a time now, and for how many milliseconds it asked to be left alone.
     pub budget: Option<PeerBudget>,
+}
+
+impl PeerStatus {
+    /// Without what moves with the clock alone.
+    #[must_use]
+    pub fn timeless(&self) -> Self {
+        let budget = self.budget.map(|budget| PeerBudget { hold_ms: budget.hold_ms.min(1), ..budget });
+        Self { fresh_ms: self.fresh_ms.map(|_| 0), budget, ..self.clone() }
+    }
 }
 
 /// What a peer is given at a time.
@@ -601,32 +620,41 @@ pub(crate) fn state_of(reasons: &[Reason]) -> SyncState {
 /// An age is told in whole milliseconds.
 const JUST_OVER: Duration = Duration::from_millis(2);
 
-/// The status of a space as it changes. Dropping it ends it.
-#[derive(Debug)]
-pub struct StatusStream {
+/// A status as it changes: of a space, of one tree, or of the peers. Dropping it ends it.
+pub struct StatusStream<T = SpaceStatus> {
     space: Space,
+    read: Read<T>,
+    timeless: fn(&T) -> T,
     since: u64,
-    last: Option<SpaceStatus>,
+    last: Option<T>,
 }
 
-impl StatusStream {
+type Read<T> = Box<dyn Fn(&Space) -> Result<T, ReadError> + Send + Sync>;
+
+impl<T> fmt::Debug for StatusStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusStream").field("space", &self.space).field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+impl<T: PartialEq> StatusStream<T> {
     /// The next status that differs in more than what the clock moves; the first at once. `None` when the space is closed.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn next(&mut self) -> Result<Option<SpaceStatus>, ReadError> {
+    pub async fn next(&mut self) -> Result<Option<T>, ReadError> {
         loop {
             if self.space.inner.closed.is_cancelled() {
                 return Ok(None);
             }
-            let status = self.space.status()?;
-            let timeless = status.timeless();
+            let age = self.space.inner.fresh_ms().map(Duration::from_millis);
+            let status = (self.read)(&self.space)?;
+            let timeless = (self.timeless)(&status);
             if self.last.as_ref() != Some(&timeless) {
                 self.last = Some(timeless);
                 return Ok(Some(status));
             }
             // Freshness ends by itself, without an event: that is told when it is so.
-            let age = status.fresh_ms.map(Duration::from_millis);
             let fresh = age.map_or(limits::HEARTBEAT_INTERVAL, |age| STALE.saturating_sub(age) + JUST_OVER);
             let moved = self.space.status_changed(&mut self.since);
             let _ = tokio::time::timeout(fresh.min(limits::HEARTBEAT_INTERVAL), moved).await;
@@ -648,7 +676,27 @@ impl Space {
     /// ```
     #[must_use]
     pub fn status_stream(&self) -> StatusStream {
-        StatusStream { space: self.clone(), since: 0, last: None }
+        self.statuses(Self::status, SpaceStatus::timeless)
+    }
+
+    /// The status of one tree as it changes, whether the log here has it or not.
+    #[must_use]
+    pub fn tree_status_stream(&self, tree: TreeId) -> StatusStream<TreeStatus> {
+        self.statuses(move |space| space.tree_status(tree), TreeStatus::timeless)
+    }
+
+    /// What is known of each peer's copy as it changes: the node first.
+    #[must_use]
+    pub fn peers_stream(&self) -> StatusStream<Vec<PeerStatus>> {
+        self.statuses(Self::peers, |peers| peers.iter().map(PeerStatus::timeless).collect())
+    }
+
+    fn statuses<T>(
+        &self,
+        read: impl Fn(&Self) -> Result<T, ReadError> + Send + Sync + 'static,
+        timeless: fn(&T) -> T,
+    ) -> StatusStream<T> {
+        StatusStream { space: self.clone(), read: Box::new(read), timeless, since: 0, last: None }
     }
 
     /// How one tree stands now, whether the log here has it or not.

@@ -457,11 +457,20 @@ impl SpaceInner {
         let work = Box::pin(work);
         tokio::select! {
             biased;
-            result = work => result,
+            // A client that is closed parts from its node: that is not what happened.
+            result = work => result.map_err(|failed| match failed.code {
+                NotSyncedCode::NoNode if self.is_closing() => self.ended(NotSyncedCode::Aborted, progress),
+                _ => failed,
+            }),
             () = self.closed.cancelled() => Err(self.ended(NotSyncedCode::Aborted, progress)),
             () = after(how.deadline) => Err(self.ended(NotSyncedCode::DeadlineExceeded, progress)),
             () = stalled(how.stall, progress) => Err(self.ended(NotSyncedCode::Stalled, progress)),
         }
+    }
+
+    /// The space is closed a moment after its client.
+    fn is_closing(&self) -> bool {
+        self.closed.is_cancelled() || self.shared.cancel.is_cancelled()
     }
 
     /// It ended before it was done: with everything that is known to be missing.

@@ -533,6 +533,7 @@ async fn two_members_who_were_told_two_stories_find_out_from_the_next_record_of_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_never_on_the_nodes_disk_accuses_nobody() -> Outcome {
     let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
     let ada = TestClient::create("Ada", node.address()).await;
     let bob = Person::new("Bob", node.address()).await;
     let space = ada.create_space("Club").await?;
@@ -544,18 +545,23 @@ async fn what_was_never_on_the_nodes_disk_accuses_nobody() -> Outcome {
     node.kill();
     let flushed = node.copy_store();
     node.restart();
-    // Bob's write is taken, and he is told nothing of it: a power cut takes it before the flush.
-    let bob = TestClient::open(bob).await;
+    // Bob's write is taken by the node, more than once, and he is told nothing of it: a power cut takes it before the flush.
+    let bob = TestClient::open_at(bob, relay.address()).await;
     let of_bob = bob.space(id)?;
     of_bob.await_synced_within(PATIENCE).await?;
+    relay.frames(|_| Fate::Drop);
+    relay.calls(|name| if name == "Push" { Calls::LoseAnswer } else { Calls::Forward });
+    let write = of_bob.objects().put("note", "lost", json!({ "text": "taken" })).await?.ok_or("a write")?;
+    until(&of_bob, || Ok((relay.calls_met("Push") >= 2).then_some(()))).await?;
     node.kill();
-    of_bob.objects().put("note", "lost", json!({ "text": "pending" })).await?;
+    assert!(matches!(of_bob.write_state(write)?, Some(WriteState::Pending { .. })), "he was told nothing");
     node.put_back(&flushed);
+    relay.heal();
     node.restart();
     let ada = TestClient::open(ada).await;
     let space = ada.space(id)?;
     agree(&[&space, &of_bob]).await?;
-    assert_eq!(notes(&space)?, ["lost"], "it was pending, and went out again");
+    assert_eq!(notes(&space)?, ["lost"], "it was taken, lost, and went out again");
     assert_eq!((accused(&space)?, accused(&of_bob)?), (vec![], vec![]));
     Ok(())
 }

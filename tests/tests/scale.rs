@@ -1,5 +1,4 @@
-//! Much of everything: one long tree, many trees, readers while it streams. Memory is bounded; how long it takes is printed, and
-//! judged by the benchmarks.
+//! Much of everything: one long tree, many trees, readers while it streams. Memory is bounded; how long it takes is printed.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};

@@ -255,10 +255,28 @@ async fn a_tree_that_is_here_may_be_behind() -> Outcome {
     space.await_synced_within(PATIENCE).await?;
     let no = joined.await_synced_within(A_MOMENT).await.expect_err("the edit does not come through");
     assert!(Reason::find(&no.residue, ReasonCode::Behind).is_some(), "{no:?}");
-    let status = joined.tree_status(tree)?;
+    let mut statuses = joined.tree_status_stream(tree);
+    let status = statuses.next().await?.ok_or("open")?;
     assert_eq!(status.state, SyncState::CatchingUp, "{status:?}");
     assert!(Reason::find(&status.reasons, ReasonCode::Behind).is_some(), "{status:?}");
+    let mut peers = joined.peers_stream();
+    let of_node = peers.next().await?.ok_or("open")?.remove(0);
+    assert!(of_node.missing > 0, "{of_node:?}");
     relay.heal();
+    let told = async {
+        while let Some(status) = statuses.next().await? {
+            if status.reasons.is_empty() {
+                break;
+            }
+        }
+        while let Some(now) = peers.next().await? {
+            if now[0].missing == 0 {
+                return Outcome::Ok(());
+            }
+        }
+        Err("the stream ended".into())
+    };
+    tokio::time::timeout(PATIENCE, told).await??;
     joined.await_synced_within(PATIENCE).await?;
     until(&joined, || Ok(joined.explain_tree(tree)?.is_empty().then_some(()))).await?;
     assert_eq!(joined.tree(tree)?.ok_or("here")?.changes()?.len(), 2);
