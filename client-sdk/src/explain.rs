@@ -67,9 +67,7 @@ impl SpaceInner {
         }
         reasons.extend(self.lost_reason(tx)?);
         reasons.extend(self.behind_reasons(tx)?);
-        for count in tx.write_counts(self.id)? {
-            reasons.push(self.write_reason(tx, &count)?);
-        }
+        reasons.extend(self.write_reasons(tx)?);
         reasons.extend(self.verdict_reasons(tx)?);
         reasons.extend(self.item_reason(tx, SyncItemKind::Fetch)?);
         Ok(self.with_link(reasons))
@@ -114,6 +112,15 @@ impl SpaceInner {
         let removed = acl.removed.get(&account).map(|at| format!("removed by an admin, at entry {at}"));
         let left = acl.left.get(&account).map(|at| format!("left, at entry {at}"));
         Ok(removed.or(left).map(|detail| Reason::new(ReasonCode::NotAMember, self.id.short(), detail)))
+    }
+
+    /// Own writes that are not on the node's disk, or are not known to be.
+    pub(crate) fn not_pushed(&self) -> Result<Vec<Reason>, ReadError> {
+        self.shared.store.read(|tx| self.write_reasons(tx))
+    }
+
+    fn write_reasons(&self, tx: &ReadTx<'_>) -> Result<Vec<Reason>, ReadError> {
+        tx.write_counts(self.id)?.iter().map(|count| self.write_reason(tx, count)).collect()
     }
 
     fn write_reason(&self, tx: &ReadTx<'_>, count: &WriteCount) -> Result<Reason, ReadError> {

@@ -458,9 +458,9 @@ impl SpaceInner {
         tokio::select! {
             biased;
             // A client that is closed parts from its node: that is not what happened.
-            result = work => result.map_err(|failed| match failed.code {
-                NotSyncedCode::NoNode if self.is_closing() => self.ended(NotSyncedCode::Aborted, progress),
-                _ => failed,
+            result = work => result.map_err(|failed| {
+                let parted = failed.code == NotSyncedCode::NoNode && self.is_closing();
+                if parted { self.ended(NotSyncedCode::Aborted, progress) } else { failed }
             }),
             () = self.closed.cancelled() => Err(self.ended(NotSyncedCode::Aborted, progress)),
             () = after(how.deadline) => Err(self.ended(NotSyncedCode::DeadlineExceeded, progress)),

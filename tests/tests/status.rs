@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client_sdk::{
-    Await, AwaitEvent, Level, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId, WaitFor, Waited,
+    Await, AwaitEvent, InviteOptions, Level, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeId,
+    WaitFor, Waited,
 };
 use serde_json::json;
 use sync_store::{RefusalRow, Store, StoreError, StoreKind, VerdictKind, VerdictRow, WriteId, WriteState, WriteTx};
@@ -650,9 +651,14 @@ async fn s29_an_admin_that_is_cut_off() -> Outcome {
         }
     };
     assert_eq!(tokio::time::timeout(PATIENCE, pending).await??.pending, 1);
+    let invite = space.invite(InviteOptions::approval()).await?;
+    let [missing] = &invite.not_pushed[..] else { return Err(format!("{invite:?}").into()) };
+    assert_eq!((missing.code, missing.count), (ReasonCode::Pending, 1), "who joins now does not find the milk");
     joined.await_synced().await?;
     assert_eq!(joined.objects().get("item", "milk")?, None, "what the node has, and no more");
     relay.heal();
+    space.await_durable_within(write, PATIENCE).await?;
+    assert_eq!(space.invite(InviteOptions::approval()).await?.not_pushed, []);
     space.await_durable_within(write, PATIENCE).await?;
     joined.await_object("item", "milk", PATIENCE).await?;
     assert_eq!(object(&joined, "item", "milk")?.fields["n"], 1);

@@ -1,8 +1,8 @@
 //! Invites: making, listing, ending, explaining them.
 
 use client_sdk::{
-    Client, InviteInfo, InviteMode, InviteOptions, InviteStatus, NotSyncedCode, Reason, ReceiptError, SignedReceipt,
-    Space, SpaceId, token_from_text,
+    Client, InviteInfo, InviteMode, InviteOptions, InviteStatus, NotSyncedCode, ReceiptError, SignedReceipt, Space,
+    SpaceId, token_from_text,
 };
 use serde_json::{Value, json};
 
@@ -27,14 +27,13 @@ pub(crate) async fn create(app: &App, offer: Offer) -> Result<Answer, CliError> 
             spaces.push((space, options));
         }
         let spinner = app.out.spinner("pushing what the invite is for");
-        let mut not_pushed = Vec::new();
         for (space, _) in &spaces {
-            not_pushed.extend(pushed_before(app, space).await?);
+            pushed_before(app, space).await?;
         }
         spinner.say("making the invite");
         let invite = client.invite_to(&spaces).await?;
         drop(spinner);
-        for reason in &not_pushed {
+        for reason in &invite.not_pushed {
             app.out.note(format!("not on the node yet: {reason}")).await;
         }
         let each: Vec<_> = spaces
@@ -48,7 +47,7 @@ pub(crate) async fn create(app: &App, offer: Offer) -> Result<Answer, CliError> 
             "invites": each,
             "label": offer.label,
             "token": invite.token,
-            "not_pushed": not_pushed,
+            "not_pushed": invite.not_pushed,
         });
         Ok(Answer::new(invite.token, json))
     })
@@ -69,11 +68,11 @@ fn options(app: &App, space: &Space, offer: &Offer) -> Result<InviteOptions, Cli
 }
 
 /// An invite speaks of what the node has, so ours goes there first. What cannot is named.
-async fn pushed_before(app: &App, space: &Space) -> Result<Vec<Reason>, CliError> {
+async fn pushed_before(app: &App, space: &Space) -> Result<(), CliError> {
     match space.await_synced_within(app.timeout()).await {
-        Ok(_) => Ok(Vec::new()),
         Err(error) if error.code == NotSyncedCode::NoNode => Err(error.into()),
-        Err(error) => Ok(error.residue),
+        // The invite says itself what is not there.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

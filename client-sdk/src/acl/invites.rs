@@ -14,6 +14,7 @@ use super::{keys_for, open_name, reads_from_now_on};
 use crate::client::Client;
 use crate::error::{AclError, ReadError};
 use crate::space::{Space, SpaceInner};
+use crate::status::Reason;
 
 /// What an invite offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct Invite {
     /// One for each space, in the order of the call.
     pub ids: Vec<InviteId>,
     pub token: String,
+    /// Own writes that the node did not have when the invites were made: who joins now does not find them yet.
+    pub not_pushed: Vec<Reason>,
 }
 
 impl Invite {
@@ -72,7 +75,11 @@ impl Invite {
 
 impl std::fmt::Debug for Invite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Invite").field("ids", &self.ids).field("token", &"(secret)").finish()
+        f.debug_struct("Invite")
+            .field("ids", &self.ids)
+            .field("token", &"(secret)")
+            .field("not_pushed", &self.not_pushed)
+            .finish()
     }
 }
 
@@ -185,6 +192,7 @@ struct MadeInvite {
     secret: InviteSecret,
     invited: InvitedSpace,
     expires_ms: Option<u64>,
+    not_pushed: Vec<Reason>,
 }
 
 impl SpaceInner {
@@ -195,6 +203,7 @@ impl SpaceInner {
             .map(|d| self.shared.host.wall_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
         let (space, key, offer) = (self.clone(), secret.id(), options.clone());
         self.append_acl(&move |acl: &AclState| space.create_invite(acl, key, &offer, expires_ms)).await?;
+        let not_pushed = self.not_pushed()?;
         if options.mode == InviteMode::Open && reads_from_now_on(self.acl()?.options.history, options.role) {
             self.show_space_info().await;
         }
@@ -206,7 +215,7 @@ impl SpaceInner {
             must_see: options.must_see.iter().map(|tree| TreeHeads { tree: *tree, heads: Vec::new() }).collect(),
             receipt: self.last_receipt()?.filter(|r| r.body().durable).map(|r| r.to_export()),
         };
-        Ok(MadeInvite { secret, invited, expires_ms })
+        Ok(MadeInvite { secret, invited, expires_ms, not_pushed })
     }
 
     /// An open invite by which nobody is to read what was written before begins with new keys.
@@ -253,6 +262,7 @@ impl crate::client::Shared {
     fn token(&self, made: Vec<MadeInvite>) -> Result<Invite, AclError> {
         let ids = made.iter().map(|m| m.secret.id()).collect();
         let expires_ms = made.iter().filter_map(|m| m.expires_ms).min();
+        let not_pushed = made.iter().flat_map(|m| m.not_pushed.iter().cloned()).collect();
         let token = InviteToken {
             authority: self.address.authority,
             addresses: vec![self.address.to_string()],
@@ -262,6 +272,6 @@ impl crate::client::Shared {
             expires_ms: expires_ms.unwrap_or(0),
         };
         let token = token_to_text(&Verified::sign(&token, self.account.signing_key(), None)?);
-        Ok(Invite { ids, token })
+        Ok(Invite { ids, token, not_pushed })
     }
 }

@@ -53,7 +53,8 @@ pub(super) async fn invite(
     let offers = offers.collect::<Result<Vec<_>, LocalError>>()?;
     let invite = client.invite_to(&offers).await?;
     let invites = invite.ids.iter().map(ToString::to_string).collect();
-    Ok(pb::CreateInviteResponse { token: invite.token, invites })
+    let not_pushed = invite.not_pushed.iter().map(Into::into).collect();
+    Ok(pb::CreateInviteResponse { token: invite.token, invites, not_pushed })
 }
 
 fn read_offer(client: &Client, offer: pb::InviteOffer) -> Result<(Space, InviteOptions), LocalError> {
