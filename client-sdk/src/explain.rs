@@ -65,7 +65,8 @@ impl SpaceInner {
         if tx.kv(&leave_key(self.id))?.is_some() && !reasons.iter().any(|r| r.code == ReasonCode::NotAMember) {
             reasons.push(Reason::new(ReasonCode::Leaving, self.id.short(), "kept here, not on the node yet"));
         }
-        reasons.extend(self.lost_reason(tx)?);
+        let (_, lost) = tx.salvage_counts(self.id)?;
+        reasons.extend(self.lost_reason(tx, lost)?);
         reasons.extend(self.behind_reasons(tx)?);
         reasons.extend(self.write_reasons(tx)?);
         reasons.extend(self.verdict_reasons(tx)?);

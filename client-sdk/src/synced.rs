@@ -709,11 +709,11 @@ impl SpaceInner {
 
     /// What the node lost may come back, or is lost until somebody has seen that.
     fn residue_of_salvage(&self, tx: &ReadTx<'_>, residue: &mut Residue) -> Result<(), ReadError> {
-        let (waiting, _) = tx.salvage_counts(self.id)?;
+        let (waiting, lost) = tx.salvage_counts(self.id)?;
         if waiting > 0 {
             residue.waits(ReasonCode::Rewound, waiting);
         }
-        if let Some(lost) = self.lost_reason(tx)? {
+        if let Some(lost) = self.lost_reason(tx, lost)? {
             residue.fails(lost);
         }
         Ok(())

@@ -178,10 +178,13 @@ impl SpaceInner {
         Ok(round)
     }
 
-    pub(crate) fn lost_reason(&self, tx: &ReadTx<'_>) -> Result<Option<Reason>, ReadError> {
-        let (_, count) = tx.salvage_counts(self.id)?;
+    /// What is lost, if that is anything.
+    pub(crate) fn lost_reason(&self, tx: &ReadTx<'_>, count: u64) -> Result<Option<Reason>, ReadError> {
+        if count == 0 {
+            return Ok(None);
+        }
         let first = tx.salvage_lost(self.id, None, limits::REASON_EXAMPLES_MAX)?;
-        Ok((count > 0).then(|| self.lost_as(count, first.iter().map(read_lost))))
+        Ok(Some(self.lost_as(count, first.iter().map(read_lost))))
     }
 
     /// The same of what is lost of one tree.
