@@ -126,6 +126,8 @@ pub const RESIDUE_MAX: usize = 100;
 pub const WAITS_MAX: usize = 1000;
 /// Items that the sync of a space holds in memory; the others wait in the store.
 pub const SYNC_WINDOW_MAX: usize = 256;
+/// Trees that are judged again over one reading of the log.
+pub const JUDGED_TREES_MAX: usize = 4096;
 /// Entries of a tree that are read ahead of the tail; a larger tree waits for it.
 pub const AHEAD_ENTRIES_MAX: usize = 4096;
 /// Entries that the log here must lack before a tree is fetched ahead of the tail by itself: fewer come as fast.

@@ -49,25 +49,31 @@ impl ReadTx<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Keeps a tree as it was judged again. What was derived further, objects and verdicts, is the shell's to derive again; the
-    /// object of a tree that is none any more goes.
+    /// Keeps trees as they were judged again, and sums the digest of the space up anew: in proportion to its trees, however
+    /// many of them were judged. What was derived further, objects and verdicts, is the shell's to derive again; the object
+    /// of a tree that is none any more goes.
     ///
     /// # Errors
     /// [`StoreError::UnknownSpace`], or if the store fails.
-    pub fn put_judged(&mut self, space: SpaceId, tree: TreeId, judged: &JudgedTree) -> Result<()> {
+    pub fn put_judged(&mut self, space: SpaceId, trees: &[(TreeId, JudgedTree)]) -> Result<()> {
         let space_no = self.log_no(&space)?.ok_or(StoreError::UnknownSpace { space })?;
-        let known = self.tree_no(space_no, &tree)?;
-        let tree_no = match (&judged.state, known) {
+        self.forget_orphans(space_no)?;
+        for (tree, judged) in trees {
+            self.put_judged_tree(space_no, tree, judged)?;
+        }
+        self.recount(space, space_no)
+    }
+
+    fn put_judged_tree(&mut self, space_no: i64, tree: &TreeId, judged: &JudgedTree) -> Result<()> {
+        let tree_no = match (&judged.state, self.tree_no(space_no, tree)?) {
             (Some(state), Some(tree_no)) => {
                 update_tree(&self.db, tree_no, state, 0)?;
                 Some(tree_no)
             }
-            (Some(state), None) => {
-                self.forget_orphans(space_no)?;
-                Some(insert_tree(&self.db, space_no, &tree, state, 0)?)
-            }
+            (Some(state), None) => Some(insert_tree(&self.db, space_no, tree, state, 0)?),
             (None, Some(tree_no)) => {
                 self.db.execute("DELETE FROM objects WHERE tree_no = ?1", [tree_no])?;
+                self.db.execute("UPDATE log SET tree_no = NULL WHERE tree_no = ?1", [tree_no])?;
                 self.db.execute("DELETE FROM trees WHERE tree_no = ?1", [tree_no])?;
                 None
             }
@@ -93,7 +99,7 @@ impl WriteTx<'_> {
                 self.db.execute("DELETE FROM objects WHERE tree_no = ?1", [tree_no])?;
             }
         }
-        self.recount(space, space_no)
+        Ok(())
     }
 
     /// What speaks of a tree whose row was lost: its number may be given again.

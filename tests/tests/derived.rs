@@ -1,11 +1,13 @@
 //! What a client derived from the log wrongly, or lost, it derives again by itself: as soon as it is told what others derived.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use client_sdk::{Reason, ReasonCode, Role, Space, SpaceId, SyncState, TreeId};
+use client_sdk::{NewObject, Reason, ReasonCode, Role, Space, SpaceId, SyncState, TreeId};
 use serde_json::json;
 use sync_core::judge::{Judged, JudgedTree, Standing};
+use sync_core::limits;
 use sync_core::log::Reject;
 use sync_store::{Store, StoreError, StoreKind, WriteTx};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, until};
@@ -37,6 +39,7 @@ enum Left {
 async fn derive_wrongly(dir: &Path, kind: StoreKind, space: SpaceId, trees: Vec<(TreeId, Left)>) {
     let store = Store::open(dir, kind).expect("a closed store");
     let job = move |tx: &mut WriteTx<'_>| -> Result<(), StoreError> {
+        let mut judged_trees = Vec::new();
         for (tree, left) in trees {
             let mut rows = tx.tree_changes(space, tree)?;
             rows.sort_by_key(|row| row.position.seq);
@@ -58,9 +61,9 @@ async fn derive_wrongly(dir: &Path, kind: StoreKind, space: SpaceId, trees: Vec<
                 state.heads = [rows[kept - 1].id.into()].into();
             }
             tx.delete_object(space, tree)?;
-            tx.put_judged(space, tree, &JudgedTree { entries, state })?;
+            judged_trees.push((tree, JudgedTree { entries, state }));
         }
-        Ok(())
+        tx.put_judged(space, &judged_trees)
     };
     let written = store.write(job).await.expect("a closed store");
     store.durable(written.commit).await.expect("a closed store");
@@ -111,6 +114,92 @@ async fn what_headsync_finds_to_differ_is_derived_again() -> Outcome {
     assert_eq!((status.trees, status.changes), (space.status()?.trees, space.status()?.changes));
     until(&joined, || Ok(joined.status()?.confirmed.filter(|c| c.seq == status.seq))).await?;
     agree(&[&space, &joined]).await
+}
+
+/// So much differs that the elements are listed, page by page, instead of decoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nearly_everything_differs_it_is_listed_in_pages() -> Outcome {
+    const MANY: usize = limits::HEADSYNC_PAGE_MAX + 100;
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    for n in 1..=2 {
+        let rows = (0..MANY).map(|id| NewObject {
+            object_type: "item".to_owned(),
+            id: id.to_string(),
+            fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
+        });
+        for rows in rows.collect::<Vec<_>>().chunks(1_000) {
+            space.objects().put_many(rows.to_vec()).await?;
+        }
+        space.await_synced_within(PATIENCE).await?;
+    }
+    let joined = join(&space, &member, Role::Reader).await?;
+    joined.await_synced_within(PATIENCE).await?;
+    let id = joined.id();
+    let before = until(&joined, || Ok(joined.status()?.confirmed)).await?;
+    drop(joined);
+    let dir = member.shut().await;
+    let older = (0..MANY).map(|item| Ok((tree_of(&space, item)?, Left::Older))).collect::<Outcome<Vec<_>>>()?;
+    derive_wrongly(dir.path(), StoreKind::Client, id, older).await;
+
+    let member = TestClient::open(dir).await;
+    let joined = member.space(id)?;
+    let no = joined.await_synced_within(Duration::ZERO).await.expect_err("it is another state, and will be found out");
+    assert!(!no.residue.is_empty(), "{no:?}");
+    until(&joined, || Ok(joined.status()?.confirmed.filter(|c| c.at_ms > before.at_ms))).await?;
+    assert_eq!(joined.objects().list("item")?.iter().filter(|o| o.fields["n"] == 2).count(), MANY);
+    assert_eq!(joined.explain()?, []);
+    agree(&[&space, &joined]).await
+}
+
+/// Of the trees that are to be judged again, one cannot be: its record is damaged here. It is in no other tree's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_judged_is_in_nobodys_way() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space).await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    joined.await_synced_within(PATIENCE).await?;
+    let (id, damaged) = (joined.id(), tree_of(&space, 0)?);
+    drop(joined);
+    let dir = member.shut().await;
+    let wrong = (0..ITEMS).map(|item| Ok((tree_of(&space, item)?, Left::Nothing))).collect::<Outcome<Vec<_>>>()?;
+    derive_wrongly(dir.path(), StoreKind::Client, id, wrong).await;
+    damage_record(dir.path(), id, damaged).await?;
+
+    let member = TestClient::open(dir).await;
+    let joined = member.space(id)?;
+    until(&joined, || Ok((joined.objects().list("item")?.len() == ITEMS - 1).then_some(()))).await?;
+    let failing = || Ok(joined.explain_tree(damaged)?.into_iter().find(|reason| reason.attempts > 0));
+    let reason = until(&joined, failing).await?;
+    assert_eq!(reason.code, ReasonCode::Different);
+    assert!(reason.detail.contains("damaged") && reason.next_retry_ms.is_some(), "{reason:?}");
+    joined.await_synced_within(A_MOMENT).await.expect_err("one tree is not what the node has");
+    Ok(())
+}
+
+/// One bit of the signature of a tree's first change turns over on the disk of a closed client.
+async fn damage_record(dir: &Path, space: SpaceId, tree: TreeId) -> Outcome {
+    let store = Store::open(dir, StoreKind::Client)?;
+    let place = store.read(|tx| tx.entries_of_trees(space, &BTreeSet::from([tree]), &BTreeSet::new()))?;
+    let at = *place.get(&tree).and_then(|seqs| seqs.last()).ok_or("a tree has entries")?;
+    let record = store.read(|tx| tx.entry_at(space, at))?.ok_or("it is in the log")?.record;
+    store.close().await;
+    for file in std::fs::read_dir(dir)? {
+        let path = file?.path();
+        let mut bytes = if path.is_file() { std::fs::read(&path)? } else { continue };
+        let found = bytes.windows(record.signature.len()).position(|part| *part == record.signature[..]);
+        if let Some(at) = found {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes)?;
+            return Ok(());
+        }
+    }
+    Err("no file has the signature".into())
 }
 
 /// When it is the node that derived something wrongly, its clients say that they differ, as long as it is so, and stay right.

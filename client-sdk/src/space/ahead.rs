@@ -264,7 +264,7 @@ impl SpaceInner {
             Ok(())
         };
         let stored = self.shared.store.write(job).await;
-        stored.map_err(|e| FetchError::Store(from_store_write(e).to_string()))?;
+        stored.map_err(|e| FetchError::local(&from_store_write(e)))?;
         Ok(())
     }
 
@@ -274,7 +274,7 @@ impl SpaceInner {
             Ok(tx.drop_sync_item(space, tree, SyncItemKind::Fetch)?)
         };
         let stored = self.shared.store.write(job).await;
-        stored.map_err(|e| FetchError::Store(from_store_write(e).to_string()))?;
+        stored.map_err(|e| FetchError::local(&from_store_write(e)))?;
         Ok(())
     }
 

@@ -124,8 +124,7 @@ impl SpaceInner {
             let to = tx.projected_to(space)?;
             projection.flush(tx, &shared, space, to)
         };
-        let written =
-            self.shared.store.write(job).await.map_err(|e| FetchError::Store(from_store_write(e).to_string()))?;
+        let written = self.shared.store.write(job).await.map_err(|e| FetchError::local(&from_store_write(e)))?;
         self.tell_objects(written.value, written.commit);
         // Also a tree that is no object: what follows it reads again.
         self.refresh_to(tree, written.commit);

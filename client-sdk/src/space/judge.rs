@@ -29,20 +29,26 @@ pub(super) struct Places {
 }
 
 impl SpaceInner {
-    /// Judges the trees that are wanted judged, `tree` among them, over one reading of the log.
+    /// Judges the trees that are wanted judged, `tree` among them, over one reading of the log. One whose attempt failed is
+    /// judged alone from then on, so that it is in nobody's way.
     pub(super) async fn judge_wanted(self: &Arc<Self>, tree: TreeId) -> Result<(), FetchError> {
-        let wanted =
-            self.shared.store.read(|tx| tx.sync_items_of(self.id, SyncItemKind::Judge, 0, limits::SYNC_WINDOW_MAX));
-        let mut trees: BTreeSet<_> = wanted.map_err(ReadError::from)?.into_iter().map(|item| item.tree).collect();
-        if !trees.contains(&tree) && trees.len() < limits::SYNC_WINDOW_MAX {
+        let _alone = self.judging.lock().await;
+        let Some(trees) = self.shared.store.read(|tx| judged_with(tx, self.id, tree)).map_err(ReadError::from)? else {
             // It went with another one.
             return Ok(());
-        }
-        trees.insert(tree);
-        let places = self.places_of(trees.clone(), BTreeSet::new()).await?;
-        for tree in trees {
-            let seqs = places.of.get(&tree).cloned().unwrap_or_default();
-            self.judge(tree, places.end, seqs).await?;
+        };
+        let Places { end, mut of } = self.places_of(trees.clone(), BTreeSet::new()).await?;
+        let placed = trees.into_iter().map(|tree| (tree, of.remove(&tree).unwrap_or_default())).collect();
+        for batch in batches(placed) {
+            let own = batch.iter().find(|(id, _)| *id == tree).cloned();
+            match (self.judge(batch, end).await, own) {
+                (Ok(()), _) => {}
+                (Err(_), Some(own)) => return self.judge(vec![own], end).await,
+                // Each of them has a turn of its own.
+                (Err(error), None) => {
+                    tracing::info!(space = %self.id.short(), error = %error, "trees could not be judged together");
+                }
+            }
         }
         Ok(())
     }
@@ -61,22 +67,26 @@ impl SpaceInner {
             })
         };
         let read = self.shared.host.blocking(read).await;
-        Ok(read.map_err(|e| FetchError::Store(e.to_string()))??)
+        Ok(read.map_err(|e| FetchError::local(&e))??)
     }
 
-    async fn judge(self: &Arc<Self>, tree: TreeId, end: Seq, seqs: Vec<Seq>) -> Result<(), FetchError> {
+    async fn judge(self: &Arc<Self>, trees: Vec<Placed>, end: Seq) -> Result<(), FetchError> {
         let (space, shared, ring) = (self.id, self.shared.clone(), self.ring());
-        let job = move |tx: &mut WriteTx<'_>| -> Result<Option<Vec<ObjectTouched>>, ReadError> {
-            let seqs = with_later(tx, space, tree, end, seqs)?;
-            let told = judge_in(tx, &shared, &ring, (space, tree), &seqs)?;
-            tx.drop_sync_item(space, tree, SyncItemKind::Judge)?;
-            Ok(told)
+        let job = move |tx: &mut WriteTx<'_>| -> Result<Corrected, ReadError> {
+            let mut trees = trees;
+            add_later(tx, space, end, &mut trees)?;
+            let corrected = judge_in(tx, &shared, &ring, space, &trees)?;
+            for (tree, _) in trees {
+                tx.drop_sync_item(space, tree, SyncItemKind::Judge)?;
+            }
+            Ok(corrected)
         };
         let written = self.shared.store.write(job).await;
-        let written = written.map_err(|e| FetchError::Store(from_store_write(e).to_string()))?;
-        if let Some(objects) = written.value {
+        let written = written.map_err(|e| FetchError::local(&from_store_write(e)))?;
+        let Corrected { trees, objects } = written.value;
+        self.tell_objects(objects, written.commit);
+        for tree in trees {
             tracing::warn!(space = %self.id.short(), tree = %tree.short(), "a tree was derived wrongly, and is right now");
-            self.tell_objects(objects, written.commit);
             self.refresh_to(tree, written.commit);
             self.emit(Event::Tree { space: self.id, tree });
         }
@@ -85,31 +95,91 @@ impl SpaceInner {
     }
 }
 
-/// With what was appended since the log was read.
-fn with_later(
-    tx: &ReadTx<'_>,
-    space: SpaceId,
-    tree: TreeId,
-    end: Seq,
-    mut seqs: Vec<Seq>,
-) -> Result<Vec<Seq>, ReadError> {
+/// A tree, and where its entries stand.
+type Placed = (TreeId, Vec<Seq>);
+
+/// What did not stand as the log says, and does now.
+struct Corrected {
+    trees: Vec<TreeId>,
+    objects: Vec<ObjectTouched>,
+}
+
+/// The trees that are judged when it is the turn of one; `None` if that is not wanted any more.
+fn judged_with(tx: &ReadTx<'_>, space: SpaceId, tree: TreeId) -> Result<Option<BTreeSet<TreeId>>, StoreError> {
+    let Some(own) = tx.sync_item(space, tree, SyncItemKind::Judge)? else { return Ok(None) };
+    if own.attempts > 0 {
+        return Ok(Some(BTreeSet::from([tree])));
+    }
+    let wanted = tx.sync_items_of(space, SyncItemKind::Judge, 0, limits::JUDGED_TREES_MAX)?;
+    let untried = wanted.into_iter().filter(|item| item.attempts == 0).map(|item| item.tree);
+    Ok(Some(untried.chain([tree]).collect()))
+}
+
+/// As many trees at a time as have entries for one commit, and one at least.
+fn batches(trees: Vec<Placed>) -> Vec<Vec<Placed>> {
+    let mut batches: Vec<Vec<Placed>> = Vec::new();
+    let mut entries = 0;
+    for (tree, seqs) in trees {
+        entries += seqs.len();
+        match batches.last_mut().filter(|_| entries <= limits::PUSH_ITEMS_MAX) {
+            Some(batch) => batch.push((tree, seqs)),
+            None => {
+                entries = seqs.len();
+                batches.push(vec![(tree, seqs)]);
+            }
+        }
+    }
+    batches
+}
+
+/// Adds what was appended since the log was read.
+fn add_later(tx: &ReadTx<'_>, space: SpaceId, end: Seq, trees: &mut [Placed]) -> Result<(), ReadError> {
+    let mut places: BTreeMap<TreeId, &mut Vec<Seq>> = trees.iter_mut().map(|(tree, seqs)| (*tree, seqs)).collect();
     let mut after = end;
     loop {
         let page = tx.entries(space, after, limits::PUSH_ITEMS_MAX, limits::BATCH_BYTES_MAX)?;
-        let Some(last) = page.last() else { return Ok(seqs) };
+        let Some(last) = page.last() else { return Ok(()) };
         after = last.position.seq;
-        seqs.extend(page.iter().filter(|entry| entry.tree == Some(tree)).map(|entry| entry.position.seq));
+        for entry in &page {
+            if let Some(seqs) = entry.tree.and_then(|tree| places.get_mut(&tree)) {
+                seqs.push(entry.position.seq);
+            }
+        }
     }
 }
 
-/// Judges one tree; `None` if everything stands as it did.
+/// Judges trees, and keeps those that do not stand as judged.
 fn judge_in(
     tx: &mut WriteTx<'_>,
     shared: &Shared,
     ring: &KeyRing,
-    (space, tree): (SpaceId, TreeId),
-    seqs: &[Seq],
-) -> Result<Option<Vec<ObjectTouched>>, ReadError> {
+    space: SpaceId,
+    trees: &[Placed],
+) -> Result<Corrected, ReadError> {
+    let acl = acl_walk(tx, space)?;
+    let (mut corrected, mut wrong) = (Vec::new(), Vec::new());
+    for (tree, seqs) in trees {
+        let rows = rows_at(tx, space, seqs)?;
+        let logged = logged(&rows)?;
+        let judged = judge_tree(*tree, &mut acl.clone(), &logged).map_err(|e| damaged(&e))?;
+        if tx.tree(space, *tree)? == judged.state && stands(&rows, &judged) {
+            continue;
+        }
+        for (entry, at) in judged.entries.iter().zip(&logged) {
+            keep_verdict(tx, (space, *tree), at.submission.id(), entry)?;
+        }
+        corrected.push(*tree);
+        wrong.push((*tree, judged));
+    }
+    if wrong.is_empty() {
+        return Ok(Corrected { trees: corrected, objects: Vec::new() });
+    }
+    tx.put_judged(space, &wrong)?;
+    let objects = project::derive_again(tx, shared, space, ring, &corrected)?;
+    Ok(Corrected { trees: corrected, objects })
+}
+
+fn rows_at(tx: &ReadTx<'_>, space: SpaceId, seqs: &[Seq]) -> Result<Vec<LogRow>, ReadError> {
     let mut rows = Vec::with_capacity(seqs.len());
     for seq in seqs {
         let Some(mut row) = tx.entry_at(space, *seq)? else { continue };
@@ -117,16 +187,7 @@ fn judge_in(
         row.record.payload = None;
         rows.push(row);
     }
-    let logged = logged(&rows)?;
-    let judged = judge_tree(tree, &mut acl_walk(tx, space)?, &logged).map_err(|e| damaged(&e))?;
-    if tx.tree(space, tree)? == judged.state && stands(&rows, &judged) {
-        return Ok(None);
-    }
-    tx.put_judged(space, tree, &judged)?;
-    for (entry, at) in judged.entries.iter().zip(&logged) {
-        keep_verdict(tx, (space, tree), at.submission.id(), entry)?;
-    }
-    Ok(Some(project::derive_again(tx, shared, space, ring, &[tree])?))
+    Ok(rows)
 }
 
 fn keep_verdict(

@@ -76,6 +76,8 @@ pub(crate) struct SpaceInner {
     outbox_moved: AtomicBool,
     /// Something more is wanted, and kept.
     sync_wanted: Notify,
+    /// Held while trees are judged again: one reading of the log serves all that are wanted.
+    judging: tokio::sync::Mutex<()>,
     /// What trees that were fetched ahead of the tail are read with.
     ahead: RwLock<Option<Arc<ahead::Ahead>>>,
     /// The ACL that they are decided with.
@@ -129,6 +131,7 @@ impl SpaceInner {
             push_wanted: Notify::new(),
             outbox_moved: AtomicBool::new(false),
             sync_wanted: Notify::new(),
+            judging: tokio::sync::Mutex::default(),
             ahead: RwLock::new(ahead),
             ahead_acl: ahead::Shown::default(),
             recovery: recovery::Recovery::default(),

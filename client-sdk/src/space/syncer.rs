@@ -16,6 +16,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::{Space, SpaceInner};
 use crate::connect::Conn;
 use crate::error::{CallError, ReadError};
+use crate::link::chain;
 
 /// Why an item was not fetched.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -28,26 +29,31 @@ pub(super) enum FetchError {
     /// The node does not know the tree: nobody's write of it reached it.
     #[error("the node does not have the tree")]
     NoTree,
-    #[error("the local store failed: {0}")]
-    Store(String),
+    /// What failed here, with its causes.
+    #[error("{0}")]
+    Local(String),
     #[error("the attempt panicked")]
     Panicked,
 }
 
 impl From<ReadError> for FetchError {
     fn from(error: ReadError) -> Self {
-        Self::Store(error.to_string())
+        Self::local(&error)
     }
 }
 
 impl FetchError {
+    pub(super) fn local(error: &dyn std::error::Error) -> Self {
+        Self::Local(chain(error))
+    }
+
     /// As it is kept; 0 for what has no code of the rules or the node.
     fn number(&self) -> i32 {
         match self {
             Self::Call(CallError::Refused(failure)) => failure.code.number(),
             Self::NoContent(_) => Code::PayloadMissing.number(),
             Self::NoTree => Code::MissingRoot.number(),
-            Self::Call(_) | Self::Store(_) | Self::Panicked => 0,
+            Self::Call(_) | Self::Local(_) | Self::Panicked => 0,
         }
     }
 
@@ -63,7 +69,7 @@ impl FetchError {
             Self::Call(CallError::Refused(_) | CallError::BadAnswer(_))
             | Self::NoContent(_)
             | Self::NoTree
-            | Self::Store(_)
+            | Self::Local(_)
             | Self::Panicked => End::Failed { jitter },
         }
     }

@@ -132,7 +132,7 @@ fn a_heartbeat_shows_what_was_derived_wrongly() {
             let rows = tx.tree_changes(space, tree)?.into_iter();
             let entries = rows.map(|row| Judged { root: None, at: row.position.seq, standing: standing() }).collect();
             tx.delete_object(space, tree)?;
-            tx.put_judged(space, tree, &JudgedTree { entries, state: None })
+            tx.put_judged(space, &[(tree, JudgedTree { entries, state: None })])
         };
         world.store("bob").expect("it runs").write(derive_wrongly).await.expect("it is written");
         assert_eq!(there.objects().list("note").expect("it is readable").len(), 1);
