@@ -5,6 +5,7 @@
 
 mod head_sync;
 mod space_open;
+mod stories;
 
 use sync_tests::harness::Outcome;
 
@@ -13,7 +14,8 @@ async fn main() -> Outcome {
     if cfg!(debug_assertions) {
         return Err("a debug build says nothing of speed: scripts/bench".into());
     }
-    let rows = space_open::run().await?;
+    let mut rows = space_open::run().await?;
+    rows.extend(stories::run().await?);
     println!("| benchmark | what | median | least | most |\n|---|---|---|---|---|");
     for row in rows {
         println!("{row}");
@@ -22,6 +24,10 @@ async fn main() -> Outcome {
         println!("{line}");
     }
     Ok(())
+}
+
+fn millis(took: std::time::Duration) -> f64 {
+    took.as_secs_f64() * 1e3
 }
 
 /// One line of the results.

@@ -12,7 +12,7 @@ use sync_core::record::{AclRecord, Kind, verify_as};
 use sync_store::{Store, StoreKind};
 use sync_tests::harness::{NodeProcess, Outcome, TestClient, config};
 
-use crate::Row;
+use crate::{Row, millis};
 
 const MEMBERS: usize = 1_000;
 const ROTATIONS: usize = 100;
@@ -77,8 +77,4 @@ async fn read_and_verify(dir: &Path, space: SpaceId) -> Outcome<Duration> {
     assert!(contents > ROTATIONS);
     store.close().await;
     Ok(took)
-}
-
-fn millis(took: Duration) -> f64 {
-    took.as_secs_f64() * 1e3
 }

@@ -149,6 +149,7 @@ pub(crate) fn of_write(error: &WriteError) -> Exit {
         | WriteError::NotAnObject
         | WriteError::Canonical(_)
         | WriteError::Ops(_)
+        | WriteError::ObjectTree { .. }
         | WriteError::TooManyParents { .. }
         | WriteError::Record(_)
         | WriteError::Content(_) => Exit::Usage,

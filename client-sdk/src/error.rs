@@ -123,6 +123,10 @@ pub enum WriteError {
     Content(#[source] ContentError),
     #[error("write {write} is not a refused one")]
     NotRefused { write: sync_store::WriteId },
+    #[error(
+        "{tree} is the tree of an object: what is appended to it as something else is void for everybody; put the object"
+    )]
+    ObjectTree { tree: TreeId },
     #[error("parent {0} is neither logged nor pending in this tree")]
     UnknownParent(sync_core::ids::ChangeId),
     #[error("a change has at most {max} parents, not {actual}")]
@@ -168,6 +172,7 @@ impl WriteError {
             Self::Ops(_) => "BAD_OPERATION",
             Self::Content(_) => "TOO_LARGE",
             Self::NotRefused { .. } => "NOT_REFUSED",
+            Self::ObjectTree { .. } => "OBJECT_TREE",
             Self::UnknownParent(_) => "MISSING_PARENT",
             Self::TooManyParents { .. } => "BAD_PARENTS",
             Self::Record(error) => Code::from(error).name(),

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use client_sdk::{NotSynced, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState};
+use client_sdk::{
+    Await, Level, NotSynced, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState, TreeWrite, WriteError,
+};
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, object, until};
-use sync_tests::relay::{Fate, Relay, entries};
+use sync_tests::hostile::{Pen, Person, Said, id_of};
+use sync_tests::relay::{Calls, Fate, Relay, entries};
 use tokio::task::JoinSet;
 
 /// What must not succeed is given this long.
@@ -196,5 +199,64 @@ async fn s44_others_who_write_all_the_time_do_not_hold_it_up() -> Outcome {
     space.await_synced().await?;
     joined.await_synced().await?;
     assert_eq!(object(space, "counter", "c")?, object(joined, "counter", "c")?);
+    Ok(())
+}
+
+/// At the level RECEIVED an own write is waited for until the node's log has it, and the receipt is the one that fixed the target.
+#[tokio::test(flavor = "multi_thread")]
+async fn received_waits_for_the_log_and_durable_for_a_receipt() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    assert!(space.await_synced().await?.equal_now);
+    // The write stands in no log before the target is fixed, and nothing is certified after that.
+    let mut certified = false;
+    relay.calls(move |name| match name {
+        "Push" if !certified => Calls::Refuse,
+        "Certify" if certified => Calls::Refuse,
+        "Certify" => {
+            certified = true;
+            Calls::Forward
+        }
+        _ => Calls::Forward,
+    });
+    let write = space.objects().put("item", "milk", json!({ "n": 1 })).await?.ok_or("a write")?;
+    let received = space.await_synced_with(&Await::default().level(Level::Received)).await?;
+    let logged = space.await_write(write, &Await::default().level(Level::Received)).await?.seq;
+    assert!(received.receipt.body().seq < logged, "{:?} covers {logged}", received.receipt.body());
+    assert!(!received.equal_now, "the log went on");
+    no(space.await_synced_within(A_MOMENT).await)?;
+    relay.heal();
+    let durable = space.await_synced().await?;
+    assert!(durable.receipt.body().seq >= logged && durable.equal_now);
+    Ok(())
+}
+
+/// What its author made wrongly is settled, the same for everybody, and named. Who would make it by mistake is told so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_void_is_settled_and_named() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let admin = Person::new("Admin", node.address()).await;
+    let member = TestClient::create("Member", node.address()).await;
+    let space = admin.client.create_space("Club").await?;
+    let joined = join(&space, &member, Role::Writer).await?;
+    space.objects().put("item", "milk", json!({ "n": 1 })).await?;
+    space.await_synced().await?;
+    let tree = space.objects().tree_id("item", "milk")?;
+    let append = space.append(tree, "text".to_owned(), vec![TreeWrite { parents: None, payload: "next".into() }]).await;
+    assert!(matches!(append, Err(WriteError::ObjectTree { tree: of }) if of == tree), "{append:?}");
+    assert_eq!(space.status()?.pending, 0);
+
+    let heads: Vec<_> = space.tree(tree)?.ok_or("it is here")?.snapshot()?.heads.iter().copied().collect();
+    let mut patched = admin.patched(node.address()).await;
+    let wrong = Pen::of(&mut patched, space.id()).await.next(tree, &heads, |_, _| {});
+    let void = vec![(tree, id_of(&wrong))];
+    assert_eq!(patched.push(space.id(), vec![wrong]).await?, [Said::Accepted]);
+    for space in [&space, &joined] {
+        assert_eq!(space.await_synced().await?.void, void);
+        assert_eq!(object(space, "item", "milk")?.fields["n"], 1);
+        assert_eq!((space.status()?.void, space.explain()?), (1, vec![]));
+    }
     Ok(())
 }

@@ -45,7 +45,7 @@ fn answer_fetches(relay: &Relay, with: Calls) -> Arc<AtomicUsize> {
     asked
 }
 
-/// S17: the node is not available, again and again, for one tree: attempts and next retry are visible, and success clears them.
+/// S17: the node is not available, five times, for one tree: attempts and next retry are visible, and success clears them.
 #[tokio::test(flavor = "multi_thread")]
 async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
     let mut node = NodeProcess::start_with(&["--plaintext"]);
@@ -64,7 +64,7 @@ async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
         let reasons = joined.explain()?;
         let missing = Reason::find(&reasons, ReasonCode::ContentMissing);
         let fetching = missing.and_then(|r| Reason::find(&r.causes, ReasonCode::Fetching));
-        Ok(fetching.filter(|r| r.attempts >= 2 && r.next_retry_ms.is_some()).cloned())
+        Ok(fetching.filter(|r| r.attempts >= 5 && r.next_retry_ms.is_some()).cloned())
     };
     let fetching = until(&joined, failing).await?;
     assert!(fetching.since_ms.is_some(), "{fetching:?}");
@@ -86,7 +86,7 @@ async fn s17_a_tree_that_fails_is_tried_again_until_it_comes() -> Outcome {
     let status = joined.status()?;
     assert_eq!((status.missing, status.wanted, status.failing), (0, 0, 0));
     assert_eq!(joined.explain()?, []);
-    assert!(refused.load(Ordering::SeqCst) >= 2);
+    assert!(refused.load(Ordering::SeqCst) >= 5);
     Ok(())
 }
 
@@ -160,6 +160,7 @@ async fn s19_a_stream_that_is_cut_goes_on_where_it_stopped() -> Outcome {
     assert!(cut_at.load(Ordering::SeqCst) > 0, "it was cut");
     assert_eq!(joined.objects().list("item")?.len(), 100, "no gap");
     let came = came.load(Ordering::SeqCst);
+    eprintln!("{came} of {total} {cut_at:?}");
     assert!(came < total * 16 / 10, "{came} entries came of {total}: it began anew");
     Ok(())
 }

@@ -115,8 +115,8 @@ async fn write_long(space: &Space, count: usize) -> Outcome<TreeId> {
 #[tokio::test(flavor = "multi_thread")]
 async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
     let _alone = ALONE.lock().await;
-    const OBJECTS: usize = 200;
-    const ROUNDS: u64 = 10;
+    const OBJECTS: usize = 2_000;
+    const ROUNDS: u64 = 3;
     let node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
     let member = TestClient::create("Member", node.address()).await;
@@ -129,7 +129,7 @@ async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
                 id: n.to_string(),
                 fields: json!({ "a": round, "b": round, "c": round }).as_object().cloned().unwrap_or_default(),
             };
-            for chunk in (0..OBJECTS).collect::<Vec<_>>().chunks(20) {
+            for chunk in (0..OBJECTS).collect::<Vec<_>>().chunks(100) {
                 space.objects().put_many(chunk.iter().copied().map(row).collect()).await?;
             }
         }

@@ -216,6 +216,7 @@ fn of_write(error: &WriteError) -> Grpc {
         | WriteError::NotAnObject
         | WriteError::Canonical(_)
         | WriteError::Ops(_)
+        | WriteError::ObjectTree { .. }
         | WriteError::TooManyParents { .. }
         | WriteError::Record(_)
         | WriteError::Content(_) => Grpc::InvalidArgument,
@@ -317,6 +318,7 @@ fn write_subject(error: &WriteError) -> String {
         WriteError::NoSuchObject { object_type, id } => format!("{object_type}/{id}"),
         WriteError::NotRefused { write } => write.to_string(),
         WriteError::UnknownParent(change) => change.to_string(),
+        WriteError::ObjectTree { tree } => tree.to_string(),
         WriteError::BadName { what, .. } => (*what).to_owned(),
         WriteError::Read(error) => read_subject(error),
         WriteError::Rejected(_)

@@ -556,7 +556,7 @@ impl Space {
     /// Appends changes to a tree that is here, in one transaction.
     ///
     /// # Errors
-    /// [`WriteError`]; nothing is written then.
+    /// [`WriteError`], [`WriteError::ObjectTree`] for a tree that is written with [`crate::Objects::put`]; nothing is written then.
     pub async fn append(
         &self,
         tree: TreeId,
@@ -573,6 +573,9 @@ impl Space {
             Ok(record.and_then(|r| verify_as::<TreeRoot>(r).ok()).map(|r| *r.body()))
         })?;
         let root = root.ok_or(Reject::MissingRoot { tree })?;
+        if let TreeName::Tag(_) = root.name {
+            return Err(WriteError::ObjectTree { tree });
+        }
         self.write_tree(root, data_type, writes).await
     }
 

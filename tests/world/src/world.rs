@@ -156,8 +156,8 @@ impl Plan {
 
 /// One thread, and a clock that jumps to the next timer when there is nothing to do.
 ///
-/// Which of several waiting tasks is woken first is chance in tokio, unless it is built with `--cfg tokio_unstable`: then the
-/// seed decides that, too. `scripts/simulate` builds so.
+/// Which of several waiting tasks is woken first is chance in tokio, unless it is built with `--cfg tokio_unstable`, as this
+/// workspace is: then the seed decides that, too.
 fn runtime(seed: u64) -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().start_paused(true);

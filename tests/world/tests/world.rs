@@ -24,7 +24,7 @@ fn stories_from_seeds_break_nothing() -> Result<(), String> {
     Ok(())
 }
 
-/// Needs the build of `scripts/simulate`: without it, which of several waiting tasks is woken first is chance.
+/// Without this flag, which of several waiting tasks is woken first is chance.
 #[cfg(tokio_unstable)]
 #[test]
 fn a_seed_replays_to_the_last_line() {
