@@ -1,8 +1,10 @@
-"""The seed story (S01, S02) through the local service, from Python: two daemons, a real node between them.
+"""The seed story (S01 to S03, S05 to S08) through the local service, from Python: two daemons, a real node between them.
 
 usage: seed_story.py PROTO_DIR ADMIN_DATA MEMBER_DATA
 """
 
+import concurrent.futures
+import itertools
 import json
 import pathlib
 import sys
@@ -57,8 +59,8 @@ def story(pb, admin, member):
     # A space, a profile for somebody who is not in it yet, an invite that names it.
     space = admin.CreateSpace(pb.CreateSpaceRequest(name="Club"), timeout=PATIENCE).space
     profile = pb.ObjectRef(type="profile", id=bo.account)
-    offer = pb.InviteOffer(space=space, must_see=[pb.TreeRef(object=profile)], label="for Bo")
-    invite = admin.CreateInvite(pb.CreateInviteRequest(offers=[offer]), timeout=PATIENCE)
+    promised = pb.InviteOffer(space=space, must_see=[pb.TreeRef(object=profile)], label="for Bo")
+    invite = admin.CreateInvite(pb.CreateInviteRequest(offers=[promised]), timeout=PATIENCE)
     shown = member.ShowInvite(pb.ShowInviteRequest(token=invite.token))
     assert [s.space for s in shown.spaces] == [space] and shown.inviter == ada.account
 
@@ -164,12 +166,103 @@ def story(pb, admin, member):
     fails(pb, "NOT_A_WRITER", member.PutObject, note)
 
 
+def joined(stub, pb, token):
+    """Joins with a token of an open invite; the spaces that are ready."""
+    steps = list(stub.Join(pb.JoinRequest(token=token, timeout_ms=PATIENCE_MS), timeout=PATIENCE))
+    assert steps[-1].WhichOneof("step") == "ready", steps[-1]
+    return [s.space for s in steps[-1].ready.spaces]
+
+
+def made(stub, pb, name):
+    return stub.CreateSpace(pb.CreateSpaceRequest(name=name), timeout=PATIENCE).space
+
+
+def invited(stub, pb, *offers):
+    """An open invite, which lets everybody in who holds its token."""
+    return stub.CreateInvite(pb.CreateInviteRequest(offers=offers), timeout=PATIENCE).token
+
+
+def listed(stub, pb, space, kind):
+    request = pb.ListObjectsRequest(space=space, type=kind, page_size=1000)
+    return {o.id: fields(o) for o in stub.ListObjects(request, timeout=PATIENCE).objects}
+
+
+def offer(pb, space, **more):
+    return pb.InviteOffer(space=space, role=pb.ROLE_WRITER, mode=pb.INVITE_MODE_OPEN, **more)
+
+
+def races(pb, admin, member, bo):
+    """The profile is written while its owner joins (S03): it comes, and there is one of it."""
+    for n in range(10):
+        space = made(admin, pb, f"Race {n}")
+        token = invited(admin, pb, offer(pb, space))
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            join = threads.submit(joined, member, pb, token)
+            written = threads.submit(put, admin, pb, space, "profile", bo, n=n)
+            assert join.result() == [space] and written.result().write
+        waiting = member.AwaitObject(
+            pb.AwaitObjectRequest(space=space, type="profile", id=bo, patience=pb.Patience(timeout_ms=PATIENCE_MS)),
+            timeout=PATIENCE,
+        )
+        assert fields(list(waiting)[-1].object) == {"n": n}
+        synced(member, pb, space)
+        assert listed(member, pb, space, "profile") == {bo: {"n": n}}
+
+
+def all_but_mine(pb, admin, member, bo):
+    """200 profiles, one's own the last (S06): await_synced brings 201."""
+    space = made(admin, pb, "Crowd")
+    for n in range(200):
+        put(admin, pb, space, "profile", f"somebody-{n}", n=n)
+    token = invited(admin, pb, offer(pb, space))
+    assert joined(member, pb, token) == [space]
+    write = put(admin, pb, space, "profile", bo, mine=True).write
+    assert list(admin.AwaitDurable(pb.AwaitDurableRequest(space=space, write=write), timeout=PATIENCE))[-1].settled
+    synced(member, pb, space)
+    profiles = listed(member, pb, space, "profile")
+    assert len(profiles) == 201 and profiles[bo] == {"mine": True}
+
+
+def two_spaces(pb, admin, member, bo):
+    """One token, two spaces (S07)."""
+    spaces = [made(admin, pb, name) for name in ("Here", "There")]
+    for space in spaces:
+        put(admin, pb, space, "profile", bo, where=space)
+    must_see = [pb.TreeRef(object=pb.ObjectRef(type="profile", id=bo))]
+    token = invited(admin, pb, *(offer(pb, space, must_see=must_see) for space in spaces))
+    assert sorted(joined(member, pb, token)) == sorted(spaces)
+    for space in spaces:
+        assert listed(member, pb, space, "profile") == {bo: {"where": space}}
+    assert sorted(joined(member, pb, token)) == sorted(spaces), "the same account may use it again"
+
+
+def six_orders(pb, admin, member, bo):
+    """A type, a profile and a credential, in all six orders (S08): one state."""
+    objects = [("type", "member", {"fields": 2}), ("profile", bo, {"type": "member"}), ("credential", bo, {"by": "Ada"})]
+    for order in itertools.permutations(objects):
+        space = made(admin, pb, "Order")
+        token = invited(admin, pb, offer(pb, space))
+        for kind, name, values in order[:2]:
+            put(admin, pb, space, kind, name, **values)
+        assert joined(member, pb, token) == [space]
+        kind, name, values = order[2]
+        put(admin, pb, space, kind, name, **values)
+        synced(admin, pb, space), synced(member, pb, space)
+        for stub in (admin, member):
+            for kind, name, values in objects:
+                assert listed(stub, pb, space, kind) == {name: values}, (order, kind)
+
+
 def main():
-    protos, admin, member = (pathlib.Path(arg) for arg in sys.argv[1:4])
+    protos, *data = (pathlib.Path(arg) for arg in sys.argv[1:4])
     with tempfile.TemporaryDirectory() as generated:
         pb, stubs = generate(protos, pathlib.Path(generated))
-        with connect(pb, stubs, admin) as first, connect(pb, stubs, member) as second:
-            story(pb, stubs.ClientStub(first), stubs.ClientStub(second))
+        with connect(pb, stubs, data[0]) as first, connect(pb, stubs, data[1]) as second:
+            admin, member = stubs.ClientStub(first), stubs.ClientStub(second)
+            story(pb, admin, member)
+            bo = member.GetMe(pb.GetMeRequest()).account
+            for chapter in (races, all_but_mine, two_spaces, six_orders):
+                chapter(pb, admin, member, bo)
     print("the seed story holds")
 
 

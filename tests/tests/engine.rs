@@ -1,8 +1,8 @@
 //! The engine of a space: what failed is tried again for as long as it takes, what is bad holds up nothing else, and what
 //! somebody waits for comes first.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client_sdk::{
@@ -11,9 +11,10 @@ use client_sdk::{
 };
 use serde_json::json;
 use sync_core::limits;
+use sync_proto::v1::HeadUpdate;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, until};
 use sync_tests::process::ClientProcess;
-use sync_tests::relay::{Calls, Fate, Relay, entries};
+use sync_tests::relay::{Calls, Fate, Frame, Relay, entries};
 use sync_tests::spoil::{mend, spoil};
 
 /// What must not succeed is given this long.
@@ -127,11 +128,11 @@ async fn s18_one_poison_tree_among_500() -> Outcome {
     Ok(())
 }
 
-/// S19: the stream is cut at 60 %: it goes on where it stopped, and nothing comes twice but what was on its way.
+/// S19: the stream is cut at 60 %: it goes on where it stopped, without a gap, and nothing comes twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn s19_a_stream_that_is_cut_goes_on_where_it_stopped() -> Outcome {
     let node = NodeProcess::start_with(&["--plaintext"]);
-    let relay = Arc::new(Relay::start(node.address()).await);
+    let relay = Relay::start(node.address()).await;
     let admin = TestClient::create("Admin", node.address()).await;
     let member = TestClient::create("Member", relay.address()).await;
     let space = admin.create_space("Club").await?;
@@ -140,29 +141,59 @@ async fn s19_a_stream_that_is_cut_goes_on_where_it_stopped() -> Outcome {
     for n in 0..100 {
         space.objects().put("item", &n.to_string(), json!({ "n": n, "text": text })).await?;
     }
-    let total = usize::try_from(space.await_synced().await?.receipt.body().seq.0)?;
-    let (came, cut_at) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let invite = space.invite(InviteOptions { role: Role::Reader, ..InviteOptions::open() }).await?;
-    let (counted, noted) = (came.clone(), cut_at.clone());
-    let cutter = Arc::downgrade(&relay);
-    relay.frames(move |frame| {
-        let came = counted.fetch_add(entries(frame), Ordering::SeqCst) + entries(frame);
-        if came >= total * 6 / 10 && noted.swap(came.max(1), Ordering::SeqCst) == 0 {
-            // From another task: the rules are held here.
-            let cutter = cutter.clone();
-            tokio::spawn(async move { cutter.upgrade().inspect(|relay| relay.cut()) });
+    let total = space.await_synced().await?.receipt.body().seq.0;
+    let line = Arc::new(Mutex::new(Line::default()));
+    let (counted, id) = (line.clone(), space.id().to_bytes());
+    relay.frames(move |frame| match frame {
+        Frame::Update(update) if update.space == id => {
+            counted.lock().expect("nobody panicked").pass(update, total * 6 / 10)
         }
-        Fate::Pass
+        Frame::Subscribed(subscribed) if subscribed.space == id => {
+            counted.lock().expect("nobody panicked").is_stuck = false;
+            Fate::Pass
+        }
+        _ => Fate::Pass,
     });
+    let invite = space.invite(InviteOptions { role: Role::Reader, ..InviteOptions::open() }).await?;
     let joining = member.join(&invite.token).await?;
-    let joined = joining.ready(PATIENCE).await?.remove(0);
+    joining.ready(A_MOMENT).await.expect_err("the rest does not come");
+    let joined = member.space(space.id())?;
+    let passed = || line.lock().expect("nobody panicked").last;
+    until(&joined, || Ok((joined.status()?.seq == passed()).then_some(()))).await?;
+    assert!((total / 3..total * 6 / 10).contains(&passed()), "{} of {total}", passed());
+    relay.cut();
     joined.await_synced_within(PATIENCE).await?;
-    assert!(cut_at.load(Ordering::SeqCst) > 0, "it was cut");
     assert_eq!(joined.objects().list("item")?.len(), 100, "no gap");
-    let came = came.load(Ordering::SeqCst);
-    eprintln!("{came} of {total} {cut_at:?}");
-    assert!(came < total * 16 / 10, "{came} entries came of {total}: it began anew");
+    assert!(passed() >= total, "{} of {total}", passed());
+    let twice = line.lock().expect("nobody panicked").twice;
+    assert_eq!(twice, 0, "what was here came again");
     Ok(())
+}
+
+/// What came through of a tail that is cut once.
+#[derive(Default)]
+struct Line {
+    last: u64,
+    /// Entries that came although they had come before.
+    twice: usize,
+    is_stuck: bool,
+    was_cut: bool,
+}
+
+impl Line {
+    /// Everything up to an entry, and then nothing until the tail is asked for anew.
+    fn pass(&mut self, update: &HeadUpdate, up_to: u64) -> Fate {
+        let Some(last) = update.entries.last().map(|entry| entry.seq) else { return Fate::Pass };
+        if !self.was_cut && last >= up_to {
+            (self.is_stuck, self.was_cut) = (true, true);
+        }
+        if self.is_stuck {
+            return Fate::Drop;
+        }
+        self.twice += update.entries.iter().filter(|entry| entry.seq <= self.last).count();
+        self.last = last;
+        Fate::Pass
+    }
 }
 
 /// S47: killed with three pending pushes and two failing trees, started again without a node: the status shows the same five.
