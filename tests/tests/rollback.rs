@@ -273,7 +273,7 @@ async fn a_recognised_restore_in_a_story_of_removals_and_rotations_accuses_nobod
         assert_eq!(accused(space)?, [], "a recognised restore accuses nobody");
         assert_eq!(space.lost(0, 9)?, []);
         assert_eq!(notes(space)?, [&ALL_NOTES[..], &["new"]].concat());
-        assert_eq!(space.explain()?, []);
+        assert_eq!((space.refused()?, space.explain()?), (vec![], vec![]));
     }
     let of_carl = carl.space(id)?;
     sync_tests::harness::gone(&of_carl).await?;
@@ -312,6 +312,7 @@ async fn an_unrecognised_one_in_the_same_story_is_accused_and_loses_nothing_eith
     hold(&receipts.iter().collect::<Vec<_>>(), &all).await?;
     for space in all {
         assert_eq!(notes(space)?, ALL_NOTES);
+        assert_eq!(space.refused()?, [], "the node had certified all of it");
         assert!(accused(space)?.iter().all(|(_, state)| *state == AccusationState::MadeGood), "{:?}", accused(space)?);
     }
     // Whoever came first has noticed it; for the others the node was whole again.
