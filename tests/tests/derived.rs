@@ -12,6 +12,7 @@ use sync_core::log::Reject;
 use sync_store::{Store, StoreError, StoreKind, WriteTx};
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, until};
 use sync_tests::relay::{Calls, Relay};
+use tempfile::TempDir;
 
 /// What must not succeed is given this long.
 const A_MOMENT: Duration = Duration::from_millis(700);
@@ -86,6 +87,14 @@ async fn put_items(space: &Space) -> Outcome {
     Ok(())
 }
 
+/// Lets a member in, waits until it has everything, and closes it.
+async fn joined_and_shut(space: &Space, member: TestClient, role: Role) -> Outcome<TempDir> {
+    let joined = join(space, &member, role).await?;
+    joined.await_synced_within(PATIENCE).await?;
+    drop(joined);
+    Ok(member.shut().await)
+}
+
 fn is_whole(space: &Space) -> Outcome<bool> {
     Ok(space.objects().list("item")?.len() == ITEMS && object(space, "item", "2")?.fields["n"] == 2)
 }
@@ -98,11 +107,7 @@ async fn what_headsync_finds_to_differ_is_derived_again() -> Outcome {
     let member = TestClient::create("Member", node.address()).await;
     let space = admin.create_space("Club").await?;
     put_items(&space).await?;
-    let joined = join(&space, &member, Role::Writer).await?;
-    joined.await_synced_within(PATIENCE).await?;
-    let id = joined.id();
-    drop(joined);
-    let dir = member.shut().await;
+    let (dir, id) = (joined_and_shut(&space, member, Role::Writer).await?, space.id());
     two_wrong(dir.path(), StoreKind::Client, &space).await?;
 
     let member = TestClient::open(dir).await;
@@ -162,11 +167,8 @@ async fn what_cannot_be_judged_is_in_nobodys_way() -> Outcome {
     let member = TestClient::create("Member", node.address()).await;
     let space = admin.create_space("Club").await?;
     put_items(&space).await?;
-    let joined = join(&space, &member, Role::Writer).await?;
-    joined.await_synced_within(PATIENCE).await?;
-    let (id, damaged) = (joined.id(), tree_of(&space, 0)?);
-    drop(joined);
-    let dir = member.shut().await;
+    let (dir, id) = (joined_and_shut(&space, member, Role::Writer).await?, space.id());
+    let damaged = tree_of(&space, 0)?;
     let wrong = (0..ITEMS).map(|item| Ok((tree_of(&space, item)?, Left::Nothing))).collect::<Outcome<Vec<_>>>()?;
     derive_wrongly(dir.path(), StoreKind::Client, id, wrong).await;
     damage_record(dir.path(), id, damaged).await?;
@@ -250,11 +252,7 @@ async fn a_change_in_quarantine_is_judged_again_when_the_heads_move() -> Outcome
         put(&space, id, 1).await?;
     }
     space.await_synced_within(PATIENCE).await?;
-    let joined = join(&space, &member, Role::Writer).await?;
-    joined.await_synced_within(PATIENCE).await?;
-    let id = joined.id();
-    drop(joined);
-    let dir = member.shut().await;
+    let (dir, id) = (joined_and_shut(&space, member, Role::Writer).await?, space.id());
     derive_wrongly(dir.path(), StoreKind::Client, id, vec![(tree_of(&space, 1)?, Left::Nothing)]).await;
 
     // Nothing compares: only the tail tells.

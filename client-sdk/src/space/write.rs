@@ -556,7 +556,8 @@ impl Space {
     /// Appends changes to a tree that is here, in one transaction.
     ///
     /// # Errors
-    /// [`WriteError`], [`WriteError::ObjectTree`] for a tree that is written with [`crate::Objects::put`]; nothing is written then.
+    /// [`WriteError`], [`WriteError::ObjectTree`] for a tree that is written with [`crate::Objects::put`]; nothing is written
+    /// then.
     pub async fn append(
         &self,
         tree: TreeId,
