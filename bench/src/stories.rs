@@ -6,9 +6,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use client_sdk::{InviteOptions, NewObject, Role, Space};
+use client_sdk::{InviteOptions, Role, Space};
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary, join};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary, join, put_rows};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -21,7 +21,6 @@ const AWAITS: usize = 100;
 const LARGE: usize = 10_000;
 const SMALL: usize = 10;
 const JOINS: usize = 5;
-const CHUNK: usize = 1_000;
 
 pub(crate) async fn run() -> Outcome<Vec<Row>> {
     let mut rows = lists().await?;
@@ -48,28 +47,19 @@ async fn two() -> Outcome<Two> {
     Ok(Two { _node: node, _admin: admin, _member: member, space, joined })
 }
 
-async fn put_rows(space: &Space, count: usize, n: usize) -> Outcome {
-    for chunk in (0..count).collect::<Vec<_>>().chunks(CHUNK) {
-        let row = |id: &usize| NewObject {
-            object_type: "row".to_owned(),
-            id: id.to_string(),
-            fields: json!({ "n": n, "text": "x".repeat(100) }).as_object().cloned().unwrap_or_default(),
-        };
-        space.objects().put_many(chunk.iter().map(row).collect()).await?;
-        space.await_synced_within(PATIENCE).await?;
-    }
-    Ok(())
+async fn fill(space: &Space, count: usize, n: usize) -> Outcome {
+    put_rows(space, "row", count, |_| json!({ "n": n, "text": "x".repeat(100) })).await
 }
 
 async fn lists() -> Outcome<Vec<Row>> {
     let two = two().await?;
-    put_rows(&two.space, STREAMED, 0).await?;
+    fill(&two.space, STREAMED, 0).await?;
     two.joined.await_synced_within(PATIENCE).await?;
     let idle = list_often(&two.joined)?;
     let space = two.space.clone();
     let streaming: JoinHandle<Outcome> = tokio::spawn(async move {
         for n in 1.. {
-            put_rows(&space, STREAMED, n).await?;
+            fill(&space, STREAMED, n).await?;
         }
         Ok(())
     });
@@ -149,8 +139,8 @@ async fn cold_joins() -> Outcome<Vec<Row>> {
     let node = NodeProcess::start();
     let admin = TestClient::create("Admin", node.address()).await;
     let (large, small) = (admin.create_space("Large").await?, admin.create_space("Small").await?);
-    put_rows(&large, LARGE, 0).await?;
-    put_rows(&small, SMALL, 0).await?;
+    fill(&large, LARGE, 0).await?;
+    fill(&small, SMALL, 0).await?;
     let (mut to_profile, mut to_all, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..JOINS {
         let told = cold_join(&node, &large).await?;

@@ -1,16 +1,18 @@
 //! Real processes: a node that can be killed and started again on the same data and port, and clients with data directories.
 
 use std::io::{BufRead as _, BufReader};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use client_sdk::{
-    AclId, Client, ClientConfig, InviteOptions, Joining, NodeAddress, Object, ObjectChange, ObjectWatch, ReasonCode,
-    Role, Space, TreeId, Unlock,
+    AclId, Client, ClientConfig, InviteOptions, Joining, NewObject, NodeAddress, Object, ObjectChange, ObjectWatch,
+    ReasonCode, Role, Space, TreeId, Unlock,
 };
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// What a scenario on a loaded two-core machine may take at most before it counts as stuck.
@@ -385,6 +387,32 @@ pub async fn join(space: &Space, member: &Client, role: Role) -> Outcome<Space> 
     let invite = space.invite(InviteOptions { role, ..InviteOptions::approval() }).await?;
     let joining = member.join(&invite.token).await?;
     accept(space, member, &joining, role, &[]).await
+}
+
+/// New objects of one type, each with its number as its id.
+///
+/// # Panics
+/// If the fields are no JSON object.
+pub fn rows(object_type: &str, ids: Range<usize>, fields: impl Fn(usize) -> Value) -> Vec<NewObject> {
+    let row = |n: usize| {
+        let fields = serde_json::from_value(fields(n)).expect("the fields are a JSON object");
+        NewObject { object_type: object_type.to_owned(), id: n.to_string(), fields }
+    };
+    ids.map(row).collect()
+}
+
+/// Puts that many [`rows`], a thousand at a time; each thousand is synced before the next.
+///
+/// # Errors
+/// What a write or an await meets.
+pub async fn put_rows(space: &Space, object_type: &str, count: usize, fields: impl Fn(usize) -> Value) -> Outcome {
+    const CHUNK: usize = 1_000;
+    for from in (0..count).step_by(CHUNK) {
+        let chunk = rows(object_type, from..count.min(from + CHUNK), &fields);
+        space.objects().put_many(chunk).await?;
+        space.await_synced_within(PATIENCE).await?;
+    }
+    Ok(())
 }
 
 /// Waits until a replica says that its account is no member any more.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use client_sdk::SpaceId;
 use nix::sys::signal::Signal;
@@ -100,7 +101,11 @@ impl ClientProcess {
     /// # Errors
     /// When none comes.
     pub async fn answer(&mut self) -> Outcome<Value> {
-        let line = tokio::time::timeout(PATIENCE, self.answers.next_line()).await??;
+        self.answer_within(PATIENCE).await
+    }
+
+    async fn answer_within(&mut self, within: Duration) -> Outcome<Value> {
+        let line = tokio::time::timeout(within, self.answers.next_line()).await??;
         Ok(serde_json::from_str(&line.ok_or("the process has ended")?)?)
     }
 
@@ -111,5 +116,14 @@ impl ClientProcess {
     pub async fn ask(&mut self, command: &str) -> Outcome<Value> {
         self.tell(command).await?;
         self.answer().await
+    }
+
+    /// A command that has this long itself (`synced MS`, `changed MS`, here without the number), and its answer.
+    ///
+    /// # Errors
+    /// As [`ClientProcess::answer`].
+    pub async fn ask_within(&mut self, command: &str, within: Duration) -> Outcome<Value> {
+        self.tell(&format!("{command} {}", within.as_millis())).await?;
+        self.answer_within(within + PATIENCE).await
     }
 }

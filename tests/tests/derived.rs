@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use client_sdk::{NewObject, Reason, ReasonCode, Role, Space, SpaceId, SyncState, TreeId};
+use client_sdk::{Reason, ReasonCode, Role, Space, SpaceId, SyncState, TreeId};
 use serde_json::json;
 use sync_core::judge::{Judged, JudgedTree, Standing};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_store::{Store, StoreError, StoreKind, WriteTx};
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, agree, join, object, put_rows, until};
 use sync_tests::relay::{Calls, Relay};
 use tempfile::TempDir;
 
@@ -130,15 +130,7 @@ async fn when_nearly_everything_differs_it_is_listed_in_pages() -> Outcome {
     let member = TestClient::create("Member", node.address()).await;
     let space = admin.create_space("Club").await?;
     for n in 1..=2 {
-        let rows = (0..MANY).map(|id| NewObject {
-            object_type: "item".to_owned(),
-            id: id.to_string(),
-            fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-        });
-        for rows in rows.collect::<Vec<_>>().chunks(1_000) {
-            space.objects().put_many(rows.to_vec()).await?;
-        }
-        space.await_synced_within(PATIENCE).await?;
+        put_rows(&space, "item", MANY, |_| json!({ "n": n })).await?;
     }
     let joined = join(&space, &member, Role::Reader).await?;
     joined.await_synced_within(PATIENCE).await?;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client_sdk::{
-    Await, Client, InviteOptions, JoinError, JoinInfo, NewObject, NotSyncedCode, Reason, ReasonCode, Role, Space,
-    SyncState, TreeId,
+    Await, Client, InviteOptions, JoinError, JoinInfo, NotSyncedCode, Reason, ReasonCode, Role, Space, SyncState,
+    TreeId,
 };
 use serde_json::json;
 use sync_core::limits;
 use sync_proto::v1::HeadUpdate;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, put_rows, until};
 use sync_tests::process::ClientProcess;
 use sync_tests::relay::{Calls, Fate, Frame, Relay, entries};
 use sync_tests::spoil::{mend, spoil};
@@ -21,11 +21,7 @@ use sync_tests::spoil::{mend, spoil};
 const A_MOMENT: Duration = Duration::from_millis(700);
 
 async fn put_items(space: &Space, count: usize) -> Outcome {
-    let fields = |n: usize| json!({ "n": n }).as_object().cloned().unwrap_or_default();
-    let new = |n: usize| NewObject { object_type: "item".to_owned(), id: n.to_string(), fields: fields(n) };
-    space.objects().put_many((0..count).map(new).collect()).await?;
-    space.await_synced().await?;
-    Ok(())
+    put_rows(space, "item", count, |n| json!({ "n": n })).await
 }
 
 fn tree_of(space: &Space, id: usize) -> Outcome<TreeId> {
@@ -219,7 +215,7 @@ async fn s47_what_waits_and_what_fails_survives_a_kill() -> Outcome {
     node.restart();
     let mut process = ClientProcess::start(dir.path(), id).await?;
     // It says no as soon as both were asked for and the node has answered that it does not have them.
-    let no = process.ask(&format!("synced {}", PATIENCE.as_millis())).await?;
+    let no = process.ask_within("synced", PATIENCE).await?;
     assert_eq!(no["error"], "NODE_FAULT", "{no}");
     node.kill();
     for n in 10..13 {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use client_sdk::{Event, EventCursor, InviteOptions, LoggedEvent, LoggedEvents, NewObject, Role, Space, TreeId};
+use client_sdk::{Event, EventCursor, InviteOptions, LoggedEvent, LoggedEvents, Role, Space, TreeId};
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, join, rows};
 
 const MANY: usize = 6_000;
 
@@ -85,12 +85,8 @@ async fn a_slow_reader_lags_and_loses_nothing() -> Outcome {
     let mut slow = joined.events_from(joined.event_cursor()?);
     let mut hints = joined.events();
     for chunk in 0..MANY / 500 {
-        let objects = (0..500).map(|n| NewObject {
-            object_type: "row".to_owned(),
-            id: (chunk * 500 + n).to_string(),
-            fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-        });
-        space.objects().put_many(objects.collect()).await?;
+        let objects = rows("row", chunk * 500..(chunk + 1) * 500, |n| json!({ "n": n }));
+        space.objects().put_many(objects).await?;
     }
     space.await_synced_within(PATIENCE).await?;
     joined.await_synced_within(PATIENCE).await?;

@@ -7,26 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use client_sdk::host::Host;
 use client_sdk::{
-    ChangeCursor, ClientConfig, InviteOptions, MemoryVault, NewObject, NewTree, NotSyncedCode, ObjectType, Place,
-    ReadError, ReasonCode, ReplayWhy, Role, Space, Tree, TreeStep, TreeWrite, WriteRule,
+    ChangeCursor, ClientConfig, InviteOptions, MemoryVault, NewTree, NotSyncedCode, ObjectType, Place, ReadError,
+    ReasonCode, ReplayWhy, Role, Space, Tree, TreeStep, TreeWrite, WriteRule,
 };
 use serde_json::json;
 use sync_store::{ObjectRow, StoreKind};
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, changed, join, object, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, changed, join, object, rows, until};
 use tokio::task::JoinSet;
 
 const READERS: usize = 1_000;
 const TREES: usize = 400;
 const CACHED: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not zero");
-
-fn rows(object_type: &str, count: usize) -> Vec<NewObject> {
-    let row = |n: usize| NewObject {
-        object_type: object_type.to_owned(),
-        id: n.to_string(),
-        fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-    };
-    (0..count).map(row).collect()
-}
 
 /// S10: 1,000 readers that cannot wait, during a cold join: each tree is fetched once, and built once.
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +26,7 @@ async fn s10_a_thousand_readers_cost_one_build_and_one_fetch_a_tree() -> Outcome
     let admin = TestClient::create("Admin", node.address()).await;
     let member = TestClient::create("Member", node.address()).await;
     let space = admin.create_space("Club").await?;
-    space.objects().put_many(rows("row", TREES)).await?;
+    space.objects().put_many(rows("row", 0..TREES, |n| json!({ "n": n }))).await?;
     space.await_synced_within(PATIENCE).await?;
     let token = space.invite(InviteOptions::open()).await?.token;
     let joining = member.join(&token).await?;
@@ -122,7 +113,7 @@ async fn s12_eviction_loses_no_edit() -> Outcome {
     let space = admin.create_space("Club").await?;
     space.objects().put("item", "followed", json!({ "n": 1 })).await?;
     space.objects().put("item", "dropped", json!({ "n": 1 })).await?;
-    space.objects().put_many(rows("other", 1_000)).await?;
+    space.objects().put_many(rows("other", 0..1_000, |n| json!({ "n": n }))).await?;
     space.await_synced().await?;
     let joined = join(&space, &member, Role::Writer).await?;
     joined.await_synced().await?;
@@ -187,7 +178,7 @@ async fn s16_a_failed_load_is_not_cached() -> Outcome {
 
 /// Has every instance that nobody holds leave the cache.
 async fn evict(space: &Space) -> Outcome {
-    space.objects().put_many(rows("filler", 1_100)).await?;
+    space.objects().put_many(rows("filler", 0..1_100, |n| json!({ "n": n }))).await?;
     for n in 0..1_100 {
         space.objects().tree("filler", &n.to_string())?.ok_or("just written")?.snapshot()?;
     }

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use client_sdk::{
-    ChangeCursor, InviteOptions, NewObject, NewTree, Place, Role, Space, TreeId, TreeStep, TreeWrite, WriteRule,
-};
+use client_sdk::{ChangeCursor, InviteOptions, NewTree, Place, Role, Space, TreeId, TreeStep, TreeWrite, WriteRule};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary, join};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, binary, join, put_rows, rows};
 use sync_tests::process::ClientProcess;
 use sync_tests::spoil::{mend, spoil};
 
@@ -124,13 +122,9 @@ async fn s09_reads_are_monotonic_while_objects_stream_in() -> Outcome {
     let joined = join(&space, &member, Role::Reader).await?;
     let writer = tokio::spawn(async move {
         for round in 1..=ROUNDS {
-            let row = |n: usize| NewObject {
-                object_type: "row".to_owned(),
-                id: n.to_string(),
-                fields: json!({ "a": round, "b": round, "c": round }).as_object().cloned().unwrap_or_default(),
-            };
-            for chunk in (0..OBJECTS).collect::<Vec<_>>().chunks(100) {
-                space.objects().put_many(chunk.iter().copied().map(row).collect()).await?;
+            for from in (0..OBJECTS).step_by(100) {
+                let chunk = rows("row", from..from + 100, |_| json!({ "a": round, "b": round, "c": round }));
+                space.objects().put_many(chunk).await?;
             }
         }
         space.await_synced_within(PATIENCE).await?;
@@ -172,15 +166,7 @@ async fn s78_a_cold_join_of_many_trees_is_bounded() -> Outcome {
     let member = TestClient::create("Member", node.address()).await;
     let own = member.own();
     let space = admin.create_space("Large").await?;
-    for chunk in (0..TREES).collect::<Vec<_>>().chunks(CHUNK) {
-        let row = |n: &usize| NewObject {
-            object_type: "row".to_owned(),
-            id: n.to_string(),
-            fields: json!({ "n": n, "text": "x".repeat(100) }).as_object().cloned().unwrap_or_default(),
-        };
-        space.objects().put_many(chunk.iter().map(row).collect()).await?;
-        space.await_synced_within(PATIENCE).await?;
-    }
+    put_rows(&space, "row", TREES, |n| json!({ "n": n, "text": "x".repeat(100) })).await?;
     // The newest of all, as it was in the field.
     space.objects().put("profile", &own, json!({ "name": "Member" })).await?;
     space.await_synced_within(PATIENCE).await?;
@@ -218,12 +204,7 @@ async fn s20_the_projection_never_lags_behind_the_log() -> Outcome {
             Command::new(binary("follower")).arg(dir.path()).arg(id.to_string()).stdout(Stdio::piped()).spawn()?;
         let until = Instant::now() + Duration::from_millis(dice.random_range(300..1_500));
         while Instant::now() < until {
-            let row = |n: usize| NewObject {
-                object_type: "row".to_owned(),
-                id: n.to_string(),
-                fields: json!({ "n": count }).as_object().cloned().unwrap_or_default(),
-            };
-            space.objects().put_many((0..ROWS).map(row).collect()).await?;
+            space.objects().put_many(rows("row", 0..ROWS, |_| json!({ "n": count }))).await?;
             count += 1;
         }
         child.kill()?;
@@ -276,19 +257,8 @@ async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome 
     let id = joined.id();
     drop(joined);
     let dir = member.shut().await;
-    let mut trees = Vec::with_capacity(count);
-    for chunk in (0..count).collect::<Vec<_>>().chunks(CHUNK) {
-        let new = |n: &usize| NewObject {
-            object_type: "item".to_owned(),
-            id: n.to_string(),
-            fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-        };
-        space.objects().put_many(chunk.iter().map(new).collect()).await?;
-        space.await_synced_within(PATIENCE).await?;
-        for n in chunk {
-            trees.push(space.objects().tree_id("item", &n.to_string())?);
-        }
-    }
+    put_rows(&space, "item", count, |n| json!({ "n": n })).await?;
+    let trees = (0..count).map(|n| space.objects().tree_id("item", &n.to_string())).collect::<Result<Vec<_>, _>>()?;
     drop(space);
     let _admin = admin.shut().await;
     let lost = spoil(&mut node, id, &trees).await;
@@ -296,7 +266,7 @@ async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome 
     let began = Instant::now();
     let mut process = ClientProcess::start(dir.path(), id).await?;
     // A no that names them comes when each was asked for, and the node had it not.
-    let no = process.ask(&format!("synced {}", (PATIENCE * 10).as_millis())).await?;
+    let no = process.ask_within("synced", PATIENCE * 10).await?;
     assert_eq!(no["error"], "NODE_FAULT", "{no}");
     let status = process.ask("status").await?;
     let counts = ["missing", "wanted", "failing"].map(|of| status["ok"][of].as_u64());
@@ -304,11 +274,11 @@ async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome 
     let asked = began.elapsed();
     mend(&mut node, id, lost).await;
     node.restart();
-    let mut yes = process.ask(&format!("synced {}", PATIENCE.as_millis())).await?;
+    let mut yes = process.ask_within("synced", PATIENCE * 10).await?;
     while yes["error"] == "NODE_FAULT" && began.elapsed() < PATIENCE * 20 {
         // Those that were asked for before are asked for again by and by.
-        process.ask(&format!("changed {}", PATIENCE.as_millis())).await?;
-        yes = process.ask(&format!("synced {}", PATIENCE.as_millis())).await?;
+        process.ask_within("changed", PATIENCE).await?;
+        yes = process.ask_within("synced", PATIENCE * 10).await?;
     }
     assert!(yes["ok"].is_u64(), "{yes}");
     assert_eq!(process.ask("items").await?["ok"].as_array().map(Vec::len), Some(count), "no loss");

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use client_sdk::{
-    AclError, Code, InviteOptions, JoinError, JoinStage, NewObject, ObjectType, Role, Space, Who, WriteRule,
-};
+use client_sdk::{AclError, Code, InviteOptions, JoinError, JoinStage, ObjectType, Role, Space, Who, WriteRule};
 use serde_json::json;
 use sync_tests::harness::{
-    NodeProcess, Outcome, PATIENCE, TestClient, accept, changed, heads, join, object, request_of, seen, until,
+    NodeProcess, Outcome, PATIENCE, TestClient, accept, changed, heads, join, object, put_rows, request_of, seen, until,
 };
 use sync_tests::relay::{Calls, Fate, Frame, Relay, entries};
 use tokio::task::JoinSet;
@@ -245,13 +243,7 @@ async fn s06_all_but_mine() -> Outcome {
     let member = TestClient::create("Member", relay.address()).await;
     let space = admin.create_space("Club").await?;
     let joined = join(&space, &member, Role::Writer).await?;
-    let others = (0..200).map(|n| NewObject {
-        object_type: "profile".to_owned(),
-        id: format!("somebody-{n}"),
-        fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-    });
-    space.objects().put_many(others.collect()).await?;
-    space.await_synced().await?;
+    put_rows(&space, "profile", 200, |n| json!({ "n": n })).await?;
     joined.await_synced().await?;
     assert_eq!(joined.objects().list("profile")?.len(), 200);
 

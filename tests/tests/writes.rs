@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use client_sdk::{InviteOptions, NewObject, Role, Space, SyncState, Update, WriteState};
+use client_sdk::{InviteOptions, Role, Space, SyncState, Update, WriteState};
 use serde_json::{Value, json};
 use sync_tests::harness::{
-    NodeProcess, Outcome, PATIENCE, TestClient, binary, changed, heads, join, object, seen, until,
+    NodeProcess, Outcome, PATIENCE, TestClient, binary, changed, heads, join, object, rows, seen, until,
 };
 use sync_tests::relay::{Calls, Fate, Relay, entries};
 
@@ -335,12 +335,7 @@ async fn a_closed_client_keeps_its_pending_writes() -> Outcome {
     node.kill();
     offline(&joined).await?;
     let id = joined.id();
-    let objects = (0..50).map(|n| NewObject {
-        object_type: "item".to_owned(),
-        id: n.to_string(),
-        fields: json!({ "n": n }).as_object().cloned().unwrap_or_default(),
-    });
-    let writes = joined.objects().put_many(objects.collect()).await?;
+    let writes = joined.objects().put_many(rows("item", 0..50, |n| json!({ "n": n }))).await?;
     drop(joined);
     let two = two.reopen().await;
     let joined = two.space(id)?;
