@@ -53,6 +53,7 @@ pub mod object;
 mod objects;
 mod peer;
 mod reduce;
+mod rest;
 mod space;
 mod status;
 mod synced;

@@ -11,9 +11,11 @@ use sync_core::limits;
 use sync_core::log::View as _;
 use sync_core::session::Moment;
 use sync_store::{PeerKind, PeerRow, Registration, VerdictKind, VerdictRow, WriteClass, WriteCount};
+use tokio::time::Instant;
 
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
+use crate::rest::Rest;
 use crate::space::{STALE, Space, SpaceInner};
 
 /// One word for people; the numbers beside it say the rest.
@@ -627,6 +629,7 @@ pub struct StatusStream<T = SpaceStatus> {
     timeless: fn(&T) -> T,
     since: u64,
     last: Option<T>,
+    rest: Rest,
 }
 
 type Read<T> = Box<dyn Fn(&Space) -> Result<T, ReadError> + Send + Sync>;
@@ -644,11 +647,14 @@ impl<T: PartialEq> StatusStream<T> {
     /// [`ReadError`].
     pub async fn next(&mut self) -> Result<Option<T>, ReadError> {
         loop {
+            self.rest.over().await;
             if self.space.inner.closed.is_cancelled() {
                 return Ok(None);
             }
+            let begun = Instant::now();
             let age = self.space.inner.fresh_ms().map(Duration::from_millis);
             let status = (self.read)(&self.space)?;
+            self.rest = Rest::after(begun);
             let timeless = (self.timeless)(&status);
             if self.last.as_ref() != Some(&timeless) {
                 self.last = Some(timeless);
@@ -696,7 +702,14 @@ impl Space {
         read: impl Fn(&Self) -> Result<T, ReadError> + Send + Sync + 'static,
         timeless: fn(&T) -> T,
     ) -> StatusStream<T> {
-        StatusStream { space: self.clone(), read: Box::new(read), timeless, since: 0, last: None }
+        StatusStream {
+            space: self.clone(),
+            read: Box::new(read),
+            timeless,
+            since: 0,
+            last: None,
+            rest: Rest::default(),
+        }
     }
 
     /// How one tree stands now, whether the log here has it or not.

@@ -18,11 +18,13 @@ use sync_core::syncer::Priority;
 use sync_proto::v1;
 use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteClass, WriteId, WriteState};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::connect::{Conn, failure};
 use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError, local};
 use crate::explain::UNSETTLED;
 use crate::objects::Object;
+use crate::rest::Rest;
 use crate::space::{Space, SpaceInner};
 use crate::status::{Reason, ReasonCode};
 
@@ -609,8 +611,10 @@ impl SpaceInner {
         let mut moved = self.moved.subscribe();
         loop {
             moved.borrow_and_update();
+            let begun = Instant::now();
             let here = self.announced();
             let residue = self.residue(target, here)?;
+            let rest = Rest::after(begun);
             let now = Progress { target: Some(target.seq.0), here: here.0, missing: residue.missing.clone() };
             progress.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
             if residue.left() == 0 {
@@ -622,6 +626,7 @@ impl SpaceInner {
             if let Some(failed) = self.stopped() {
                 return Err(failed);
             }
+            rest.over().await;
             if moved.changed().await.is_err() {
                 return Err(self.call_failed(&self.shared.offline()));
             }

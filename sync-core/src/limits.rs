@@ -122,6 +122,10 @@ pub const HEADSYNC_IDLE_MAX: Duration = Duration::from_secs(600);
 pub const REASON_EXAMPLES_MAX: usize = 5;
 /// Reasons that a failed await names one by one.
 pub const RESIDUE_MAX: usize = 100;
+/// An await, or a stream of statuses, that took longer than this to look at what is missing rests before it looks again.
+pub const LOOK_LONG: Duration = Duration::from_millis(10);
+/// It rests so many times as long as the look took: the processor is for what it waits for.
+pub const LOOK_REST: u32 = 3;
 /// Awaits that a client keeps over a restart.
 pub const WAITS_MAX: usize = 1000;
 /// Items that the sync of a space holds in memory; the others wait in the store.

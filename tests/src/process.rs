@@ -78,16 +78,6 @@ impl ClientProcess {
         Ok(self.child.kill().await?)
     }
 
-    /// The most memory that it ever held, bytes.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn memory_max(&self) -> Outcome<usize> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-        Ok(peak.trim().trim_end_matches(" kB").parse::<usize>()? << 10)
-    }
-
     /// Says a command without waiting for the answer: it may be stopped.
     ///
     /// # Errors

@@ -243,8 +243,11 @@ fn missing_changes() -> usize {
     std::env::var("HEADWATER_MISSING").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000)
 }
 
-/// S22: so many changes came without their content, to a process: it asks for each, again and again, in bounded memory; when the
-/// node has them again all of them come.
+/// What a client may allocate, bytes. The pages of its database that are mapped are not counted: they are the machine's to take.
+const DATA_MAX: usize = 256 << 20;
+
+/// S22: so many changes came without their content, to a process: it asks for each, again and again, and would end if it had to
+/// hold more memory than it may; when the node has them again all of them come.
 #[tokio::test(flavor = "multi_thread")]
 async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome {
     let _alone = ALONE.lock().await;
@@ -264,7 +267,8 @@ async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome 
     let lost = spoil(&mut node, id, &trees).await;
     node.restart();
     let began = Instant::now();
-    let mut process = ClientProcess::start(dir.path(), id).await?;
+    let limit = format!("--data={DATA_MAX}");
+    let mut process = ClientProcess::start_under(&["prlimit", &limit], dir.path(), id).await?;
     // A no that names them comes when each was asked for, and the node had it not.
     let no = process.ask_within("synced", PATIENCE * 10).await?;
     assert_eq!(no["error"], "NODE_FAULT", "{no}");
@@ -282,8 +286,6 @@ async fn s22_many_that_are_missing_are_asked_for_in_bounded_memory() -> Outcome 
     }
     assert!(yes["ok"].is_u64(), "{yes}");
     assert_eq!(process.ask("items").await?["ok"].as_array().map(Vec::len), Some(count), "no loss");
-    let memory = process.memory_max()?;
-    eprintln!("{count} asked for in {asked:?}, all there after {:?}, {} KiB at most", began.elapsed(), memory >> 10);
-    assert!(memory < 256 << 20, "{} KiB", memory >> 10);
+    eprintln!("{count} asked for in {asked:?}, all there after {:?}", began.elapsed());
     Ok(())
 }
