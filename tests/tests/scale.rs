@@ -25,11 +25,13 @@ fn long_tree_changes() -> usize {
 /// One at a time: each counts the memory of the process, which has all of them when they run as one program.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Resident memory of this process, bytes.
-fn resident() -> Outcome<usize> {
+/// Memory that this process holds, bytes. Pages of files are not counted, as those of a database that are mapped: they are the
+/// machine's to take.
+fn held() -> Outcome<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: usize = statm.split_whitespace().nth(1).ok_or("statm has seven numbers")?.parse()?;
-    Ok(pages * 4096)
+    let pages: Vec<usize> = statm.split_whitespace().take(3).map(str::parse).collect::<Result<_, _>>()?;
+    let [_, resident, of_files] = pages[..] else { return Err("statm has seven numbers".into()) };
+    Ok((resident - of_files) * 4096)
 }
 
 /// S79: one long tree is told page by page, from the beginning and from the middle, and its reader holds no content.
@@ -49,7 +51,7 @@ async fn s79_a_long_tree_is_told_in_bounded_memory() -> Outcome {
     eprintln!("written and synced: {count} changes in {:?}", started.elapsed());
 
     let followed = joined.tree(tree)?.ok_or("synced")?;
-    let before = resident()?;
+    let before = held()?;
     let started = Instant::now();
     let (mut feed, mut told, mut middle, mut most) = (followed.feed(), 0, ChangeCursor::START, 0);
     while let Some(step) = feed.next_now()? {
@@ -69,7 +71,7 @@ async fn s79_a_long_tree_is_told_in_bounded_memory() -> Outcome {
             middle = step.cursor;
         }
         if told % 1_000 == 0 {
-            most = most.max(resident()?.saturating_sub(before));
+            most = most.max(held()?.saturating_sub(before));
         }
     }
     eprintln!("told in {:?}; {} KiB more memory than {} KiB at most", started.elapsed(), most >> 10, before >> 10);
@@ -243,7 +245,7 @@ fn missing_changes() -> usize {
     std::env::var("HEADWATER_MISSING").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000)
 }
 
-/// What a client may allocate, bytes. The pages of its database that are mapped are not counted: they are the machine's to take.
+/// What a client may allocate, bytes; mapped pages of files are not counted here either.
 const DATA_MAX: usize = 256 << 20;
 
 /// S22: so many changes came without their content, to a process: it asks for each, again and again, and would end if it had to
