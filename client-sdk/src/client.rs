@@ -580,6 +580,32 @@ impl Shared {
         online.ok().and_then(|c| c.online()).ok_or_else(|| self.offline())
     }
 
+    /// Waits until that connection is not the one with the node any more; what a call on it meets then.
+    pub(crate) async fn parted(&self, conn: &Conn) -> CallError {
+        let mut connection = self.connection.clone();
+        // The sender goes with the client.
+        let _ = connection.wait_for(|c| c.generation() != Some(conn.generation())).await;
+        CallError::Broken("another connection took its place".to_owned())
+    }
+
+    /// What the node answers to a call on that connection. One that nothing comes through may be replaced long before the call
+    /// has had its time.
+    pub(crate) async fn answer<T>(
+        &self,
+        conn: &Conn,
+        call: impl Future<Output = Result<T, tonic::Status>>,
+    ) -> Result<T, CallError> {
+        // Large, and every caller's future would hold it.
+        let call = Box::pin(tokio::time::timeout(limits::UNARY_TIMEOUT, call));
+        tokio::select! {
+            biased;
+            answer = call => {
+                answer.map_err(|_| CallError::TimedOut)?.map_err(|status| failure(&status).into())
+            }
+            parted = self.parted(conn) => Err(parted),
+        }
+    }
+
     pub(crate) fn offline(&self) -> CallError {
         match &*self.connection.borrow() {
             Connection::Offline { cause, code, .. } => {
@@ -672,9 +698,7 @@ pub(crate) async fn register_on(shared: &Shared, conn: &Conn, space: SpaceId) ->
         set_home: Some(second.into()),
     };
     let mut rpc = conn.rpc();
-    let call = rpc.space_push(request);
-    let answered = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
-    answered.map_err(|s| CallError::from(failure(&s)))?;
+    shared.answer(conn, rpc.space_push(request)).await?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteC
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::connect::{Conn, failure};
+use crate::connect::Conn;
 use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError, local};
 use crate::explain::UNSETTLED;
 use crate::objects::Object;
@@ -585,9 +585,7 @@ impl SpaceInner {
             with_set_digest: false,
         };
         let mut rpc = conn.rpc();
-        let call = rpc.certify(request);
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
-        let receipt = answer.map_err(|s| CallError::from(failure(&s)))?.into_inner().receipt;
+        let receipt = self.shared.answer(conn, rpc.certify(request)).await?.into_inner().receipt;
         let receipt = receipt.and_then(|r| r.try_into().ok());
         let receipt = receipt.ok_or_else(|| CallError::BadAnswer("Certify answered without a receipt".to_owned()))?;
         let receipt = self.take_receipt(conn, receipt).await?;

@@ -328,6 +328,44 @@ async fn a_forgotten_space_holds_up_no_other() -> Outcome {
     Ok(())
 }
 
+fn hang(relay: &Relay, name: &'static str) {
+    relay.calls(move |call| if call == name { Calls::HangBefore } else { Calls::Forward });
+}
+
+/// What is asked on a connection that nothing comes through is asked anew on the one that replaces it, not when its time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_on_a_replaced_connection_is_asked_anew_at_once() -> Outcome {
+    let mut node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let admin = TestClient::create("Admin", node.address()).await;
+    let member = TestClient::create("Member", relay.address()).await;
+    let space = admin.create_space("Club").await?;
+    put_items(&space, 1).await?;
+    let lost = spoil(&mut node, space.id(), &[tree_of(&space, 0)?]).await;
+    node.restart();
+    admin.reconnect();
+    hang(&relay, "Fetch");
+    let joined = join(&space, &member, Role::Reader).await?;
+    until(&joined, || Ok((relay.calls_met("Fetch") > 0).then_some(()))).await?;
+    mend(&mut node, space.id(), lost).await;
+    relay.heal();
+    node.restart();
+    joined.await_synced_within(limits::UNARY_TIMEOUT / 2).await?;
+
+    hang(&relay, "Certify");
+    let waited = tokio::spawn({
+        let joined = joined.clone();
+        async move { joined.await_synced_within(limits::UNARY_TIMEOUT / 2).await }
+    });
+    until(&joined, || Ok((relay.calls_met("Certify") > 0).then_some(()))).await?;
+    node.kill();
+    relay.heal();
+    node.restart();
+    waited.await??;
+    assert_eq!(object(&joined, "item", "0")?.fields["n"], 0);
+    Ok(())
+}
+
 fn join_of(client: &Client) -> Outcome<Vec<JoinInfo>> {
     Ok(client.joins()?)
 }

@@ -24,7 +24,6 @@ use sync_proto::v1;
 use super::{ClientEvent, SPACE, end};
 use crate::acl::read::{Follow, Standing, standing};
 use crate::client::{Client, Shared};
-use crate::connect::failure;
 use crate::error::{AclError, CallError, JoinError, ReadError, WriteError};
 use crate::space::Space;
 
@@ -331,9 +330,7 @@ impl Shared {
             with_set_digest: false,
         };
         let mut rpc = conn.rpc();
-        let call = rpc.certify(request);
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
-        match answer.map_err(|status| CallError::from(failure(&status))) {
+        match self.answer(&conn, rpc.certify(request)).await {
             Ok(_) => Ok(true),
             Err(CallError::Refused(failure)) if failure.code == Code::Forbidden => Ok(false),
             Err(error) => Err(error),

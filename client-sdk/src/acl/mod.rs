@@ -25,7 +25,7 @@ use sync_core::record::{AclContent, AclRecord, HistoryMode, InviteMode, Role, Ro
 use sync_e2ee::{HistoryAccess, KeyRing, Recipient, SpaceKeys, make_rotation, open_profile, seal_keys};
 use sync_proto::v1::{self, acl_append_response::Outcome};
 
-use crate::connect::{Conn, failure};
+use crate::connect::Conn;
 use crate::error::{AclError, CallError, ReadError};
 use crate::space::SpaceInner;
 use crate::space::recovery::seen_now;
@@ -261,9 +261,7 @@ impl crate::client::Shared {
         let record = Some(record.raw().clone().into());
         let request = v1::AclAppendRequest { space: space.to_bytes(), record, invite_proof: None };
         let mut rpc = conn.rpc();
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.acl_append(request)).await;
-        let answer = answer.map_err(|_| self.timed_out())?.map_err(|s| CallError::from(failure(&s)))?.into_inner();
-        match answer.outcome {
+        match self.answer(conn, rpc.acl_append(request)).await?.into_inner().outcome {
             Some(Outcome::Accepted(v1::Accepted { seq }) | Outcome::Known(v1::Known { seq })) => Ok(Seq(seq)),
             None => Err(CallError::BadAnswer("an append without an outcome".to_owned())),
         }

@@ -15,7 +15,7 @@ use sync_store::{Registration, WriteTx};
 use tonic::Streaming;
 
 use crate::client::Shared;
-use crate::connect::{Conn, failure};
+use crate::connect::Conn;
 use crate::error::{CallError, JoinError, ReadError, from_store_write};
 use crate::space::absorb;
 
@@ -121,17 +121,14 @@ impl Shared {
             let stream = self.open_acl_read(&conn, space, invite, follow).await?;
             Ok::<_, CallError>((conn, stream))
         };
-        let (_conn, mut stream) = self.insist(limits::ASK_AGAIN_MAX, opening).await?;
+        let (conn, mut stream) = self.insist(limits::ASK_AGAIN_MAX, opening).await?;
         let mut read: Option<AclRead> = None;
         let mut header = None;
         let mut first: Option<v1::AclReadEntry> = None;
         let mut complete = false;
         loop {
             // Who follows is told the end again with every heartbeat.
-            let message = tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message()).await;
-            let message = message.map_err(|_| CallError::TimedOut)?;
-            let message = message.map_err(|s| CallError::from(failure(&s)))?;
-            let Some(message) = message else {
+            let Some(message) = self.answer(&conn, stream.message()).await? else {
                 let broken = || broken_off("the ACL ended before its end");
                 return read.filter(|_| complete).ok_or_else(broken);
             };
@@ -180,7 +177,8 @@ impl Shared {
             follow: follow == Follow::UntilDecided,
             invite_proof: invite.map(prove),
         };
-        Ok(conn.rpc().acl_read(request).await.map_err(|s| CallError::from(failure(&s)))?.into_inner())
+        let mut rpc = conn.rpc();
+        Ok(self.answer(conn, rpc.acl_read(request)).await?.into_inner())
     }
 
     /// Keeps the beginning of a log that we are a member of, and opens it: the rest comes by its tail.

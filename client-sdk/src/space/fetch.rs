@@ -14,11 +14,14 @@ use tonic::Streaming;
 use super::SpaceInner;
 use super::project::{self, ObjectTouched, Projection};
 use super::syncer::FetchError;
-use crate::connect::{Conn, failure};
+use crate::client::Shared;
+use crate::connect::Conn;
 use crate::error::{CallError, ReadError, from_store_write};
 
 /// Entries of one tree on their way.
-pub(super) struct Chunks {
+pub(super) struct Chunks<'a> {
+    shared: &'a Shared,
+    conn: &'a Conn,
     answers: Streaming<v1::FetchResponse>,
 }
 
@@ -29,11 +32,9 @@ pub(super) struct Chunk {
     pub(super) unknown: bool,
 }
 
-impl Chunks {
+impl Chunks<'_> {
     pub(super) async fn next(&mut self) -> Result<Option<Chunk>, CallError> {
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, self.answers.message());
-        let answer = answer.await.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
-        let Some(answer) = answer else { return Ok(None) };
+        let Some(answer) = self.shared.answer(self.conn, self.answers.message()).await? else { return Ok(None) };
         let mut entries = Vec::with_capacity(answer.entries.len());
         for entry in answer.entries {
             let record = entry.record.ok_or_else(|| CallError::BadAnswer("an entry without a record".to_owned()))?;
@@ -46,13 +47,17 @@ impl Chunks {
 
 impl SpaceInner {
     /// Asks for a tree, without `heads` and what is before them.
-    pub(super) async fn ask_for(&self, conn: &Conn, tree: TreeId, heads: Vec<ChangeId>) -> Result<Chunks, CallError> {
+    pub(super) async fn ask_for<'a>(
+        &'a self,
+        conn: &'a Conn,
+        tree: TreeId,
+        heads: Vec<ChangeId>,
+    ) -> Result<Chunks<'a>, CallError> {
         let wanted = TreeHeads { tree, heads };
         let request = v1::FetchRequest { space: self.id.to_bytes(), trees: vec![(&wanted).into()] };
         let mut rpc = conn.rpc();
-        let asked = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.fetch(request)).await;
-        let answers = asked.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
-        Ok(Chunks { answers: answers.into_inner() })
+        let answers = self.shared.answer(conn, rpc.fetch(request)).await?.into_inner();
+        Ok(Chunks { shared: &self.shared, conn, answers })
     }
 
     /// Asks again for content that the node left out.

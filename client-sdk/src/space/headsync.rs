@@ -23,7 +23,6 @@ use crate::error::{CallError, ReadError, from_store_write, local};
 use crate::status::Confirmed;
 
 pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: CancellationToken) {
-    let mut connection = space.shared.connection.clone();
     let mut failures = 0;
     loop {
         let compared = tokio::select! {
@@ -46,7 +45,7 @@ pub(super) async fn run(space: Arc<SpaceInner>, conn: Conn, superseded: Cancella
             () = space.closed.cancelled() => return,
             () = superseded.cancelled() => return,
             // The next connection compares for itself.
-            _ = connection.wait_for(|c| c.generation() != Some(conn.generation())) => return,
+            _ = space.shared.parted(&conn) => return,
             () = tokio::time::sleep(pause(failures, jitter)) => {}
         }
     }

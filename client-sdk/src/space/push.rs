@@ -42,7 +42,7 @@ pub(super) async fn run(space: Arc<SpaceInner>) {
         let ended = tokio::select! {
             biased;
             () = space.closed.cancelled() => return,
-            _ = connection.wait_for(|c| c.generation() != Some(generation)) => continue,
+            _ = space.shared.parted(&conn) => continue,
             ended = space.push_on(&conn, &mut failures) => ended,
         };
         failures += 1;

@@ -253,9 +253,7 @@ impl SpaceInner {
             with_set_digest: false,
         };
         let mut rpc = conn.rpc();
-        let call = rpc.certify(request);
-        let answer = tokio::time::timeout(limits::UNARY_TIMEOUT, call).await.map_err(|_| CallError::TimedOut)?;
-        let receipt = answer.map_err(|s| CallError::from(crate::connect::failure(&s)))?.into_inner().receipt;
+        let receipt = self.shared.answer(conn, rpc.certify(request)).await?.into_inner().receipt;
         let receipt = receipt.and_then(|r| r.try_into().ok());
         let receipt = receipt.ok_or_else(|| CallError::BadAnswer("Certify answered without a receipt".to_owned()))?;
         let signed = SignedReceipt::verify(receipt, conn.node_certificate().raw().clone());

@@ -101,14 +101,10 @@ impl SpaceInner {
     /// # Errors
     /// If the connection ends before.
     pub(crate) async fn tail_stands(&self, conn: &Conn) -> Result<(), CallError> {
-        let generation = conn.generation();
-        let mut connection = self.shared.connection.clone();
         tokio::select! {
             biased;
-            () = self.tail_answered(generation) => Ok(()),
-            _ = connection.wait_for(|c| c.generation() != Some(generation)) => {
-                Err(CallError::Broken("another connection took its place".to_owned()))
-            }
+            () = self.tail_answered(conn.generation()) => Ok(()),
+            parted = self.shared.parted(conn) => Err(parted),
         }
     }
 

@@ -394,14 +394,10 @@ impl SpaceInner {
         let request =
             v1::AclReadRequest { space: self.id.to_bytes(), from_seq: after.0, follow: false, invite_proof: None };
         let mut rpc = conn.rpc();
-        let opening = tokio::time::timeout(limits::UNARY_TIMEOUT, rpc.acl_read(request)).await;
-        let opened = opening.map_err(|_| CallError::TimedOut)?;
-        let mut stream = opened.map_err(|s| CallError::from(failure(&s)))?.into_inner();
+        let mut stream = self.shared.answer(conn, rpc.acl_read(request)).await?.into_inner();
         let mut ids = Vec::new();
         loop {
-            let message = tokio::time::timeout(limits::UNARY_TIMEOUT, stream.message()).await;
-            let message = message.map_err(|_| CallError::TimedOut)?.map_err(|s| CallError::from(failure(&s)))?;
-            let Some(message) = message else { return Ok(ids) };
+            let Some(message) = self.shared.answer(conn, stream.message()).await? else { return Ok(ids) };
             for entry in message.entries {
                 if ids.len() >= limits::REPUSH_IDS_MAX {
                     return Ok(ids);
