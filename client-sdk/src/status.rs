@@ -11,7 +11,6 @@ use sync_core::limits;
 use sync_core::log::View as _;
 use sync_core::session::Moment;
 use sync_store::{PeerKind, PeerRow, Registration, VerdictKind, VerdictRow, WriteClass, WriteCount};
-use tokio::time::Instant;
 
 use crate::error::{CallError, ReadError};
 use crate::link::Connection;
@@ -647,14 +646,15 @@ impl<T: PartialEq> StatusStream<T> {
     /// [`ReadError`].
     pub async fn next(&mut self) -> Result<Option<T>, ReadError> {
         loop {
-            self.rest.over().await;
+            let host = &self.space.inner.shared.host;
+            self.rest.over(host).await;
             if self.space.inner.closed.is_cancelled() {
                 return Ok(None);
             }
-            let begun = Instant::now();
+            let begun = host.now();
             let age = self.space.inner.fresh_ms().map(Duration::from_millis);
             let status = (self.read)(&self.space)?;
-            self.rest = Rest::after(begun);
+            self.rest = Rest::after(begun, host);
             let timeless = (self.timeless)(&status);
             if self.last.as_ref() != Some(&timeless) {
                 self.last = Some(timeless);

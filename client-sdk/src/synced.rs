@@ -18,7 +18,6 @@ use sync_core::syncer::Priority;
 use sync_proto::v1;
 use sync_store::{LogRange, ReadTx, SyncItemKind, VerdictKind, VerdictRow, WriteClass, WriteId, WriteState};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::connect::Conn;
 use crate::error::{CallError, NotSynced, NotSyncedCode, ReadError, local};
@@ -609,10 +608,10 @@ impl SpaceInner {
         let mut moved = self.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            let begun = Instant::now();
+            let begun = self.shared.host.now();
             let here = self.announced();
             let residue = self.residue(target, here)?;
-            let rest = Rest::after(begun);
+            let rest = Rest::after(begun, &self.shared.host);
             let now = Progress { target: Some(target.seq.0), here: here.0, missing: residue.missing.clone() };
             progress.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
             if residue.left() == 0 {
@@ -624,7 +623,7 @@ impl SpaceInner {
             if let Some(failed) = self.stopped() {
                 return Err(failed);
             }
-            rest.over().await;
+            rest.over(&self.shared.host).await;
             if moved.changed().await.is_err() {
                 return Err(self.call_failed(&self.shared.offline()));
             }

@@ -126,6 +126,8 @@ pub const RESIDUE_MAX: usize = 100;
 pub const LOOK_LONG: Duration = Duration::from_millis(10);
 /// It rests so many times as long as the look took: the processor is for what it waits for.
 pub const LOOK_REST: u32 = 3;
+/// And at most this long.
+pub const LOOK_REST_MAX: Duration = Duration::from_secs(1);
 /// Awaits that a client keeps over a restart.
 pub const WAITS_MAX: usize = 1000;
 /// Items that the sync of a space holds in memory; the others wait in the store.

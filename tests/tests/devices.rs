@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use client_sdk::{
-    Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, Reason, ReasonCode, Role, Space, SpaceId,
+    Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, Reason, ReasonCode, RecoverError, Role, Space, SpaceId,
 };
 use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, config, object, seen, until};
+use sync_tests::relay::Relay;
 use tempfile::TempDir;
 
 /// An account's first device, with the words.
@@ -417,6 +418,30 @@ async fn s66_recovery_from_the_words_alone() -> Outcome {
     let alone = another(&node, &words, "offline").await?;
     let missing = alone.recovered(Duration::from_millis(300)).await.expect_err("no node");
     assert_eq!(missing.code(), "NO_NODE");
+    Ok(())
+}
+
+/// A space that does not come takes no time from the others: what is missing is named, and only that.
+#[tokio::test]
+async fn a_space_that_does_not_come_back_holds_up_no_other() -> Outcome {
+    let node = NodeProcess::start_with(&["--plaintext"]);
+    let relay = Relay::start(node.address()).await;
+    let (a, words) = first(&node).await?;
+    let mut spaces = [a.create_space("One").await?.id(), a.create_space("Two").await?.id()];
+    a.account_synced(PATIENCE).await?;
+    spaces.sort_unstable();
+    let [refused, other] = spaces;
+    relay.refuse_space(refused);
+    let dir = tempfile::tempdir()?;
+    let config = config(dir.path()).node(relay.address().clone()).name("Ada").device_name("phone");
+    let again = Client::restore(config, words).await?;
+    let missing = again.recovered(Duration::from_secs(5)).await.expect_err("one does not come");
+    let RecoverError::Missing { missing, of } = missing else { return Err(missing.into()) };
+    assert_eq!((missing.iter().map(|m| m.space).collect::<Vec<_>>(), of), (vec![refused], 2), "{missing:?}");
+    assert!(missing[0].why.to_string().contains("the node has yet to answer"), "{missing:?}");
+    again.space(other)?.await_synced().await?;
+    relay.heal();
+    assert_eq!(again.recovered(PATIENCE).await?.spaces.len(), 2);
     Ok(())
 }
 

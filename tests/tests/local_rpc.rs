@@ -497,7 +497,7 @@ fn nobody_inherits_the_port_of_a_killed_daemon() {
 /// A copy of a data directory is not what the daemon of the original has.
 #[test]
 fn a_copied_directory_has_no_daemon() {
-    let node = NodeProcess::start();
+    let mut node = NodeProcess::start();
     let ada = Person::init("Ada", &node);
     ada.ok(&["space", "create", "Club"]);
     let daemon = ada.daemon("unix");
@@ -506,6 +506,8 @@ fn a_copied_directory_has_no_daemon() {
     copying.arg("-a").arg(format!("{}/.", ada.dir.path().display())).arg(copy.dir.path());
     assert!(copying.status().expect("cp runs").success());
     assert!(copy.dir.path().join("daemon.json").exists());
+    // Nothing comes back to the original by way of the node.
+    node.kill();
     copy.ok(&["put", "note", "here", "{}", "--no-wait"]);
     assert_eq!(ada.run(&["get", "note", "here"]).status.code(), Some(3), "the original was not written to");
     // One that only looks like the daemon's: the daemon itself says no.

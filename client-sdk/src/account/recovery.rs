@@ -1,8 +1,10 @@
 //! Bringing an account back on an empty machine: from its words alone, with the node's help.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sync_core::ids::SpaceId;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::Client;
@@ -81,20 +83,27 @@ impl Client {
         let deadline = tokio::time::Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         self.account_space()?.await_synced_within(left()).await.map_err(RecoverError::Account)?;
-        let listed = self.shared.listed_spaces()?;
-        let (mut spaces, mut missing) = (Vec::with_capacity(listed.len()), Vec::new());
-        for space in &listed {
-            match self.recovered_space(*space, deadline).await {
+        // All at once: one that does not come takes no time from the others.
+        let mut coming = JoinSet::new();
+        for space in self.shared.listed_spaces()? {
+            let client = self.clone();
+            coming.spawn(async move { (space, client.recovered_space(space, deadline).await) });
+        }
+        let of = coming.len();
+        let came: BTreeMap<_, _> = coming.join_all().await.into_iter().collect();
+        let (mut spaces, mut missing) = (Vec::with_capacity(of), Vec::new());
+        for (space, came) in came {
+            match came {
                 Ok(found) => spaces.push(found),
                 // The account left it, or it was deleted, as its own log told in the meantime.
-                Err(_) if !self.shared.listed_spaces()?.contains(space) => {}
-                Err(why) => missing.push(MissingSpace { space: *space, why }),
+                Err(_) if !self.shared.listed_spaces()?.contains(&space) => {}
+                Err(why) => missing.push(MissingSpace { space, why }),
             }
         }
         if missing.is_empty() {
             Ok(Recovered { spaces, joins: self.joins()? })
         } else {
-            Err(RecoverError::Missing { missing, of: listed.len() })
+            Err(RecoverError::Missing { missing, of })
         }
     }
 

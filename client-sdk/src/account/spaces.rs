@@ -154,9 +154,10 @@ impl Shared {
     /// Why a space is not here.
     pub(super) fn missing_because(&self, space: SpaceId) -> String {
         let asking = self.own.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        match asking.get(&space).filter(|why| !why.is_empty()) {
-            Some(why) => format!("{space}: {why}"),
-            None if self.connection.borrow().online().is_none() => format!("{space}: {}", self.offline()),
+        match asking.get(&space) {
+            Some(why) if !why.is_empty() => format!("{space}: {why}"),
+            _ if self.connection.borrow().online().is_none() => format!("{space}: {}", self.offline()),
+            Some(_) => format!("{space}: the node has yet to answer"),
             None => format!("{space}: no device of the account tells of it"),
         }
     }
