@@ -26,6 +26,7 @@ use crate::acl::leave_key;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
 use crate::home::{Home, MemoryVault, Unlock};
+use crate::join::Speakers;
 use crate::link::{self, Command, Connection};
 use crate::space::{Space, SpaceInner};
 use crate::status::PeerBudget;
@@ -65,8 +66,7 @@ pub(crate) struct Shared {
     /// shell must never wait for a space that waits for the shell.
     commands: mpsc::UnboundedSender<Command>,
     spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
-    /// Joins that an earlier process began and that go on in the background.
-    pub(crate) resuming: Mutex<BTreeMap<SpaceId, CancellationToken>>,
+    pub(crate) speakers: Speakers,
     /// Room for requests that wait on a stream of their own.
     pub(crate) following: tokio::sync::Semaphore,
     tracker: TaskTracker,
@@ -274,7 +274,7 @@ impl Client {
             budget_moved: watch::channel(0).0,
             commands,
             spaces: Mutex::new(BTreeMap::new()),
-            resuming: Mutex::new(BTreeMap::new()),
+            speakers: Speakers::default(),
             following: tokio::sync::Semaphore::new(FOLLOWING_MAX),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -345,11 +345,14 @@ impl Client {
             tx.create_space(&founded, history)?;
             Ok(())
         };
-        self.shared.store.write(job).await.map_err(from_store_write)?;
-        let space = self.shared.open_space(id)?;
-        let info = serde_json::json!({ "name": name });
-        space.objects().put(SPACE_INFO, "self", info).await?;
-        Ok(space)
+        let (shared, info) = (self.shared.clone(), serde_json::json!({ "name": name }));
+        let making = async move {
+            shared.store.write(job).await.map_err(from_store_write::<WriteError>)?;
+            let space = shared.open_space(id)?;
+            space.objects().put(SPACE_INFO, "self", info).await?;
+            Ok(space)
+        };
+        self.shared.to_its_end(making).await?
     }
 
     /// Drops everything of a space from this device: for a space that this account is not in any more, or that was deleted.
@@ -530,6 +533,18 @@ impl Shared {
         self.spawn(async move {
             let _ = closed.run_until_cancelled(task).await;
         });
+    }
+
+    /// Runs work to its end, even if whoever asked goes away half-way: what was kept must be told of, and acted on. For short
+    /// work: the client closes after it.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`] if the runtime ended before it.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        self.tracker.spawn(work).await.map_err(|_| WriteError::Closed)
     }
 
     fn lock_spaces(&self) -> std::sync::MutexGuard<'_, BTreeMap<SpaceId, Arc<SpaceInner>>> {

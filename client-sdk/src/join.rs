@@ -16,7 +16,6 @@ use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinC
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
 use sync_store::{VerdictKind, WriteTx};
-use tokio_util::sync::CancellationToken;
 
 use crate::acl::read::{AclRead, Follow, Standing, standing};
 use crate::acl::{keys_for, sign_record};
@@ -24,6 +23,10 @@ use crate::client::{Client, Shared};
 use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
 use crate::space::{Space, SpaceInner};
 use crate::synced::{Readability, Sight};
+
+mod background;
+
+pub(crate) use background::Speakers;
 
 const JOIN_PREFIX: &str = "join/";
 /// How often a join is tried when other records come first.
@@ -61,6 +64,16 @@ pub enum JoinStage {
     Cancelling,
 }
 
+impl JoinStage {
+    /// Whether there is something to wait for.
+    pub(crate) const fn goes_on(self) -> bool {
+        match self {
+            Self::Kept | Self::Requested | Self::Joined => true,
+            Self::Declined | Self::Cancelling => false,
+        }
+    }
+}
+
 /// What is kept of a join, encrypted, until it is ready.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct JoinRow {
@@ -76,7 +89,8 @@ pub(crate) enum Anew {
     No,
 }
 
-/// A join of one token. Dropping it stops the waiting, not the join.
+/// A join of one token. It says when the join is over; the join itself belongs to the client, and goes on by itself when
+/// nobody waits for it: dropped, or not ready in time.
 #[derive(Debug)]
 pub struct Joining {
     client: Client,
@@ -103,8 +117,7 @@ impl Client {
         self.shared.check_token(token.body())?;
         let mut failed = None;
         for space in &token.body().spaces {
-            // From here on this call speaks for the join; what it asks anew must not get the answer to what was asked before.
-            self.shared.stop_resuming(space.space);
+            let _speaking = self.shared.speak_for(space.space);
             if let Err(error) = self.shared.join_space(&token, space).await {
                 let source = Box::new(error);
                 failed.get_or_insert(JoinError::Space { space: space.space, source });
@@ -135,11 +148,16 @@ impl Client {
     /// # Errors
     /// [`JoinError::NoJoin`] if nothing is under way; [`JoinError::AlreadyMember`] if an admin was faster: leave instead.
     pub async fn cancel_join(&self, space: SpaceId) -> Result<(), JoinError> {
-        self.shared.stop_resuming(space);
+        let _speaking = self.shared.speak_for(space);
         let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
-        self.shared.keep_join(space, &token, JoinStage::Cancelling).await?;
-        // Whatever becomes of this caller; both may run at once.
-        self.shared.cancel_in_background(space);
+        let shared = self.shared.clone();
+        let wishing = async move {
+            shared.keep_join(space, &token, JoinStage::Cancelling).await?;
+            shared.cancel_in_background(space);
+            Ok::<_, JoinError>(())
+        };
+        self.shared.to_its_end(wishing).await??;
+        // What takes it back does so whatever becomes of this caller; both may run at once.
         self.shared.finish_cancelling(space).await
     }
 
@@ -168,14 +186,11 @@ impl Client {
             }
         };
         for (space, row) in rows {
-            if row.stage == JoinStage::Declined {
-                continue;
-            }
             if row.stage == JoinStage::Cancelling {
                 self.shared.cancel_in_background(space);
-                continue;
+            } else if row.stage.goes_on() {
+                self.shared.follow_in_background(space, &row, Anew::Yes);
             }
-            self.shared.follow_in_background(space, &row, Anew::Yes);
         }
         Ok(())
     }
@@ -224,6 +239,7 @@ impl Joining {
 
     async fn reaches(&self, timeout: Duration, until: Until) -> Result<Vec<Space>, JoinError> {
         let waiting = std::sync::Mutex::new("the node's answer".to_owned());
+        let _speaking: Vec<_> = self.spaces.iter().map(|space| self.client.shared.speak_for(*space)).collect();
         let all = async {
             let mut spaces = Vec::with_capacity(self.spaces.len());
             for invited in self.token.body().spaces.iter().filter(|s| self.spaces.contains(&s.space)) {
@@ -245,20 +261,6 @@ impl Joining {
 }
 
 impl Shared {
-    /// Takes a request back as soon as the node is reached.
-    fn cancel_in_background(self: &Arc<Self>, space: SpaceId) {
-        let shared = self.clone();
-        self.spawn_until_closed(async move {
-            while let Err(error) = Box::pin(shared.finish_cancelling(space)).await {
-                tracing::info!(space = %space.short(), error = %error, "a cancelling waits");
-                if !is_transient(&error) {
-                    return;
-                }
-                tokio::time::sleep(limits::RETRY_FIRST).await;
-            }
-        });
-    }
-
     /// Takes a request back at the node, and forgets the join.
     async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
         if self.cancel_at_node(space).await? == Cancelling::Over {
@@ -271,7 +273,7 @@ impl Shared {
     async fn cancel_at_node(self: &Arc<Self>, space: SpaceId) -> Result<Cancelling, JoinError> {
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
-            let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
+            let row = self.join_row(space)?;
             // Whoever asked anew in the meantime wants to join after all.
             let row = row.filter(|row| row.stage == JoinStage::Cancelling);
             let Some(token) = row.and_then(|row| token_from_text(&row.token).ok()) else {
@@ -307,63 +309,6 @@ impl Shared {
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
-    /// Goes on with a join in the background, unless that was begun before.
-    pub(crate) fn follow_in_background(self: &Arc<Self>, space: SpaceId, row: &JoinRow, anew: Anew) {
-        let Ok(token) = token_from_text(&row.token) else { return };
-        let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { return };
-        if self.resuming.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&space) {
-            return;
-        }
-        let shared = self.clone();
-        let stopped = shared.start_resuming(space);
-        self.spawn(async move {
-            let work = async {
-                if let Err(error) = shared.follow_to_the_end(&token, &invited, anew).await {
-                    tracing::info!(space = %space.short(), error = %error, "a join did not finish");
-                    shared.note_join_failed(&token, space, &error).await;
-                }
-                shared.resuming.lock().unwrap_or_else(PoisonError::into_inner).remove(&space);
-            };
-            // Nothing remains of work that was stopped: what matters of it is in the node's log.
-            let _ = stopped.run_until_cancelled(Box::pin(work)).await;
-        });
-    }
-
-    /// Up to a space that is ready; then the join is over, also if nobody waits for it.
-    async fn follow_to_the_end(
-        self: &Arc<Self>,
-        token: &Verified<InviteToken>,
-        invited: &InvitedSpace,
-        anew: Anew,
-    ) -> Result<(), JoinError> {
-        // What another device ended while this one was away is not asked for anew.
-        let over = anew == Anew::Yes && self.is_over_elsewhere(invited.space).await?;
-        let space = self.follow_join(token, invited, if over { Anew::No } else { anew }).await?;
-        let mut moved = space.inner.moved.subscribe();
-        loop {
-            moved.borrow_and_update();
-            if space.inner.missing(invited)?.is_none() {
-                return self.forget_join(invited.space).await;
-            }
-            if moved.changed().await.is_err() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// What ends the background work on a join: the client's end, or a call that takes the join over.
-    fn start_resuming(&self, space: SpaceId) -> CancellationToken {
-        let stop = self.cancel.child_token();
-        self.resuming.lock().unwrap_or_else(PoisonError::into_inner).insert(space, stop.clone());
-        stop
-    }
-
-    pub(crate) fn stop_resuming(&self, space: SpaceId) {
-        if let Some(stop) = self.resuming.lock().unwrap_or_else(PoisonError::into_inner).remove(&space) {
-            stop.cancel();
-        }
-    }
-
     fn check_token(&self, token: &InviteToken) -> Result<(), JoinError> {
         let (expected, actual) = (token.authority, self.address.authority);
         if expected != actual {
@@ -388,6 +333,10 @@ impl Shared {
         Ok(found)
     }
 
+    pub(crate) fn join_row(&self, space: SpaceId) -> Result<Option<JoinRow>, ReadError> {
+        Ok(self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row))
+    }
+
     async fn keep_join(
         &self,
         space: SpaceId,
@@ -405,8 +354,7 @@ impl Shared {
 
     /// Whether this installation asked, and was not told the answer yet.
     fn asked_before(&self, space: SpaceId) -> Result<bool, ReadError> {
-        let rows = self.join_rows()?;
-        let stage = rows.iter().find(|(of, _)| *of == space).map(|(_, row)| row.stage);
+        let stage = self.join_row(space)?.map(|row| row.stage);
         Ok(matches!(stage, Some(JoinStage::Requested | JoinStage::Declined)))
     }
 
@@ -657,8 +605,8 @@ impl Shared {
 
     /// Whether the answer to a request or join of ours is not here yet.
     fn is_asking(&self, space: SpaceId) -> Result<bool, ReadError> {
-        let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row.stage);
-        Ok(matches!(row, Some(JoinStage::Kept | JoinStage::Requested)))
+        let stage = self.join_row(space)?.map(|row| row.stage);
+        Ok(matches!(stage, Some(JoinStage::Kept | JoinStage::Requested)))
     }
 
     /// In the space, as the log here says: a former member's copy is no reason not to join anew.

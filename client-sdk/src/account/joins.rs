@@ -40,7 +40,7 @@ impl Client {
         let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         let invited = token.body().spaces.iter().find(|s| s.space == space).cloned();
         let invited = invited.ok_or(JoinError::NoJoin { space })?;
-        self.shared.stop_resuming(space);
+        let _speaking = self.shared.speak_for(space);
         self.shared.join_space(&token, &invited).await?;
         Ok(Joining::of(self.clone(), token, vec![space]))
     }
@@ -65,7 +65,7 @@ impl Shared {
 
     /// The token of a join that is not over, whichever device began it.
     pub(crate) fn join_token(self: &Arc<Self>, space: SpaceId) -> Result<Option<Verified<InviteToken>>, ReadError> {
-        if let Some((_, row)) = self.join_rows()?.into_iter().find(|(of, _)| *of == space) {
+        if let Some(row) = self.join_row(space)? {
             return Ok(token_from_text(&row.token).ok());
         }
         let listed = self.account_space()?.objects().get(JOIN, &space.to_string())?;
@@ -114,12 +114,13 @@ impl Shared {
         let listed = entry.as_ref().filter(|object| info_of(object).is_some());
         let is_ours = listed.is_some_and(|o| o.fields.get("device") == Some(&json!(device)));
         let is_member = self.here(space)? == Here::Member;
-        let row = self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row);
+        let row = self.join_row(space)?;
         let active = row.filter(|row| !is_member && is_under_way(row.stage));
         let marker = format!("{LISTED_PREFIX}{space}");
         let was_listed = self.store.read(|tx| tx.kv(&marker))?.is_some();
+        let is_elsewhere = active.is_some() && !is_ours && was_listed;
         match active {
-            Some(row) if is_ours || !was_listed => {
+            Some(row) if !is_elsewhere => {
                 let fields = json!({ "token": row.token, "stage": row.stage, "device": device });
                 let Value::Object(fields) = fields else { return Ok(()) };
                 // Another device may have taken it over or ended it since it was read: what that one wrote stands.
@@ -131,8 +132,6 @@ impl Shared {
                     self.mark(move |tx| tx.kv_put(&marker, &[])).await?;
                 }
             }
-            // Another device goes on with it, or ended it: the space's log says how it stands.
-            Some(row) if row.stage != JoinStage::Cancelling => self.follow_in_background(space, &row, Anew::No),
             Some(_) => {}
             None => {
                 if entry.is_some() && (is_ours || is_member || listed.is_none()) {
@@ -142,6 +141,11 @@ impl Shared {
                     self.mark(move |tx| tx.kv_delete(&marker)).await?;
                 }
             }
+        }
+        // As it is now: a call may have taken it back in the meantime.
+        if let Some(row) = self.join_row(space)?.filter(|row| row.stage.goes_on()) {
+            // Where another device goes on with it, or ended it, the space's log says how it stands.
+            self.follow_in_background(space, &row, if is_elsewhere { Anew::No } else { Anew::Yes });
         }
         Ok(())
     }

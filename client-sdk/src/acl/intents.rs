@@ -30,9 +30,14 @@ impl SpaceInner {
         let acl = self.acl()?;
         let record = sign_record(&self.shared, &acl, AclChange::Leave.contents(self, &acl)?)?;
         acl.apply(&record, Seq(u64::MAX)).map_err(Reject::Acl)?;
-        self.keep_leaving(true).await?;
-        // Whatever becomes of this caller; both may run at once.
-        self.drive_intents();
+        let space = self.clone();
+        let wishing = async move {
+            space.keep_leaving(true).await?;
+            space.drive_intents();
+            Ok::<_, AclError>(())
+        };
+        self.shared.to_its_end(wishing).await??;
+        // What drives it does so whatever becomes of this caller; both may run at once.
         self.finish_leaving().await
     }
 

@@ -174,19 +174,22 @@ impl SpaceInner {
     }
 
     async fn retry(self: &std::sync::Arc<Self>, write: WriteId) -> Result<(), WriteError> {
-        let space = self.clone();
+        let (here, space) = (self.clone(), self.clone());
         let job = move |tx: &mut WriteTx<'_>| -> Result<TreeId, WriteError> {
             let refused = tx.open_write(space.id, write)?.filter(|w| matches!(w.state, WriteState::Refused(_)));
             let refused = refused.ok_or(WriteError::NotRefused { write })?;
             Maker::new(tx, &space)?.retry(tx, &refused)?;
             Ok(refused.tree)
         };
-        let tree = self.shared.store.write(job).await.map_err(from_store_write)?.value;
-        self.refresh(tree);
-        self.emit(Event::Tree { space: self.id, tree });
-        self.push_anew();
-        self.touch();
-        Ok(())
+        let keeping = async move {
+            let tree = here.shared.store.write(job).await.map_err(from_store_write::<WriteError>)?.value;
+            here.refresh(tree);
+            here.emit(Event::Tree { space: here.id, tree });
+            here.push_anew();
+            here.touch();
+            Ok(())
+        };
+        self.shared.to_its_end(keeping).await?
     }
 
     fn refused_writes(&self) -> Result<Vec<RefusedWrite>, ReadError> {

@@ -102,18 +102,14 @@ impl SpaceInner {
         told: impl FnOnce(&T) -> Vec<&Made> + Send + 'static,
     ) -> Result<T, WriteError> {
         let space = self.clone();
-        let (done, kept) = tokio::sync::oneshot::channel();
-        self.shared.spawn(async move {
-            let written = space.shared.store.write(job).await.map_err(from_store_write);
-            if let Ok(written) = &written {
-                told(&written.value).into_iter().for_each(|made| space.announce(made, written.commit));
-                space.push_wanted.notify_one();
-                space.touch();
-            }
-            // A caller that hung up needs no answer.
-            let _ = done.send(written.map(|written| written.value));
-        });
-        kept.await.map_err(|_| WriteError::Closed)?
+        let keeping = async move {
+            let written = space.shared.store.write(job).await.map_err(from_store_write::<WriteError>)?;
+            told(&written.value).into_iter().for_each(|made| space.announce(made, written.commit));
+            space.push_wanted.notify_one();
+            space.touch();
+            Ok(written.value)
+        };
+        self.shared.to_its_end(keeping).await?
     }
 
     fn announce(&self, made: &Made, commit: CommitNo) {
@@ -129,17 +125,20 @@ impl SpaceInner {
         });
     }
 
-    pub(super) async fn set_refused_aside(&self, write: WriteId) -> Result<(), WriteError> {
-        let space = self.id;
+    pub(super) async fn set_refused_aside(self: &std::sync::Arc<Self>, write: WriteId) -> Result<(), WriteError> {
+        let (here, space) = (self.clone(), self.id);
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), WriteError> {
             if let Some(WriteState::Refused(_)) = tx.write_state(space, write)? {
                 tx.set_write_state(write, &WriteState::Dismissed)?;
             }
             Ok(())
         };
-        self.shared.store.write(job).await.map_err(from_store_write)?;
-        self.touch();
-        Ok(())
+        let keeping = async move {
+            here.shared.store.write(job).await.map_err(from_store_write::<WriteError>)?;
+            here.touch();
+            Ok(())
+        };
+        self.shared.to_its_end(keeping).await?
     }
 
     /// Ends a tree for good: its content is dropped here, at the node and at every member, and nobody can write to it again.
