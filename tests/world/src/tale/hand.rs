@@ -41,6 +41,12 @@ impl Hand {
         self.world.note(format_args!("{:>3} {}: {what}", self.step.number, self.by));
     }
 
+    /// How long it waits for what is begun: one in three goes away soon, and what it asked for must be done all the same.
+    fn stays(&self) -> Duration {
+        let number = u64::from(self.step.number);
+        if number % 3 == 0 { Duration::from_millis(number * 173 % 3_000) } else { 2 * PATIENCE }
+    }
+
     fn space(&self, slot: usize) -> Option<Space> {
         self.client.space(self.told.space(slot)?).ok()
     }
@@ -174,12 +180,13 @@ impl Hand {
         let Act::Admit { space, profile, way, .. } = self.step.act else { return };
         let was_here = self.space(space).is_some();
         let Ok(Ok(token)) = tokio::time::timeout(PATIENCE, handed).await else { return };
-        let joining = match self.client.join(&token).await {
-            Ok(joining) => joining,
-            Err(error) => return self.say(format_args!("no join: {} {error}", error.code())),
+        let ready = async {
+            let joining = self.client.join(&token).await?;
+            self.say("joins");
+            joining.ready(PATIENCE).await
         };
-        self.say("joins");
-        match joining.ready(PATIENCE).await {
+        let Ok(ready) = tokio::time::timeout(self.stays(), ready).await else { return self.say("hangs up") };
+        match ready {
             Ok(spaces) => {
                 self.say("ready");
                 // A member that was let in another way before was promised nothing by this one.
@@ -210,7 +217,8 @@ impl Hand {
 
     async fn leave(&self, slot: usize) {
         let Some(space) = self.space(slot) else { return };
-        self.say(text(space.leave().await));
+        let left = tokio::time::timeout(self.stays(), space.leave()).await;
+        self.say(left.map_or("hangs up".to_owned(), text));
     }
 
     async fn rotate(&self, slot: usize) {

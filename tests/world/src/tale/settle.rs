@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use client_sdk::{Client, NotSyncedCode, ReasonCode, RecoverError, Space, SpaceId};
+use client_sdk::{Client, JoinStage, NotSyncedCode, ReadError, ReasonCode, RecoverError, Space, SpaceId};
 use sync_core::limits;
 use tokio::time::Instant;
 
@@ -110,6 +110,16 @@ impl Teller {
                 return Err(Violation::new("settle_terminates", "everything that was begun is over", self.stuck()));
             }
         }
+        for who in self.clients.clone() {
+            let Ok(client) = self.world.client(who.name()) else { continue };
+            while let Some(left) = self.left_undone(&client)? {
+                if Instant::now() > until {
+                    let expected = format!("{who} joins, or leaves, though nobody waits for it");
+                    return Err(Violation::new("what_was_begun_goes_on", expected, left));
+                }
+                tokio::time::sleep(limits::RETRY_FIRST).await;
+            }
+        }
         for _ in 0..ROUNDS {
             for who in self.clients.clone() {
                 let Ok(client) = self.world.client(who.name()) else { continue };
@@ -120,6 +130,32 @@ impl Teller {
             }
         }
         Ok(())
+    }
+
+    /// What this client was asked for, and neither did nor waits for anybody with: a join that no admin has to decide, a leaving.
+    fn left_undone(&self, client: &Client) -> Result<Option<String>, Violation> {
+        let unreadable = |e: ReadError| Violation::new("what_was_begun_goes_on", "it can be read", e);
+        let Ok(node) = self.world.store(NODE) else { return Ok(None) };
+        if self.told.is_set_back() {
+            // What it did may be lost, and not be brought back yet.
+            return Ok(None);
+        }
+        for join in client.joins().map_err(unreadable)?.into_iter().filter(|join| join.here) {
+            let acl = node.read(|tx| tx.acl(join.space)).map_err(|e| unreadable(e.into()))?;
+            let is_undecided = acl.is_some_and(|acl| acl.pending_request(&client.account()).is_some());
+            // What the invite promised may never have been written: that is waited for as long as it takes.
+            let is_in = client.space(join.space).is_ok_and(|space| is_member(client, &space));
+            if !is_undecided && !is_in && join.stage != JoinStage::Declined {
+                return Ok(Some(format!("{join:?}")));
+            }
+        }
+        for space in self.spaces_of(client) {
+            let reasons = space.explain().map_err(unreadable)?;
+            if let Some(leaving) = reasons.iter().find(|reason| reason.code == ReasonCode::Leaving) {
+                return Ok(Some(format!("{leaving:?}")));
+            }
+        }
+        Ok(None)
     }
 
     fn stuck(&self) -> String {
