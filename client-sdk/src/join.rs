@@ -111,7 +111,8 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`JoinError`]; with several spaces, of the first that failed, named. The others are joined.
+    /// [`JoinError`]; with several spaces, of the first that failed, named. The others are joined. What failed for a moment only
+    /// goes on by itself if [`Client::joins`] shows it.
     pub async fn join(&self, token: &str) -> Result<Joining, JoinError> {
         let token = token_from_text(token)?;
         self.shared.check_token(token.body())?;
