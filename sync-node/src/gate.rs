@@ -99,7 +99,6 @@ impl Gate {
         space: SpaceId,
         read: impl FnOnce(&MemberView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
-        note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -117,7 +116,6 @@ impl Gate {
         ticket: Option<InviteTicket>,
         read: impl FnOnce(&AclView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
-        note(space);
         let (session, host) = (session.clone(), self.host.clone());
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -134,7 +132,6 @@ impl Gate {
         space: SpaceId,
         read: impl FnOnce(&TailView<'_, '_>) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
-        note(space);
         let session = session.clone();
         self.read(move |tx| {
             let acl = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?;
@@ -248,7 +245,6 @@ impl Gate {
         ticket: Option<InviteTicket>,
         record: Submission,
     ) -> Result<Taken, CallError> {
-        note(space);
         let (session, authority) = (session.clone(), self.authority);
         let now = (self.host.clone(), self.recovering.clone());
         let append = move |tx: &mut WriteTx<'_>| {
@@ -281,7 +277,6 @@ impl Gate {
         space: SpaceId,
         submissions: Vec<Result<Submission, Failure>>,
     ) -> Result<(Vec<Verdict>, AwaitDisk), CallError> {
-        note(space);
         let (session, authority) = (session.clone(), self.authority);
         let now = (self.host.clone(), self.recovering.clone());
         self.write(move |tx| {
@@ -310,7 +305,6 @@ impl Gate {
         mut lost: Lost,
         entries: Vec<LostEntry>,
     ) -> Result<(TakenBack, Lost), CallError> {
-        note(space);
         let authority = self.authority;
         let take = move |tx: &mut WriteTx<'_>| {
             let home = tx.acl(space)?.ok_or_else(|| CallError::space_unknown(&space))?.home;
@@ -682,14 +676,6 @@ fn withhold_damage(space: SpaceId, row: &mut LogRow) {
     if !row.is_intact() {
         error!(space = %space.short(), seq = row.position.seq.0, "a stored record is damaged and is not sent");
         row.record.payload = None;
-    }
-}
-
-/// Names the space in the span of the call.
-fn note(space: SpaceId) {
-    let span = Span::current();
-    if !span.is_disabled() {
-        span.record("space", space.short());
     }
 }
 

@@ -12,8 +12,9 @@ use sync_proto::v1::{
 };
 use sync_proto::{array, id, required};
 use tonic::Streaming;
+use tracing::Instrument as _;
 
-use super::{State, next};
+use super::{State, about, next};
 use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::MemberView;
@@ -36,14 +37,17 @@ pub(super) async fn head_sync(
         let answer = match required("message", request.message)? {
             head_sync_request::Message::Open(open) => {
                 let comparison = comparison.insert(Comparison { space: id(&open.space)?, cells: None });
-                comparison.compare(&state, &session, &open).await?
+                let span = about(comparison.space);
+                comparison.compare(&state, &session, &open).instrument(span).await?
             }
             head_sync_request::Message::NextPage(page) => {
                 let space = comparison.as_ref().ok_or_else(opened)?.space;
-                list(&state, &session, space, &page).await?
+                list(&state, &session, space, &page).instrument(about(space)).await?
             }
             head_sync_request::Message::More(_) => {
-                comparison.as_mut().ok_or_else(opened)?.more(&state, &session).await?
+                let comparison = comparison.as_mut().ok_or_else(opened)?;
+                let span = about(comparison.space);
+                comparison.more(&state, &session).instrument(span).await?
             }
         };
         place.send(HeadSyncResponse { message: Some(answer) });

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use sync_core::code::Code;
+use sync_core::ids::SpaceId;
 use sync_core::limits;
 use sync_host::Host;
 use sync_proto::v1::sync_server::Sync;
@@ -71,11 +72,26 @@ impl SyncService {
         let (account, device) = (session.account().short(), session.device().short());
         Ok((session, info_span!("rpc", rpc, account, device, space = Empty)))
     }
+
+    /// As [`SyncService::enter`], for a call that concerns one space.
+    fn enter_space<T>(&self, rpc: &'static str, request: &Request<T>, space: &[u8]) -> Result<(Session, Span), Status> {
+        let (session, span) = self.enter(rpc, request)?;
+        if let Ok(space) = SpaceId::try_from(space) {
+            span.record("space", space.short());
+        }
+        Ok((session, span))
+    }
 }
 
 /// The connection of a request.
 fn link<T>(request: &Request<T>) -> Result<&Link, Status> {
     request.extensions().get::<Link>().ok_or_else(|| Status::internal("a request without a connection"))
+}
+
+/// The span of a piece of work on one space, in a stream that may concern many. What is recorded in the span of the stream is
+/// kept, and printed, until the stream ends: nothing may be, but once.
+fn about(space: SpaceId) -> Span {
+    info_span!("about", space = %space.short())
 }
 
 /// Bounds a call that has one answer.
@@ -165,20 +181,20 @@ impl Sync for SyncService {
     }
 
     async fn space_pull(&self, request: Request<SpacePullRequest>) -> Result<Response<SpacePullResponse>, Status> {
-        let (session, span) = self.enter("SpacePull", &request)?;
+        let (session, span) = self.enter_space("SpacePull", &request, &request.get_ref().space)?;
         unary(span, spaces::space_pull(&self.state, &session, request.into_inner())).await
     }
 
     type AclReadStream = AnswerStream<AclReadResponse>;
 
     async fn acl_read(&self, request: Request<AclReadRequest>) -> Answering<AclReadResponse> {
-        let (session, span) = self.enter("AclRead", &request)?;
+        let (session, span) = self.enter_space("AclRead", &request, &request.get_ref().space)?;
         let (state, request) = (Arc::clone(&self.state), request.into_inner());
         stream(&self.state, session.clone(), span, |answers| spaces::acl_read(state, session, request, answers))
     }
 
     async fn acl_append(&self, request: Request<AclAppendRequest>) -> Result<Response<AclAppendResponse>, Status> {
-        let (session, span) = self.enter("AclAppend", &request)?;
+        let (session, span) = self.enter_space("AclAppend", &request, &request.get_ref().space)?;
         unary(span, spaces::acl_append(&self.state, &session, request.into_inner())).await
     }
 
@@ -217,13 +233,13 @@ impl Sync for SyncService {
     type FetchStream = AnswerStream<FetchResponse>;
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Answering<FetchResponse> {
-        let (session, span) = self.enter("Fetch", &request)?;
+        let (session, span) = self.enter_space("Fetch", &request, &request.get_ref().space)?;
         let (state, request) = (Arc::clone(&self.state), request.into_inner());
         stream(&self.state, session.clone(), span, |answers| fetch::fetch(state, session, request, answers))
     }
 
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
-        let (session, span) = self.enter("Certify", &request)?;
+        let (session, span) = self.enter_space("Certify", &request, &request.get_ref().space)?;
         unary(span, certify::certify(&self.state, &session, request.into_inner())).await
     }
 }

@@ -15,9 +15,9 @@ use sync_proto::v1::{Accepted, ErrorDetail, Known, PushItem, PushRequest, PushRe
 use sync_proto::{WireError, id, read_record};
 use tokio::sync::mpsc;
 use tonic::Streaming;
-use tracing::error;
+use tracing::{Instrument as _, Span, error};
 
-use super::{State, next};
+use super::{State, about, next};
 use crate::answers::Answers;
 use crate::failure::CallError;
 use crate::gate::{self, Taken};
@@ -63,10 +63,11 @@ pub(super) async fn push(
     requests: Streaming<PushRequest>,
     answers: Answers<PushResponse>,
 ) -> Result<(), CallError> {
-    let (verified, mut waiting) = mpsc::channel(VERIFIED_MAX);
+    let (verified, mut waiting) = mpsc::channel::<Batch>(VERIFIED_MAX);
     let storing = async {
         while let Some(batch) = waiting.recv().await {
-            store(&state, &session, batch, &answers).await?;
+            let span = batch.space.as_ref().map_or_else(|_| Span::none(), |space| about(*space));
+            store(&state, &session, batch, &answers).instrument(span).await?;
         }
         Ok(())
     };

@@ -22,7 +22,7 @@ use sync_proto::v1::{
 use sync_proto::{WireError, id, required};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Streaming;
-use tracing::{error, info};
+use tracing::{Span, error, info};
 
 use super::{State, next};
 use crate::answers::Answers;
@@ -82,6 +82,7 @@ pub(super) async fn repush(
         return Err(malformed("a re-push begins with Open"));
     };
     let (space, receipt, ladder) = read_open(&state, open)?;
+    Span::current().record("space", space.short());
     let Common { position: common, history, histories } = state.gate.common_with(space, ladder).await?;
     let history = Bytes::copy_from_slice(&history.0);
     send(&answers, Answer::Common(RepushCommon { common_seq: common.seq.0, history, histories })).await?;

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use tracing::{Instrument as _, debug, debug_span};
+use tracing::{Instrument as _, debug, info_span};
 
 use super::{State, next};
 use crate::answers::Answers;
@@ -99,7 +99,7 @@ impl Subscriptions {
             durable_sent: Seq::ZERO,
         };
         let (task_stop, node_stop) = (stop.clone(), self.state.tasks.clone());
-        let span = debug_span!("subscription", space = %space.short(), cursor = subscribe.cursor);
+        let span = info_span!("subscription", space = %space.short(), cursor = subscribe.cursor);
         let work = async move {
             let _counted = (metrics::Subscribed::begin(), room);
             let run = node_stop.unless_stopped(tail.run(subscribe));
