@@ -85,8 +85,21 @@ pub(crate) struct JoinRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Anew {
     Yes,
+    /// It was asked already. Whoever was let in since, and is in no more, left, or was removed.
+    UnlessItWasIn,
     /// Another device may have ended it: only what the log says counts.
     No,
+}
+
+impl Anew {
+    /// Whether a stranger is one for good.
+    fn is_over(self, acl: &AclState, account: &AccountId) -> bool {
+        match self {
+            Self::Yes => false,
+            Self::UnlessItWasIn => acl.membership_ended(account).is_some(),
+            Self::No => true,
+        }
+    }
 }
 
 /// A join of one token. It says when the join is over; the join itself belongs to the client, and goes on by itself when
@@ -516,7 +529,7 @@ impl Shared {
                     }
                     Standing::Declined => Err(JoinError::Declined),
                     Standing::Cancelled => Err(JoinError::Cancelled),
-                    Standing::Stranger if anew == Anew::No => Err(JoinError::Cancelled),
+                    Standing::Stranger if anew.is_over(&acl.state, &self.account.id()) => Err(JoinError::Cancelled),
                     // The process ended before the node was asked.
                     Standing::Stranger => self.join_space(token, invited).await,
                     Standing::Pending => Ok(()),

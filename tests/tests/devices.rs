@@ -6,7 +6,7 @@ use client_sdk::{
     Client, ClientConfig, ClientEvent, InviteOptions, Mnemonic, Reason, ReasonCode, RecoverError, Role, Space, SpaceId,
 };
 use serde_json::json;
-use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, config, object, seen, until};
+use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, accept, config, gone, object, seen, until};
 use sync_tests::relay::Relay;
 use tempfile::TempDir;
 
@@ -480,6 +480,43 @@ async fn a_space_that_was_left_is_not_brought_back() -> Outcome {
     for client in [&a, &b] {
         lists(client, &[club.id()]).await?;
     }
+    Ok(())
+}
+
+/// What an invite promised is not there, so the join is not over; then another device leaves the space. Nobody asks anew.
+#[tokio::test]
+async fn a_join_that_waits_for_a_promise_does_not_outlive_the_membership() -> Outcome {
+    let node = NodeProcess::start();
+    let admin = TestClient::create("Admin", node.address()).await;
+    let (a, words) = first(&node).await?;
+    let b = another(&node, &words, "phone").await?;
+    let club = admin.create_space("Club").await?;
+    let must_see = vec![club.objects().tree_id("note", "never written")?];
+    let token = club.invite(InviteOptions { must_see, ..InviteOptions::open() }).await?.token;
+    drop(a.join(&token).await?);
+    a.wait_for_space(club.id(), PATIENCE).await?.await_synced().await?;
+    a.account_synced(PATIENCE).await?;
+    let here = b.wait_for_space(club.id(), PATIENCE).await?;
+    here.await_synced().await?;
+    let TestClient { dir, client } = a;
+    client.close().await;
+    here.leave().await?;
+    gone(&here).await?;
+
+    // The first start hears of the end, the second one has heard of it.
+    let mut dir = dir;
+    for _ in 0..2 {
+        let a = TestClient::open(dir).await;
+        joins(&a, &[]).await?;
+        a.account_synced(PATIENCE).await?;
+        gone(&a.space(club.id())?).await?;
+        let TestClient { dir: kept, client } = a;
+        client.close().await;
+        dir = kept;
+    }
+    club.await_synced().await?;
+    assert!(!club.acl()?.members.contains_key(&b.account()), "it was joined anew");
+    assert_eq!(club.acl()?.left.len(), 1);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use sync_core::record::{InviteToken, InvitedSpace, Verified};
 use sync_core::token::token_from_text;
 use tokio_util::sync::CancellationToken;
 
-use super::{Anew, JoinRow, is_transient};
+use super::{Anew, JoinRow, JoinStage, is_transient};
 use crate::client::Shared;
 use crate::error::JoinError;
 
@@ -95,10 +95,10 @@ impl Shared {
         let Ok(token) = token_from_text(&row.token) else { return };
         let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { return };
         let Some(stop) = self.speakers.background(space, &self.cancel) else { return };
-        let shared = self.clone();
+        let (shared, stage) = (self.clone(), row.stage);
         self.spawn(async move {
             let work = async {
-                if let Err(error) = shared.follow_to_the_end(&token, &invited, anew).await {
+                if let Err(error) = shared.follow_to_the_end(&token, &invited, stage, anew).await {
                     tracing::info!(space = %space.short(), error = %error, "a join did not finish");
                     shared.note_join_failed(&token, space, &error).await;
                 }
@@ -109,20 +109,27 @@ impl Shared {
         });
     }
 
-    /// Up to a space that is ready; then the join is over.
+    /// Up to a space that is ready, or that this account is not in any more; then the join is over.
     async fn follow_to_the_end(
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
+        stage: JoinStage,
         anew: Anew,
     ) -> Result<(), JoinError> {
         // What another device ended while this one was away is not asked for anew.
         let over = anew == Anew::Yes && self.is_over_elsewhere(invited.space).await?;
-        let space = self.follow_join(token, invited, if over { Anew::No } else { anew }).await?;
+        let anew = match anew {
+            Anew::Yes if over => Anew::No,
+            Anew::Yes if stage != JoinStage::Kept => Anew::UnlessItWasIn,
+            Anew::Yes | Anew::UnlessItWasIn | Anew::No => anew,
+        };
+        let space = self.follow_join(token, invited, anew).await?;
         let mut moved = space.inner.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            if space.inner.missing(invited)?.is_none() {
+            let has_ended = !self.is_member(invited.space)?;
+            if has_ended || space.inner.missing(invited)?.is_none() {
                 return self.forget_join(invited.space).await;
             }
             if moved.changed().await.is_err() {
