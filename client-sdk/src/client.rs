@@ -26,7 +26,7 @@ use crate::acl::leave_key;
 use crate::connect::{Conn, Identity, failure};
 use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
 use crate::home::{Home, MemoryVault, Unlock};
-use crate::join::Speakers;
+use crate::join::{Speakers, Turns};
 use crate::link::{self, Command, Connection};
 use crate::space::{Space, SpaceInner};
 use crate::status::PeerBudget;
@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     spaces: Mutex<BTreeMap<SpaceId, Arc<SpaceInner>>>,
     pub(crate) speakers: Speakers,
+    pub(crate) turns: Turns,
     /// Room for requests that wait on a stream of their own.
     pub(crate) following: tokio::sync::Semaphore,
     tracker: TaskTracker,
@@ -244,7 +245,6 @@ impl Client {
         let settings = Settings { host, account, address, display_name, own, devices, types, cached_trees };
         let client = Self::start(secrets, store, settings);
         client.open_spaces()?;
-        client.resume_joins()?;
         client.shared.spawn(account::run(client.shared.clone()));
         client.shared.spawn_until_closed(tell_of_failure(client.shared.clone()));
         Ok(client)
@@ -275,6 +275,7 @@ impl Client {
             commands,
             spaces: Mutex::new(BTreeMap::new()),
             speakers: Speakers::default(),
+            turns: Turns::default(),
             following: tokio::sync::Semaphore::new(FOLLOWING_MAX),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -366,6 +367,8 @@ impl Client {
         if !acl.deleted && acl.members.contains_key(&self.account()) {
             return Err(AclError::StillAMember { space: id });
         }
+        // Nothing that waits for something in it opens it again.
+        self.shared.forget_join_of(id).await?;
         self.shared.unlist_space(id).await?;
         self.shared.close_space(&space.inner);
         let shared = self.shared.clone();
@@ -544,7 +547,21 @@ impl Shared {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, WriteError> {
-        self.tracker.spawn(work).await.map_err(|_| WriteError::Closed)
+        let worked = self.tracker.spawn(work).await;
+        worked.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => WriteError::Closed,
+        })
+    }
+
+    /// As [`Self::to_its_end`], for work that waits for the node: the client closes without it.
+    pub(crate) async fn until_closed<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let closed = self.cancel.clone();
+        let worked = self.to_its_end(async move { closed.run_until_cancelled(work).await }).await?;
+        worked.ok_or(WriteError::Closed)
     }
 
     fn lock_spaces(&self) -> std::sync::MutexGuard<'_, BTreeMap<SpaceId, Arc<SpaceInner>>> {

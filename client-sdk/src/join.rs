@@ -6,27 +6,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sync_core::acl::{AclState, RequestStatus, sign_join_proof};
+use sync_core::acl::{AclReject, AclState, RequestStatus, sign_join_proof};
 use sync_core::code::Code;
-use sync_core::ids::{AccountId, ChangeId, Seq, SpaceId, TreeId};
+use sync_core::ids::{AccountId, AclId, ChangeId, Seq, SpaceId, TreeId};
 use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::receipt::SignedReceipt;
-use sync_core::record::{AclContent, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
+use sync_core::record::{AclContent, AclRecord, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
 use sync_store::{VerdictKind, WriteTx};
 
+use crate::account::joins::listed_key;
 use crate::acl::read::{AclRead, Follow, Standing, standing};
 use crate::acl::{keys_for, sign_record};
 use crate::client::{Client, Shared};
-use crate::error::{AclError, CallError, JoinError, OpenError, ReadError, from_store_write};
+use crate::error::{AclError, CallError, JoinError, ReadError, WriteError, from_store_write};
 use crate::space::{Space, SpaceInner};
 use crate::synced::{Readability, Sight};
 
 mod background;
 
-pub(crate) use background::Speakers;
+use background::Turn;
+pub(crate) use background::{Speakers, Turns};
 
 const JOIN_PREFIX: &str = "join/";
 /// How often a join is tried when other records come first.
@@ -66,40 +68,56 @@ pub enum JoinStage {
 
 impl JoinStage {
     /// Whether there is something to wait for.
-    pub(crate) const fn goes_on(self) -> bool {
+    const fn goes_on(self) -> bool {
         match self {
             Self::Kept | Self::Requested | Self::Joined => true,
             Self::Declined | Self::Cancelling => false,
         }
     }
+
+    /// Whether there is something to be done.
+    fn is_work(self) -> bool {
+        self.goes_on() || self == Self::Cancelling
+    }
 }
 
 /// What is kept of a join, encrypted, until it is ready.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JoinRow {
     pub(crate) token: String,
     pub(crate) stage: JoinStage,
+    /// The last request of this account that was decided before this join: that answer is none to it.
+    #[serde(default)]
+    decided: Option<String>,
 }
 
-/// Whether a join may ask the node for what it was not asked yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Anew {
-    Yes,
-    /// It was asked already. Whoever was let in since, and is in no more, left, or was removed.
-    UnlessItWasIn,
-    /// Another device may have ended it: only what the log says counts.
-    No,
-}
-
-impl Anew {
-    /// Whether a stranger is one for good.
-    fn is_over(self, acl: &AclState, account: &AccountId) -> bool {
-        match self {
-            Self::Yes => false,
-            Self::UnlessItWasIn => acl.membership_ended(account).is_some(),
-            Self::No => true,
+impl JoinRow {
+    /// Whether it is this join that the decision of a request answers.
+    fn is_answered_by(&self, request: AclId) -> bool {
+        match self.stage {
+            JoinStage::Requested | JoinStage::Declined => true,
+            JoinStage::Kept => self.decided != Some(request.to_string()),
+            JoinStage::Joined | JoinStage::Cancelling => false,
         }
     }
+}
+
+/// Who goes on with a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follower {
+    /// Somebody waits for it.
+    Call,
+    /// Nobody does. Another device may have ended it, or taken it over.
+    Background,
+}
+
+/// Why the node is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    /// Somebody shows the token, whatever was wished before.
+    Now,
+    /// It was begun, and goes on unless it was taken back.
+    Still,
 }
 
 /// A join of one token. It says when the join is over; the join itself belongs to the client, and goes on by itself when
@@ -162,17 +180,17 @@ impl Client {
     /// # Errors
     /// [`JoinError::NoJoin`] if nothing is under way; [`JoinError::AlreadyMember`] if an admin was faster: leave instead.
     pub async fn cancel_join(&self, space: SpaceId) -> Result<(), JoinError> {
-        let _speaking = self.shared.speak_for(space);
-        let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         let shared = self.shared.clone();
         let wishing = async move {
-            shared.keep_join(space, &token, JoinStage::Cancelling).await?;
-            shared.cancel_in_background(space);
-            Ok::<_, JoinError>(())
+            let speaking = shared.speak_for(space);
+            let token = shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
+            let row = JoinRow { token: token_to_text(&token), stage: JoinStage::Cancelling, decided: None };
+            shared.change_join(space, |_| Change::Keep(row)).await?;
+            Ok::<_, JoinError>(speaking)
         };
-        self.shared.to_its_end(wishing).await??;
-        // What takes it back does so whatever becomes of this caller; both may run at once.
-        self.shared.finish_cancelling(space).await
+        // When the call is over, or this caller is gone, what is left of it goes on in the background.
+        let _speaking = self.shared.to_its_end(wishing).await??;
+        Box::pin(self.shared.finish_cancelling(space)).await
     }
 
     /// Joins that are not ready yet, on any device of the account.
@@ -187,26 +205,6 @@ impl Client {
             Some(JoinInfo { space, mode: invited.mode, role: invited.role, stage: row.stage, here: true })
         };
         Ok(rows.into_iter().filter_map(info).chain(self.shared.joins_elsewhere()?).collect())
-    }
-
-    /// Goes on with the joins that an earlier process began.
-    pub(crate) fn resume_joins(&self) -> Result<(), OpenError> {
-        let rows = match self.shared.join_rows() {
-            Ok(rows) => rows,
-            Err(ReadError::Store(error)) => return Err(error.into()),
-            Err(error) => {
-                tracing::error!(error = %error, "unfinished joins could not be read");
-                return Ok(());
-            }
-        };
-        for (space, row) in rows {
-            if row.stage == JoinStage::Cancelling {
-                self.shared.cancel_in_background(space);
-            } else if row.stage.goes_on() {
-                self.shared.follow_in_background(space, &row, Anew::Yes);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -275,52 +273,55 @@ impl Joining {
 }
 
 impl Shared {
-    /// Takes a request back at the node, and forgets the join.
+    /// Takes a request back at the node, and forgets the join: unless somebody asked anew in the meantime.
     async fn finish_cancelling(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
-        if self.cancel_at_node(space).await? == Cancelling::Over {
-            self.forget_join(space).await?;
-            self.unlist_join(space).await?;
-        }
-        Ok(())
-    }
-
-    async fn cancel_at_node(self: &Arc<Self>, space: SpaceId) -> Result<Cancelling, JoinError> {
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
-            let row = self.join_row(space)?;
-            // Whoever asked anew in the meantime wants to join after all.
-            let row = row.filter(|row| row.stage == JoinStage::Cancelling);
-            let Some(token) = row.and_then(|row| token_from_text(&row.token).ok()) else {
-                return Ok(Cancelling::NotWanted);
-            };
+            let turn = self.turns.of(space).await;
+            let Some(token) = self.cancelled_token(space)? else { return Ok(()) };
             let secret = token.body().spaces.iter().find(|s| s.space == space).map(secret_of);
             let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
-                Ok(acl) => acl,
+                Ok(acl) => Some(acl),
                 // Never asked, and nothing to be asked by any more.
                 Err(JoinError::Acl(AclError::Call(CallError::Refused(refused)))) if !refused.code.is_transient() => {
-                    return Ok(Cancelling::Over);
+                    None
                 }
                 Err(error) => return Err(error),
             };
-            let request = match standing(&acl.state, self) {
-                Standing::Member => {
-                    self.keep_join(space, &token, JoinStage::Joined).await?;
-                    self.adopt(&acl).await?;
+            let (_turn, cancelled) = match &acl {
+                Some(acl) if matches!(standing(&acl.state, self), Standing::Member) => {
+                    self.move_join(space, &[JoinStage::Cancelling], JoinStage::Joined).await?;
+                    self.adopt(acl).await?;
                     return Err(JoinError::AlreadyMember { space });
                 }
-                Standing::Pending => acl.state.pending_request(&self.account.id()).map(|(request, _)| request),
-                Standing::Declined | Standing::Cancelled | Standing::Stranger => None,
+                Some(acl) if let Standing::Pending(request) = standing(&acl.state, self) => {
+                    let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
+                    self.offer_in(turn, space, record).await?
+                }
+                Some(_) | None => (turn, Ok(Seq::ZERO)),
             };
-            let Some(request) = request else { return Ok(Cancelling::Over) };
-            let record = sign_record(self, &acl.state, vec![AclContent::CancelJoin { request }])?;
-            match self.append_on(&self.conn().await?, space, &record).await {
-                Ok(_) => return Ok(Cancelling::Over),
+            match cancelled {
+                Ok(_) => {}
                 // An admin or another joiner was faster: read what it did.
-                Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}
+                Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => continue,
                 Err(error) => return Err(error.into()),
             }
+            let is_still = |row: Option<JoinRow>| match row {
+                Some(row) if row.stage == JoinStage::Cancelling => Change::Forget,
+                Some(_) | None => Change::Nothing,
+            };
+            if self.change_join(space, is_still).await? {
+                self.unlist_join(space).await?;
+            }
+            return Ok(());
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// The token of a join that is to be taken back.
+    fn cancelled_token(&self, space: SpaceId) -> Result<Option<Verified<InviteToken>>, ReadError> {
+        let row = self.join_row(space)?.filter(|row| row.stage == JoinStage::Cancelling);
+        Ok(row.and_then(|row| token_from_text(&row.token).ok()))
     }
 
     fn check_token(&self, token: &InviteToken) -> Result<(), JoinError> {
@@ -339,69 +340,101 @@ impl Shared {
         let rows = self.store.read(|tx| tx.kv_scan(JOIN_PREFIX))?;
         let mut found = Vec::with_capacity(rows.len());
         for (key, sealed) in rows {
-            let bytes = self.local.open_row(key.as_bytes(), &sealed)?;
             let space = key.strip_prefix(JOIN_PREFIX).and_then(|id| id.parse().ok());
-            let row = serde_json::from_slice(&bytes).ok();
-            found.extend(space.zip(row));
+            found.extend(space.zip(self.open_join(&key, &sealed)?));
         }
         Ok(found)
     }
 
     pub(crate) fn join_row(&self, space: SpaceId) -> Result<Option<JoinRow>, ReadError> {
-        Ok(self.join_rows()?.into_iter().find(|(of, _)| *of == space).map(|(_, row)| row))
+        let key = join_key(space);
+        let sealed = self.store.read(|tx| tx.kv(&key))?;
+        Ok(sealed.map(|sealed| self.open_join(&key, &sealed)).transpose()?.flatten())
     }
 
-    async fn keep_join(
-        &self,
+    /// Changes the row of a join, and tells of it: in one piece, whatever becomes of the caller. What the row says at that moment
+    /// decides, so that nobody overwrites what somebody else wished since. Whether anything was changed.
+    async fn change_join(
+        self: &Arc<Self>,
         space: SpaceId,
-        token: &Verified<InviteToken>,
-        stage: JoinStage,
-    ) -> Result<(), JoinError> {
-        let key = join_key(space);
-        let sealed = self.seal_join(&key, token, stage);
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_put(&key, &sealed)?) };
-        let written = self.store.write(job).await.map_err(read_from_write)?;
-        self.store.durable(written.commit).await?;
-        self.join_moved(space);
-        Ok(())
-    }
-
-    /// Whether this installation asked, and was not told the answer yet.
-    fn asked_before(&self, space: SpaceId) -> Result<bool, ReadError> {
-        let stage = self.join_row(space)?.map(|row| row.stage);
-        Ok(matches!(stage, Some(JoinStage::Requested | JoinStage::Declined)))
-    }
-
-    /// After a join in the background failed for good: a decline is kept until somebody is told. If somebody was told in the
-    /// meantime, there is nothing to keep.
-    async fn note_join_failed(&self, token: &Verified<InviteToken>, space: SpaceId, error: &JoinError) {
-        let key = join_key(space);
-        let declined = matches!(error, JoinError::Declined).then(|| self.seal_join(&key, token, JoinStage::Declined));
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
-            match (tx.kv(&key)?, declined) {
-                (None, _) => Ok(()),
-                (Some(_), Some(row)) => Ok(tx.kv_put(&key, &row)?),
-                (Some(_), None) => Ok(tx.kv_delete(&key)?),
+        change: impl FnOnce(Option<JoinRow>) -> Change + Send + 'static,
+    ) -> Result<bool, WriteError> {
+        let shared = self.clone();
+        let changing = async move {
+            let key = join_key(space);
+            let local = shared.clone();
+            let job = move |tx: &mut WriteTx<'_>| -> Result<bool, ReadError> {
+                let row = tx.kv(&key)?.map(|sealed| local.open_join(&key, &sealed)).transpose()?.flatten();
+                match change(row) {
+                    Change::Nothing => return Ok(false),
+                    Change::Forget => tx.kv_delete(&key)?,
+                    Change::Keep(row) => tx.kv_put(&key, &local.seal_join(&key, &row))?,
+                    Change::Begin(row) => {
+                        tx.kv_put(&key, &local.seal_join(&key, &row))?;
+                        tx.kv_delete(&listed_key(space))?;
+                    }
+                }
+                Ok(true)
+            };
+            let written = shared.store.write(job).await.map_err(from_store_write)?;
+            if written.value {
+                shared.store.durable(written.commit).await?;
+                shared.join_moved(space);
             }
+            Ok(written.value)
         };
-        if let Err(error) = self.store.write(job).await {
-            tracing::warn!(space = %space.short(), error = %error, "the end of a join could not be noted");
-        }
-        self.join_moved(space);
+        self.to_its_end(changing).await?
     }
 
-    fn seal_join(&self, key: &str, token: &Verified<InviteToken>, stage: JoinStage) -> Vec<u8> {
-        let row = JoinRow { token: token_to_text(token), stage };
-        let bytes = serde_json::to_vec(&row).expect("a join row is always JSON");
+    /// A join came from one of some stages to the next.
+    async fn move_join(
+        self: &Arc<Self>,
+        space: SpaceId,
+        from: &'static [JoinStage],
+        to: JoinStage,
+    ) -> Result<bool, WriteError> {
+        let change = move |row: Option<JoinRow>| match row {
+            Some(row) if from.contains(&row.stage) => Change::Keep(JoinRow { stage: to, ..row }),
+            Some(_) | None => Change::Nothing,
+        };
+        self.change_join(space, change).await
+    }
+
+    /// After a join failed for good, and nobody was told: a decline is kept until somebody is.
+    async fn note_join_failed(self: &Arc<Self>, space: SpaceId, error: &JoinError) -> Result<(), WriteError> {
+        let is_declined = matches!(error, JoinError::Declined);
+        let change = move |row: Option<JoinRow>| match row.filter(|row| row.stage.goes_on()) {
+            Some(row) if is_declined => Change::Keep(JoinRow { stage: JoinStage::Declined, ..row }),
+            Some(_) => Change::Forget,
+            // Somebody was told, or wants something else, in the meantime.
+            None => Change::Nothing,
+        };
+        self.change_join(space, change).await.map(|_| ())
+    }
+
+    fn open_join(&self, key: &str, sealed: &[u8]) -> Result<Option<JoinRow>, ReadError> {
+        let bytes = self.local.open_row(key.as_bytes(), sealed)?;
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+
+    fn seal_join(&self, key: &str, row: &JoinRow) -> Vec<u8> {
+        let bytes = serde_json::to_vec(row).expect("a join row is always JSON");
         self.local.seal_row(key.as_bytes(), &bytes, &mut self.host.rng())
     }
 
-    async fn forget_join(&self, space: SpaceId) -> Result<(), JoinError> {
-        let key = join_key(space);
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> { Ok(tx.kv_delete(&key)?) };
-        self.store.write(job).await.map_err(read_from_write)?;
-        self.join_moved(space);
-        Ok(())
+    /// A join is over, and whoever has to know is told; one that is to be taken back is over when that is done.
+    async fn forget_join(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        let change = |row: Option<JoinRow>| match row {
+            Some(row) if row.stage != JoinStage::Cancelling => Change::Forget,
+            Some(_) | None => Change::Nothing,
+        };
+        self.change_join(space, change).await.map(|_| ())
+    }
+
+    /// With everything else of a space.
+    pub(crate) async fn forget_join_of(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
+        let change = |row: Option<JoinRow>| row.map_or(Change::Nothing, |_| Change::Forget);
+        self.change_join(space, change).await.map(|_| ())
     }
 
     /// Up to the durable join or request.
@@ -410,8 +443,8 @@ impl Shared {
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
     ) -> Result<(), JoinError> {
-        let joined = self.ask_to_join(token, invited).await;
-        if joined.as_ref().is_err_and(|error| !is_transient(error)) {
+        let joined = Box::pin(self.ask_to_join(token, invited, Asking::Now)).await;
+        if joined.as_ref().is_err_and(is_for_good) {
             // Nothing of a join that failed for good stays behind.
             self.forget_join(invited.space).await?;
         }
@@ -422,10 +455,12 @@ impl Shared {
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
+        mut asking: Asking,
     ) -> Result<(), JoinError> {
-        if self.is_member(invited.space)? {
+        let space = invited.space;
+        if self.is_member(space)? {
             // The copy here may be older than the end of this membership.
-            match self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await {
+            match self.read_acl(space, Some(&secret_of(invited)), Follow::No).await {
                 Ok(acl) if matches!(standing(&acl.state, self), Standing::Member) => return Ok(()),
                 Ok(_) => {}
                 Err(error) if is_transient(&error) => return Ok(()),
@@ -435,40 +470,77 @@ impl Shared {
         self.link(sync_core::session::Input::Wake);
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
-            let mut acl = self.read_acl(invited.space, Some(&secret_of(invited)), Follow::No).await?;
+            let turn = self.turns.of(space).await;
+            let acl = self.read_acl(space, Some(&secret_of(invited)), Follow::No).await?;
             check_receipt(self.account.id(), &acl, token, invited)?;
-            match standing(&acl.state, self) {
+            let row = self.join_row(space)?;
+            let mut keep = async |stage, decided| {
+                let row = JoinRow { token: token_to_text(token), stage, decided };
+                let begun = std::mem::replace(&mut asking, Asking::Still);
+                self.begin_join(space, row, begun).await
+            };
+            let decided = match standing(&acl.state, self) {
                 Standing::Member => {
-                    self.keep_join(invited.space, token, JoinStage::Joined).await?;
-                    self.adopt(&acl).await?;
-                    return Ok(());
+                    keep(JoinStage::Joined, None).await?;
+                    return self.adopt(&acl).await;
                 }
-                Standing::Pending => return self.keep_join(invited.space, token, JoinStage::Requested).await,
-                Standing::Declined if self.asked_before(invited.space)? => return Err(JoinError::Declined),
-                Standing::Declined | Standing::Cancelled | Standing::Stranger => {}
-            }
-            self.keep_join(invited.space, token, JoinStage::Kept).await?;
-            let appended = self.append_join(&mut acl, invited).await;
-            match appended {
-                Ok(()) => {}
+                Standing::Pending(_) => return keep(JoinStage::Requested, None).await,
+                Standing::Declined(request) if row.is_some_and(|row| row.is_answered_by(request)) => {
+                    return Err(JoinError::Declined);
+                }
+                Standing::Declined(request) | Standing::Cancelled(request) => Some(request.to_string()),
+                Standing::Stranger => None,
+            };
+            keep(JoinStage::Kept, decided).await?;
+            let record = self.join_record(&acl, invited)?;
+            match self.offer_in(turn, space, record).await?.1 {
+                Ok(_) => {}
                 // Somebody else's record came first: look again and make a new one.
-                Err(JoinError::Acl(AclError::Call(CallError::Refused(f)))) if f.code == Code::AclConflict => {}
-                Err(error) => return Err(error),
+                Err(CallError::Refused(failure)) if failure.code == Code::AclConflict => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
-    async fn append_join(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<(), JoinError> {
+    /// Keeps how far a join is. One that was begun, and taken back since, stays so.
+    async fn begin_join(self: &Arc<Self>, space: SpaceId, row: JoinRow, asking: Asking) -> Result<(), JoinError> {
+        let change = move |there: Option<JoinRow>| match asking {
+            Asking::Now => Change::Begin(row),
+            Asking::Still if there.as_ref() == Some(&row) => Change::Nothing,
+            Asking::Still if there.is_some_and(|there| there.stage.goes_on()) => Change::Keep(row),
+            Asking::Still => Change::Nothing,
+        };
+        self.change_join(space, change).await?;
+        let is_on = self.join_row(space)?.is_some_and(|row| row.stage.goes_on());
+        if is_on { Ok(()) } else { Err(JoinError::Cancelled) }
+    }
+
+    /// Offers a record in a turn. What becomes of it is known when the turn is over, also if the caller goes away half-way.
+    async fn offer_in(
+        self: &Arc<Self>,
+        turn: Turn,
+        space: SpaceId,
+        record: Verified<AclRecord>,
+    ) -> Result<(Turn, Result<Seq, CallError>), JoinError> {
+        let shared = self.clone();
+        let offering = Box::pin(async move {
+            let said = shared.offer(space, &record).await;
+            (turn, said)
+        });
+        Ok(self.until_closed(offering).await?)
+    }
+
+    /// The record that joins, or asks to.
+    fn join_record(&self, acl: &AclRead, invited: &InvitedSpace) -> Result<Verified<AclRecord>, JoinError> {
         let contents = vec![self.join_content(acl, invited)?];
         let record = sign_record(self, &acl.state, contents)?;
         // What the rules refuse here, they refuse everywhere.
         acl.state.apply(&record, Seq(u64::MAX)).map_err(|e| AclError::from(Reject::Acl(e)))?;
-        self.offer(invited.space, &record).await?;
-        Ok(())
+        Ok(record)
     }
 
-    fn join_content(&self, acl: &mut AclRead, invited: &InvitedSpace) -> Result<AclContent, JoinError> {
+    fn join_content(&self, acl: &AclRead, invited: &InvitedSpace) -> Result<AclContent, JoinError> {
         let secret = secret_of(invited);
         let (state, account) = (&acl.state, self.account.id());
         let invite = state.live_invite(&secret.id()).map_err(|e| AclError::from(Reject::Acl(e)))?;
@@ -509,42 +581,77 @@ impl Shared {
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
-        anew: Anew,
+        follower: Follower,
     ) -> Result<Space, JoinError> {
+        let space = invited.space;
         loop {
-            if self.is_member(invited.space)? && !self.is_asking(invited.space)? {
-                return Ok(self.open_space(invited.space)?);
+            if follower == Follower::Background && !self.join_row(space)?.is_some_and(|row| row.stage.goes_on()) {
+                return Err(JoinError::Cancelled);
+            }
+            if self.is_member(space)? && !self.is_asking(space)? {
+                return Ok(self.open_space(space)?);
             }
             let followed = async {
                 let acl = self.read_until_decided(invited).await?;
+                let row = self.join_row(space)?;
+                let is_answered = |request| row.as_ref().is_none_or(|row| row.is_answered_by(request));
                 match standing(&acl.state, self) {
                     Standing::Member => {
                         self.adopt(&acl).await?;
                         // A copy from an earlier membership has to get there first.
-                        self.open_space(invited.space)?.inner.reaches(acl.seq()).await?;
-                        if self.is_asking(invited.space)? {
-                            self.keep_join(invited.space, token, JoinStage::Joined).await?;
+                        self.open_space(space)?.inner.reaches(acl.seq()).await?;
+                        if self.is_asking(space)? {
+                            self.move_join(space, &[JoinStage::Kept, JoinStage::Requested], JoinStage::Joined).await?;
                         }
                         Ok(())
                     }
-                    Standing::Declined => Err(JoinError::Declined),
-                    Standing::Cancelled => Err(JoinError::Cancelled),
-                    Standing::Stranger if anew.is_over(&acl.state, &self.account.id()) => Err(JoinError::Cancelled),
+                    Standing::Declined(request) if is_answered(request) => Err(JoinError::Declined),
+                    Standing::Cancelled(request) if is_answered(request) => Err(JoinError::Cancelled),
                     // The process ended before the node was asked.
-                    Standing::Stranger => self.join_space(token, invited).await,
-                    Standing::Pending => Ok(()),
+                    Standing::Declined(_) | Standing::Cancelled(_) | Standing::Stranger => {
+                        self.wants_to_ask(&acl, row, invited, follower).await?;
+                        self.ask_to_join(token, invited, Asking::Still).await
+                    }
+                    Standing::Pending(_) => Ok(()),
                 }
             };
             match followed.await {
-                Ok(()) if self.is_member(invited.space)? => {}
+                Ok(()) if self.is_member(space)? => {}
                 Ok(()) => tokio::time::sleep(limits::RETRY_FIRST / 4).await,
                 Err(error) if is_transient(&error) => {
-                    tracing::debug!(space = %invited.space.short(), error = %error, "a join waits");
+                    tracing::debug!(space = %space.short(), error = %error, "a join waits");
                     tokio::time::sleep(limits::RETRY_FIRST / 4).await;
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether an account that the node does not know of asks it, or asks again; if not, why.
+    async fn wants_to_ask(
+        self: &Arc<Self>,
+        acl: &AclRead,
+        row: Option<JoinRow>,
+        invited: &InvitedSpace,
+        follower: Follower,
+    ) -> Result<(), JoinError> {
+        let ended = acl.state.membership_ended(&self.account.id());
+        let is_wanted = match row.map(|row| row.stage) {
+            Some(JoinStage::Kept) => true,
+            // It was asked already. Whoever was let in since, and is in no more, left, or was removed.
+            Some(JoinStage::Requested | JoinStage::Joined) => ended.is_none(),
+            Some(JoinStage::Declined | JoinStage::Cancelling) | None => false,
+        };
+        if is_wanted && (follower == Follower::Call || !self.is_over_elsewhere(invited.space).await?) {
+            return Ok(());
+        }
+        // Where it cannot be asked for any more, that says most.
+        self.join_record(acl, invited)?;
+        Err(if ended.is_some() { self.not_a_member() } else { JoinError::Cancelled })
+    }
+
+    fn not_a_member(&self) -> JoinError {
+        AclError::from(Reject::Acl(AclReject::NotAMember { account: self.account.id() })).into()
     }
 
     /// Each request that waits holds a stream of the connection; where many wait, the others ask now and then.
@@ -554,7 +661,7 @@ impl Shared {
             return self.read_acl(invited.space, Some(&secret), Follow::UntilDecided).await;
         }
         let acl = self.read_acl(invited.space, Some(&secret), Follow::No).await?;
-        if matches!(standing(&acl.state, self), Standing::Pending) {
+        if matches!(standing(&acl.state, self), Standing::Pending(_)) {
             tokio::time::sleep(limits::RETRY_FIRST).await;
         }
         Ok(acl)
@@ -567,18 +674,26 @@ impl Shared {
         waiting: &std::sync::Mutex<String>,
         until: Until,
     ) -> Result<Space, JoinError> {
+        let ready = self.wait_until_ready(token, invited, waiting, until).await;
+        if ready.as_ref().is_err_and(is_for_good) {
+            self.forget_join(invited.space).await?;
+        }
+        ready
+    }
+
+    async fn wait_until_ready(
+        self: &Arc<Self>,
+        token: &Verified<InviteToken>,
+        invited: &InvitedSpace,
+        waiting: &std::sync::Mutex<String>,
+        until: Until,
+    ) -> Result<Space, JoinError> {
         let say = |text: String| *waiting.lock().unwrap_or_else(PoisonError::into_inner) = text;
         say(match invited.mode {
             InviteMode::Open => "the node to take the join".to_owned(),
             InviteMode::Approval => "an admin to accept the request".to_owned(),
         });
-        let space = match self.follow_join(token, invited, Anew::Yes).await {
-            Ok(space) => space,
-            Err(error) => {
-                self.forget_join(invited.space).await?;
-                return Err(error);
-            }
-        };
+        let space = self.follow_join(token, invited, Follower::Call).await?;
         say("the space's log".to_owned());
         let first = match until {
             Until::Ready => None,
@@ -593,16 +708,26 @@ impl Shared {
                 // The join goes on until everything is here.
                 return Ok(space);
             }
+            self.is_not_over(&space)?;
             match space.inner.missing(invited)? {
                 None => break,
                 Some(tree) => say(format!("{tree}")),
             }
-            if moved.changed().await.is_err() {
-                return Err(self.offline().into());
-            }
+            space.inner.moves(&mut moved).await?;
         }
         self.forget_join(invited.space).await?;
         Ok(space)
+    }
+
+    /// What a join waits for in a space comes no more when the membership ends, or the space.
+    fn is_not_over(&self, space: &Space) -> Result<(), JoinError> {
+        if !self.is_member(space.id())? {
+            return Err(self.not_a_member());
+        }
+        if space.inner.acl()?.deleted {
+            return Err(AclError::from(Reject::SpaceDeleted).into());
+        }
+        Ok(())
     }
 
     /// Has what is to be seen first fetched first; what that is. `None` if the tail was faster.
@@ -635,6 +760,13 @@ impl Shared {
 }
 
 impl SpaceInner {
+    /// Waits until something moved here; an error if the space was closed, with the client or because it was forgotten.
+    async fn moves(&self, moved: &mut tokio::sync::watch::Receiver<u64>) -> Result<(), JoinError> {
+        // The sender is this space.
+        let moved = self.closed.run_until_cancelled(moved.changed()).await;
+        moved.map(|_| ()).ok_or_else(|| ReadError::Closed.into())
+    }
+
     /// Whether all of it can be read, from the log here or from what was fetched ahead of it.
     fn all_ahead(&self, named: &Named) -> Result<bool, ReadError> {
         for (tree, heads) in named {
@@ -709,11 +841,13 @@ enum Until {
     Readable,
 }
 
-/// How an attempt to take a request back ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cancelling {
-    Over,
-    NotWanted,
+/// What becomes of the row of a join.
+enum Change {
+    Nothing,
+    Keep(JoinRow),
+    /// Kept, as a join that no other device knows of.
+    Begin(JoinRow),
+    Forget,
 }
 
 /// The inviter knew the log up to a receipt of the node: a node that shows less or another log now does not show that one.
@@ -757,6 +891,17 @@ fn is_transient(error: &JoinError) -> bool {
     call.is_transient() || matches!(call, CallError::Refused(failure) if passes(failure))
 }
 
-fn read_from_write(error: sync_store::WriteError<ReadError>) -> JoinError {
-    from_store_write(error).into()
+/// Whether a join that met this is over. A disk that is full, or in trouble, says nothing about it; nor does the end of the client.
+fn is_for_good(error: &JoinError) -> bool {
+    let is_here = |error: &ReadError| matches!(error, ReadError::Store(_) | ReadError::Closed);
+    let is_full = |error: &WriteError| {
+        matches!(
+            error,
+            WriteError::StoreFull | WriteError::Overloaded | WriteError::OutcomeUnknown(_) | WriteError::Closed
+        )
+    };
+    let passes = matches!(error, JoinError::Acl(AclError::Contended { .. }))
+        || matches!(error, JoinError::Acl(AclError::Read(error)) | JoinError::Write(WriteError::Read(error)) if is_here(error))
+        || matches!(error, JoinError::Write(error) if is_full(error));
+    !passes && !is_transient(error)
 }

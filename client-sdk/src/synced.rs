@@ -997,7 +997,7 @@ impl SpaceInner {
 
     /// Where the tail is far behind, what is waited for is fetched first.
     async fn ask_ahead(
-        &self,
+        self: &Arc<Self>,
         objects: &crate::objects::Objects,
         object_type: &str,
         id: &str,

@@ -1,5 +1,7 @@
 //! Who asked for something lasting and went away: what was kept of it is done all the same, in the same process.
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use client_sdk::{Client, InviteOptions, JoinError, JoinStage, Role, Space};
@@ -7,13 +9,22 @@ use serde_json::json;
 use sync_tests::harness::{NodeProcess, Outcome, PATIENCE, TestClient, gone, join, object, request_of, until};
 use sync_tests::relay::{Calls, Relay};
 
-/// Asks, and hangs up at the first moment at which there is anything to wait for.
+/// Asks, and hangs up at the first moment at which there is anything to wait for. Where there is nothing, it is done already.
 async fn hang_up_on<T>(asking: impl Future<Output = T>) {
-    tokio::select! {
-        biased;
-        _ = asking => panic!("it was answered at once, so nobody could hang up"),
-        () = std::future::ready(()) => {}
-    }
+    hang_up_after(1, asking).await;
+}
+
+/// Asks, and hangs up after so many looks at what becomes of it. Whether it was answered before that.
+async fn hang_up_after<T>(looks: usize, asking: impl Future<Output = T>) -> bool {
+    let (mut asking, mut left) = (pin!(asking), looks);
+    std::future::poll_fn(move |cx| {
+        if asking.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        left -= 1;
+        if left == 0 { Poll::Ready(false) } else { Poll::Pending }
+    })
+    .await
 }
 
 async fn club() -> Outcome<(NodeProcess, TestClient, Space)> {
@@ -169,4 +180,146 @@ async fn a_join_that_was_taken_back_is_taken_back() -> Outcome {
     hang_up_on(member.cancel_join(space.id())).await;
     no_joins(&member).await?;
     until(&space, || Ok(space.request_of(member.account()).is_err().then_some(()))).await
+}
+
+/// An answer to what was asked before is none to what is asked now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_is_asked_again_goes_on() -> Outcome {
+    let (node, _admin, space) = club().await?;
+    let relay = Relay::start(node.address()).await;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    for is_declined in [true, false] {
+        let member = TestClient::create("Member", relay.address()).await;
+        let joining = member.join(&token).await?;
+        let request = request_of(&space, &member).await?;
+        if is_declined {
+            space.decline(request).await?;
+            assert!(matches!(joining.ready(PATIENCE).await, Err(JoinError::Declined)));
+        } else {
+            member.cancel_join(space.id()).await?;
+            until(&space, || Ok(space.request_of(member.account()).is_err().then_some(()))).await?;
+        }
+
+        relay.calls(|name| if name == "AclAppend" { Calls::Refuse } else { Calls::Forward });
+        let mut events = member.events();
+        tokio::select! {
+            _ = member.join(&token) => panic!("nothing can be appended"),
+            kept = async {
+                while member.joins()?.is_empty() {
+                    events.next().await.ok_or("the client was closed")?;
+                }
+                Outcome::Ok(())
+            } => kept?,
+        }
+        relay.heal();
+        let_in(&space, &member).await?;
+        comes(&space, &member).await?;
+    }
+    Ok(())
+}
+
+/// Wherever it is that whoever asked goes away: nothing is kept, or it is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_is_kept_and_goes_on_or_is_not_kept() -> Outcome {
+    let (node, _admin, space) = club().await?;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    for looks in 1.. {
+        let member = TestClient::create("Member", node.address()).await;
+        member.connected(PATIENCE).await?;
+        let is_answered = hang_up_after(looks, member.join(&token)).await;
+        // What was on its way to the disk is there after that.
+        member.account_synced(PATIENCE).await?;
+        if !member.joins()?.is_empty() {
+            request_of(&space, &member).await.map_err(|e| format!("after {looks} looks: {e}"))?;
+        }
+        if is_answered {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelling_is_done_wherever_one_hangs_up() -> Outcome {
+    let (node, _admin, space) = club().await?;
+    let member = TestClient::create("Member", node.address()).await;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    for looks in 1.. {
+        drop(member.join(&token).await?);
+        request_of(&space, &member).await?;
+        let is_answered = hang_up_after(looks, member.cancel_join(space.id())).await;
+        no_joins(&member).await.map_err(|e| format!("after {looks} looks: {e}"))?;
+        until(&space, || Ok(space.request_of(member.account()).is_err().then_some(()))).await?;
+        if is_answered {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The last wish counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wants_to_join_after_all_joins() -> Outcome {
+    let (node, _admin, space) = club().await?;
+    let token = space.invite(InviteOptions::approval()).await?.token;
+    for looks in 1.. {
+        let member = TestClient::create("Member", node.address()).await;
+        drop(member.join(&token).await?);
+        request_of(&space, &member).await?;
+        let is_answered = hang_up_after(looks, member.cancel_join(space.id())).await;
+        drop(member.join(&token).await?);
+        member.account_synced(PATIENCE).await?;
+        let stages: Vec<_> = member.joins()?.into_iter().map(|join| join.stage).collect();
+        assert_eq!(stages, [JoinStage::Requested], "after {looks} looks");
+        until(&space, || Ok(space.request_of(member.account()).is_ok().then_some(()))).await?;
+        let_in(&space, &member).await.map_err(|e| format!("after {looks} looks: {e}"))?;
+        comes(&space, &member).await?;
+        if is_answered {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A join that waits for what an invite promised is over with the membership, whoever waits for it; and with the space.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_is_over_with_what_it_waits_for() -> Outcome {
+    let (node, _admin, space) = club().await?;
+    let must_see = vec![space.objects().tree_id("note", "never written")?];
+    let options = InviteOptions { must_see, ..InviteOptions::approval() };
+    let token = space.invite(options).await?.token;
+    let member = TestClient::create("Member", node.address()).await;
+
+    let joining = member.join(&token).await?;
+    let_in(&space, &member).await?;
+    let theirs = member.wait_for_space(space.id(), PATIENCE).await?;
+    theirs.await_synced().await?;
+    let waiting = tokio::spawn({
+        let joining = member.join(&token).await?;
+        async move { joining.ready(PATIENCE).await }
+    });
+    theirs.leave().await?;
+    let left = tokio::time::timeout(PATIENCE / 2, waiting).await??.expect_err("it left");
+    assert_eq!(left.code(), "NOT_A_MEMBER", "{left:?}");
+    no_joins(&member).await?;
+    // Whoever asks later is not let in by that.
+    let left = joining.ready(PATIENCE).await.expect_err("it left");
+    assert!(["NOT_A_MEMBER", "CANCELLED"].contains(&left.code()), "{left:?}");
+    space.await_synced().await?;
+    assert!(space.request_of(member.account()).is_err(), "it was asked anew");
+
+    drop(member.join(&token).await?);
+    let_in(&space, &member).await?;
+    until(&theirs, || Ok(theirs.status()?.role.is_some().then_some(()))).await?;
+    assert_eq!(member.joins()?.len(), 1, "what was promised is not here");
+    space.delete().await?;
+    until(&theirs, || Ok(theirs.acl()?.deleted.then_some(()))).await?;
+    drop(theirs);
+    member.forget_space(space.id()).await?;
+    no_joins(&member).await?;
+    let member = member.reopen().await;
+    member.account_synced(PATIENCE).await?;
+    assert_eq!(member.joins()?, []);
+    assert_eq!(member.spaces()?, [], "it is forgotten");
+    Ok(())
 }

@@ -15,10 +15,13 @@ use super::spaces::Here;
 use super::{ClientEvent, JOIN, end};
 use crate::client::{Client, Shared};
 use crate::error::{JoinError, ReadError, WriteError, from_store_write};
-use crate::join::{Anew, JoinInfo, JoinStage, Joining};
+use crate::join::{JoinInfo, JoinStage, Joining};
 use crate::objects::Object;
 
-const LISTED_PREFIX: &str = "join-listed/";
+/// The row that says that this device listed a join. It goes with the join, and when the token is shown again.
+pub(crate) fn listed_key(space: SpaceId) -> String {
+    format!("join-listed/{space}")
+}
 
 impl Client {
     /// Goes on here with a join, whichever device of the account began it. Returns as [`Client::join`] does.
@@ -37,10 +40,10 @@ impl Client {
     /// # Errors
     /// [`JoinError::NoJoin`] if no device of the account joins the space; or as [`Client::join`].
     pub async fn resume_join(&self, space: SpaceId) -> Result<Joining, JoinError> {
+        let _speaking = self.shared.speak_for(space);
         let token = self.shared.join_token(space)?.ok_or(JoinError::NoJoin { space })?;
         let invited = token.body().spaces.iter().find(|s| s.space == space).cloned();
         let invited = invited.ok_or(JoinError::NoJoin { space })?;
-        let _speaking = self.shared.speak_for(space);
         self.shared.join_space(&token, &invited).await?;
         Ok(Joining::of(self.clone(), token, vec![space]))
     }
@@ -50,8 +53,7 @@ impl Shared {
     /// Whether a join that this device listed as its own was ended or taken over by another one, as far as the account's space
     /// tells now.
     pub(crate) async fn is_over_elsewhere(self: &Arc<Self>, space: SpaceId) -> Result<bool, ReadError> {
-        let marker = format!("{LISTED_PREFIX}{space}");
-        if self.store.read(|tx| tx.kv(&marker))?.is_none() {
+        if self.store.read(|tx| tx.kv(&listed_key(space)))?.is_none() {
             return Ok(false);
         }
         let own = self.account_space()?;
@@ -116,7 +118,7 @@ impl Shared {
         let is_member = self.here(space)? == Here::Member;
         let row = self.join_row(space)?;
         let active = row.filter(|row| !is_member && is_under_way(row.stage));
-        let marker = format!("{LISTED_PREFIX}{space}");
+        let marker = listed_key(space);
         let was_listed = self.store.read(|tx| tx.kv(&marker))?.is_some();
         let is_elsewhere = active.is_some() && !is_ours && was_listed;
         match active {
@@ -141,11 +143,6 @@ impl Shared {
                     self.mark(move |tx| tx.kv_delete(&marker)).await?;
                 }
             }
-        }
-        // As it is now: a call may have taken it back in the meantime.
-        if let Some(row) = self.join_row(space)?.filter(|row| row.stage.goes_on()) {
-            // Where another device goes on with it, or ended it, the space's log says how it stands.
-            self.follow_in_background(space, &row, if is_elsewhere { Anew::No } else { Anew::Yes });
         }
         Ok(())
     }

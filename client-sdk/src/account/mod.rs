@@ -7,7 +7,7 @@
 
 mod devices;
 mod events;
-mod joins;
+pub(crate) mod joins;
 mod recovery;
 mod spaces;
 
@@ -319,9 +319,15 @@ impl Shared {
 
     async fn compare(self: &Arc<Self>, todo: &mut Todo) -> Result<(), WriteError> {
         if todo.everything {
-            self.name_device().await?;
             todo.spaces.append(&mut self.known_spaces()?);
             todo.spaces.extend(self.known_joins()?);
+        }
+        // Whatever keeps the rest of this from being done keeps no join.
+        for space in &todo.spaces {
+            self.go_on_with_join(*space)?;
+        }
+        if todo.everything {
+            self.name_device().await?;
             (todo.everything, todo.devices) = (false, true);
         }
         if todo.devices {

@@ -298,12 +298,12 @@ impl Shared {
             _ if acl.state.deleted => return Ok(Fetched::Ended),
             Standing::Member => {}
             // Signed by somebody who could: it ends what is listed. That a node shows less than it might does not.
-            Standing::Stranger | Standing::Declined | Standing::Cancelled
+            Standing::Stranger | Standing::Declined(_) | Standing::Cancelled(_)
                 if acl.state.membership_ended(&self.account.id()).is_some() =>
             {
                 return Ok(Fetched::Ended);
             }
-            Standing::Stranger | Standing::Declined | Standing::Cancelled | Standing::Pending => {
+            Standing::Stranger | Standing::Declined(_) | Standing::Cancelled(_) | Standing::Pending(_) => {
                 return Err(forbidden(space));
             }
         }

@@ -211,7 +211,7 @@ fn replace(space: &SpaceInner, acl: &AclState, old: AccountId, new: AccountId) -
 
 impl Space {
     /// Does a change: returns when it is on the node's disk and in the log here. If others are faster it is made again on
-    /// what they did, as long as the rules still allow it.
+    /// what they did, as long as the rules still allow it. It goes on if the caller goes away, until it is done or fails.
     ///
     /// # Errors
     /// [`AclError`]; the rules are asked before anything is sent.
@@ -226,13 +226,19 @@ impl Space {
     /// ```
     pub async fn change(&self, change: AclChange) -> Result<(), AclError> {
         let (space, newcomers) = (self.inner.clone(), change.newcomers(&*self.inner.acl()?));
-        self.inner.append_acl(&move |acl: &AclState| change.contents(&space, acl)).await?;
-        let history = self.inner.acl()?.options.history;
-        if newcomers.into_iter().any(|role| reads_from_now_on(history, role)) {
-            // The space's own name is from before their time.
-            self.inner.show_space_info().await;
-        }
-        Ok(())
+        let changing = Box::pin(async move {
+            let make = |acl: &AclState| change.contents(&space, acl);
+            let done = space.append_acl(&make).await;
+            let history = space.acl()?.options.history;
+            // Where the answer was lost they may be in.
+            let may_be_in = matches!(done, Ok(()) | Err(AclError::Call(_)));
+            if may_be_in && newcomers.into_iter().any(|role| reads_from_now_on(history, role)) {
+                // The space's own name is from before their time.
+                space.show_space_info().await;
+            }
+            done
+        });
+        self.inner.shared.until_closed(changing).await?
     }
 
     /// Adds accounts without their asking; see [`AclChange::AddMembers`].

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sync_core::acl::{AclState, RequestStatus, sign_read_proof};
-use sync_core::ids::{Chain, EntryId, HistoryId, Seq, SpaceId};
+use sync_core::ids::{AclId, Chain, EntryId, HistoryId, Seq, SpaceId};
 use sync_core::limits;
 use sync_core::log::{Genesis, Position, genesis};
 use sync_core::record::{AclRecord, RawRecord, Verified, verify_as};
@@ -150,7 +150,7 @@ impl Shared {
             }
             let Some(read_so_far) = &read else { continue };
             complete |= message.complete_to_seq != 0;
-            let decided = !matches!(standing(&read_so_far.state, self), Standing::Pending);
+            let decided = !matches!(standing(&read_so_far.state, self), Standing::Pending(_));
             match follow {
                 Follow::No if complete => break,
                 Follow::UntilDecided if complete && decided => break,
@@ -183,20 +183,23 @@ impl Shared {
 
     /// Keeps the beginning of a log that we are a member of, and opens it: the rest comes by its tail.
     pub(crate) async fn adopt(self: &Arc<Self>, acl: &AclRead) -> Result<(), JoinError> {
-        let genesis = acl.genesis.clone();
+        let (genesis, history) = (acl.genesis.clone(), acl.history);
         let space = genesis.space();
-        let history = acl.history;
         let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
             tx.create_space(&genesis, history)?;
             let mut state = tx.node_state(space)?;
             state.registration = Registration::Registered;
             Ok(tx.put_node_state(space, &state)?)
         };
-        self.store.write(job).await.map_err(from_store_write)?;
-        self.open_space(space)?;
-        // A former member's subscription waits for the end of a pause.
-        self.link(Input::AskAgain { space });
-        Ok(())
+        let shared = self.clone();
+        let adopting = async move {
+            shared.store.write(job).await.map_err(from_store_write)?;
+            shared.open_space(space)?;
+            // A former member's subscription waits for the end of a pause.
+            shared.link(Input::AskAgain { space });
+            Ok(())
+        };
+        self.to_its_end(adopting).await?
     }
 }
 
@@ -236,9 +239,12 @@ fn begin(
 /// How this account stands in an ACL.
 pub(crate) enum Standing {
     Member,
-    Pending,
-    Declined,
-    Cancelled,
+    /// Its request waits.
+    Pending(AclId),
+    /// Its last request was.
+    Declined(AclId),
+    /// It took its last request back.
+    Cancelled(AclId),
     Stranger,
 }
 
@@ -247,13 +253,14 @@ pub(crate) fn standing(state: &AclState, shared: &Shared) -> Standing {
     if state.members.contains_key(&account) {
         return Standing::Member;
     }
-    let latest = state.requests.values().filter(|r| r.claim.account == account).max_by_key(|r| r.at);
-    match latest.map(|r| &r.status) {
+    let latest = state.requests.iter().filter(|(_, r)| r.claim.account == account).max_by_key(|(_, r)| r.at);
+    let Some((request, latest)) = latest else { return Standing::Stranger };
+    match &latest.status {
         // Nobody decides anything there any more.
-        Some(RequestStatus::Pending) if state.deleted => Standing::Stranger,
-        None | Some(RequestStatus::Accepted { .. }) => Standing::Stranger,
-        Some(RequestStatus::Pending) => Standing::Pending,
-        Some(RequestStatus::Declined { .. }) => Standing::Declined,
-        Some(RequestStatus::Cancelled { .. }) => Standing::Cancelled,
+        RequestStatus::Pending if state.deleted => Standing::Stranger,
+        RequestStatus::Accepted { .. } => Standing::Stranger,
+        RequestStatus::Pending => Standing::Pending(*request),
+        RequestStatus::Declined { .. } => Standing::Declined(*request),
+        RequestStatus::Cancelled { .. } => Standing::Cancelled(*request),
     }
 }

@@ -1,4 +1,5 @@
-//! A join belongs to the client: what no call waits for, or none waits for any more, goes on here.
+//! A join belongs to the client: what no call waits for, or none waits for any more, goes on here. Its row says what is to be
+//! done.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +10,9 @@ use sync_core::record::{InviteToken, InvitedSpace, Verified};
 use sync_core::token::token_from_text;
 use tokio_util::sync::CancellationToken;
 
-use super::{Anew, JoinRow, JoinStage, is_transient};
+use super::{Follower, JoinStage, is_for_good};
 use crate::client::Shared;
-use crate::error::JoinError;
+use crate::error::{JoinError, ReadError};
 
 /// Who speaks for each join: the calls that wait for it, or else one task in the background. Never both: one would ask anew
 /// what the other was just told, or be told the answer in its place.
@@ -76,6 +77,25 @@ impl Speakers {
     }
 }
 
+/// Whose turn it is to ask the node about a join: one after the other, so that each knows what became of what was asked before.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<BTreeMap<SpaceId, Arc<tokio::sync::Mutex<()>>>>);
+
+/// Over when it is dropped.
+pub(super) type Turn = tokio::sync::OwnedMutexGuard<()>;
+
+impl Turns {
+    pub(super) async fn of(&self, space: SpaceId) -> Turn {
+        let turns = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever has a turn, or waits for one, holds it.
+            turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+            turns.entry(space).or_default().clone()
+        };
+        turns.lock_owned().await
+    }
+}
+
 impl Drop for Speaking {
     fn drop(&mut self) {
         self.shared.speakers.call_is_over(self.space);
@@ -90,23 +110,49 @@ impl Shared {
         Speaking { shared: self.clone(), space }
     }
 
-    /// Goes on with a join, unless somebody speaks for it.
-    pub(crate) fn follow_in_background(self: &Arc<Self>, space: SpaceId, row: &JoinRow, anew: Anew) {
-        let Ok(token) = token_from_text(&row.token) else { return };
-        let Some(invited) = token.body().spaces.iter().find(|s| s.space == space).cloned() else { return };
-        let Some(stop) = self.speakers.background(space, &self.cancel) else { return };
-        let (shared, stage) = (self.clone(), row.stage);
+    /// Goes on with a join, or with taking it back, unless there is none, or somebody speaks for it.
+    pub(crate) fn go_on_with_join(self: &Arc<Self>, space: SpaceId) -> Result<(), ReadError> {
+        if !self.join_row(space)?.is_some_and(|row| row.stage.is_work()) {
+            return Ok(());
+        }
+        let Some(stop) = self.speakers.background(space, &self.cancel) else { return Ok(()) };
+        let shared = self.clone();
         self.spawn(async move {
             let work = async {
-                if let Err(error) = shared.follow_to_the_end(&token, &invited, stage, anew).await {
-                    tracing::info!(space = %space.short(), error = %error, "a join did not finish");
-                    shared.note_join_failed(&token, space, &error).await;
+                while let Err(error) = shared.join_in_background(space).await {
+                    tracing::info!(space = %space.short(), error = %error, "a join waits");
+                    let pause = if is_for_good(&error) { limits::RETRY_MAX } else { limits::RETRY_FIRST };
+                    tokio::time::sleep(pause).await;
                 }
                 shared.speakers.background_is_over(space, &stop);
             };
-            // Nothing remains of work that was stopped: what matters of it is in the node's log.
+            // Nothing remains of work that was stopped: what matters of it is in its row, and in the node's log.
             let _ = stop.run_until_cancelled(Box::pin(work)).await;
         });
+        Ok(())
+    }
+
+    /// Until nothing is left to be done for a join.
+    async fn join_in_background(self: &Arc<Self>, space: SpaceId) -> Result<(), JoinError> {
+        while let Some(row) = self.join_row(space)?.filter(|row| row.stage.is_work()) {
+            if row.stage == JoinStage::Cancelling {
+                match self.finish_cancelling(space).await {
+                    // An admin was faster, and the join goes on.
+                    Ok(()) | Err(JoinError::AlreadyMember { .. }) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            let token = token_from_text(&row.token)?;
+            let Some(invited) = token.body().spaces.iter().find(|s| s.space == space) else { return Ok(()) };
+            if let Err(error) = self.follow_to_the_end(&token, invited).await {
+                if !is_for_good(&error) {
+                    return Err(error);
+                }
+                tracing::info!(space = %space.short(), error = %error, "a join did not finish");
+                self.note_join_failed(space, &error).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Up to a space that is ready, or that this account is not in any more; then the join is over.
@@ -114,41 +160,15 @@ impl Shared {
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
         invited: &InvitedSpace,
-        stage: JoinStage,
-        anew: Anew,
     ) -> Result<(), JoinError> {
-        // What another device ended while this one was away is not asked for anew.
-        let over = anew == Anew::Yes && self.is_over_elsewhere(invited.space).await?;
-        let anew = match anew {
-            Anew::Yes if over => Anew::No,
-            Anew::Yes if stage != JoinStage::Kept => Anew::UnlessItWasIn,
-            Anew::Yes | Anew::UnlessItWasIn | Anew::No => anew,
-        };
-        let space = self.follow_join(token, invited, anew).await?;
+        let space = self.follow_join(token, invited, Follower::Background).await?;
         let mut moved = space.inner.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            let has_ended = !self.is_member(invited.space)?;
-            if has_ended || space.inner.missing(invited)?.is_none() {
-                return self.forget_join(invited.space).await;
+            if self.is_not_over(&space).is_err() || space.inner.missing(invited)?.is_none() {
+                return Ok(self.forget_join(invited.space).await?);
             }
-            if moved.changed().await.is_err() {
-                return Ok(());
-            }
+            space.inner.moves(&mut moved).await?;
         }
-    }
-
-    /// Takes a request back as soon as the node is reached.
-    pub(super) fn cancel_in_background(self: &Arc<Self>, space: SpaceId) {
-        let shared = self.clone();
-        self.spawn_until_closed(async move {
-            while let Err(error) = Box::pin(shared.finish_cancelling(space)).await {
-                tracing::info!(space = %space.short(), error = %error, "a cancelling waits");
-                if !is_transient(&error) {
-                    return;
-                }
-                tokio::time::sleep(limits::RETRY_FIRST).await;
-            }
-        });
     }
 }

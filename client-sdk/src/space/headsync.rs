@@ -65,7 +65,7 @@ enum Compared {
 impl SpaceInner {
     /// Compares until both sides are found equal. What differs is judged again from the log, which both agree on; as long as
     /// the same still differs then, it is compared again, and no more is done about it: it is not ours.
-    async fn compare(&self, conn: &Conn) -> Result<(), CallError> {
+    async fn compare(self: &Arc<Self>, conn: &Conn) -> Result<(), CallError> {
         let mut judged: Option<Difference> = None;
         let mut failures = 0;
         loop {
@@ -278,7 +278,7 @@ impl SpaceInner {
     }
 
     /// Sums the digest up again, queues what differs or is missing here, and waits until the engine has judged all of it.
-    async fn derive_again(&self, found: &Difference) -> Result<(), CallError> {
+    async fn derive_again(self: &Arc<Self>, found: &Difference) -> Result<(), CallError> {
         let space = self.id;
         let job = move |tx: &mut WriteTx<'_>| -> Result<Rebuilt, ReadError> { Ok(tx.rebuild_digest(space)?) };
         let digest = self.shared.store.write(job).await.map_err(|e| local(from_store_write::<ReadError>(e)))?.value;

@@ -261,7 +261,7 @@ impl Space {
 impl SpaceInner {
     /// Keeps that something of some trees is wanted, and has it fetched.
     pub(crate) async fn want(
-        &self,
+        self: &Arc<Self>,
         trees: Vec<TreeId>,
         kind: SyncItemKind,
         priority: Priority,
@@ -273,14 +273,18 @@ impl SpaceInner {
             }
             Ok(())
         };
-        self.shared.store.write(job).await.map_err(crate::error::from_store_write)?;
-        self.sync_wanted.notify_one();
-        self.touch();
-        Ok(())
+        let this = self.clone();
+        let wanting = async move {
+            this.shared.store.write(job).await.map_err(crate::error::from_store_write)?;
+            this.sync_wanted.notify_one();
+            this.touch();
+            Ok(())
+        };
+        self.shared.to_its_end(wanting).await?
     }
 
     /// What an earlier version noted as missing, and did not ask for again.
-    async fn want_what_is_missing(&self) {
+    async fn want_what_is_missing(self: &Arc<Self>) {
         let missing = self.shared.store.read(|tx| tx.verdicts_of(self.id, VerdictKind::Missing, None, usize::MAX));
         let trees: std::collections::BTreeSet<_> = missing.into_iter().flatten().map(|(tree, _, _)| tree).collect();
         if trees.is_empty() {

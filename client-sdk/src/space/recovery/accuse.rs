@@ -1,5 +1,7 @@
 //! Accusations: what a node signed and does not stand by, kept with its evidence until somebody has seen it, and after.
 
+use std::sync::Arc;
+
 use prost::Message as _;
 use sync_core::evidence::{Evidence, SeenRecord, Trail, judge};
 use sync_core::ids::{EntryId, Seq, SpaceId};
@@ -228,17 +230,20 @@ impl SpaceInner {
         rows.into_iter().map(|(_, row)| row).find(is_open).map(|row| row.detail)
     }
 
-    async fn dismiss_accusation(&self, id: AccusationId) -> Result<bool, WriteError> {
-        let space = self.id;
+    async fn dismiss_accusation(self: &Arc<Self>, id: AccusationId) -> Result<bool, WriteError> {
+        let (this, space) = (self.clone(), self.id);
         let job = move |tx: &mut WriteTx<'_>| -> Result<bool, WriteError> {
             let Some((_, row)) = tx.accusations(space)?.into_iter().find(|(known, _)| *known == id) else {
                 return Ok(false);
             };
             Ok(tx.update_accusation(space, id, &AccusationRow { state: AccusationState::Dismissed, ..row })?)
         };
-        let done = self.shared.store.write(job).await.map_err(from_store_write)?.value;
-        self.note_trouble(|t| t.forked = None);
-        Ok(done)
+        let dismissing = async move {
+            let done = this.shared.store.write(job).await.map_err(from_store_write)?.value;
+            this.note_trouble(|t| t.forked = None);
+            Ok(done)
+        };
+        self.shared.to_its_end(dismissing).await?
     }
 
     /// A receipt for the log as the node has it now, naming the last one. For the record, and not kept as ours.

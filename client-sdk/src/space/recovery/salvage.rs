@@ -229,16 +229,19 @@ impl SpaceInner {
         Ok(())
     }
 
-    async fn dismiss_lost(&self, id: SalvageId) -> Result<bool, WriteError> {
-        let space = self.id;
+    async fn dismiss_lost(self: &Arc<Self>, id: SalvageId) -> Result<bool, WriteError> {
+        let (this, space) = (self.clone(), self.id);
         let job = move |tx: &mut WriteTx<'_>| -> Result<bool, WriteError> {
             let before = SalvageId(id.0.saturating_sub(1));
             let known = tx.salvage_lost(space, Some(before), 1)?.iter().any(|row| row.id == id);
             Ok(known && tx.forget_salvage(space, id)?)
         };
-        let done = self.shared.store.write(job).await.map_err(from_store_write)?.value;
-        self.touch();
-        Ok(done)
+        let dismissing = async move {
+            let done = this.shared.store.write(job).await.map_err(from_store_write)?.value;
+            this.touch();
+            Ok(done)
+        };
+        self.shared.to_its_end(dismissing).await?
     }
 }
 
