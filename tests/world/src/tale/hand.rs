@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_sdk::{
-    AclError, Client, HistoryMode, InviteOptions, NewTree, NotSyncedCode, Role, Space, SpaceId, SpaceOptions, TreeId,
-    TreeWrite, Update, WriteError, WriteId, WriteRule,
+    AclError, Client, HistoryMode, InviteOptions, JoinError, NewTree, NotSyncedCode, Role, Space, SpaceId,
+    SpaceOptions, TreeId, TreeWrite, Update, WriteError, WriteId, WriteRule,
 };
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -185,7 +185,10 @@ impl Hand {
             self.say("joins");
             joining.ready(PATIENCE).await
         };
-        let Ok(ready) = tokio::time::timeout(self.stays(), ready).await else { return self.say("hangs up") };
+        let Ok(ready) = tokio::time::timeout(self.stays(), ready).await else {
+            self.say("hangs up");
+            return self.waver(&token).await;
+        };
         match ready {
             Ok(spaces) => {
                 self.say("ready");
@@ -202,6 +205,23 @@ impl Hand {
                 }
             }
             Err(error) => self.say(format_args!("not ready: {} {error}", error.code())),
+        }
+    }
+
+    /// Of those who went away, one in two takes the join back, and of these one in two wants it after all. The last wish counts.
+    async fn waver(&self, token: &str) {
+        let number = self.step.number / 3;
+        if !number.is_multiple_of(2) {
+            return;
+        }
+        let soon = Duration::from_millis(u64::from(number) * 271 % 2_000);
+        for join in self.client.joins().unwrap_or_default().into_iter().filter(|join| join.here) {
+            let cancelled = tokio::time::timeout(soon, self.client.cancel_join(join.space)).await;
+            self.say(format_args!("takes it back: {}", answer(cancelled.ok())));
+        }
+        if number.is_multiple_of(4) {
+            let joined = tokio::time::timeout(soon, self.client.join(token)).await;
+            self.say(format_args!("joins after all: {}", answer(joined.ok())));
         }
     }
 
@@ -437,6 +457,14 @@ fn role(given: Given) -> Role {
         Given::Reader => Role::Reader,
         Given::Writer => Role::Writer,
         Given::Admin => Role::Admin,
+    }
+}
+
+fn answer<T>(answer: Option<Result<T, JoinError>>) -> String {
+    match answer {
+        None => "hangs up".to_owned(),
+        Some(Ok(_)) => "done".to_owned(),
+        Some(Err(error)) => format!("{} {error}", error.code()),
     }
 }
 

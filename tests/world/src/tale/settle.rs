@@ -1,9 +1,11 @@
 //! The end of a story: the weather clears, everything that was begun is over, and everybody agrees.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use client_sdk::{Client, JoinStage, NotSyncedCode, ReadError, ReasonCode, RecoverError, Space, SpaceId};
+use sync_core::acl::AclState;
 use sync_core::limits;
 use tokio::time::Instant;
 
@@ -204,14 +206,22 @@ impl Teller {
 
     /// The node was set back, and does not know this member.
     pub(super) fn is_lost(&self, client: &Client, space: &Space) -> bool {
-        let Ok(store) = self.world.store(NODE) else { return false };
-        let acl = store.read(|tx| tx.acl(space.id())).ok().flatten();
-        self.told.is_set_back() && acl.is_none_or(|acl| acl.role(&client.account()).is_none())
+        self.told.is_set_back() && self.node_acl(space).is_none_or(|acl| acl.role(&client.account()).is_none())
     }
 
+    /// The node was set back to before this account was in a space. It shows the log to no stranger, and takes none from it:
+    /// what only this account had of it, its leaving among that, is lost.
     pub(super) fn is_lost_somewhere(&self, who: Who) -> bool {
         let Ok(client) = self.world.client(who.name()) else { return false };
-        self.spaces_of(&client).iter().any(|space| is_member(&client, space) && self.is_lost(&client, space))
+        let was_here =
+            |space: &Space| self.node_acl(space).is_some_and(|acl| acl.membership_ended(&client.account()).is_some());
+        self.spaces_of(&client)
+            .iter()
+            .any(|space| self.is_lost(&client, space) && (is_member(&client, space) || !was_here(space)))
+    }
+
+    fn node_acl(&self, space: &Space) -> Option<Arc<AclState>> {
+        self.world.store(NODE).ok()?.read(|tx| tx.acl(space.id())).ok().flatten()
     }
 }
 
