@@ -765,7 +765,11 @@ impl SpaceInner {
             moved.borrow_and_update();
             match self.write_state(write).map_err(|e| store_failed(&e))? {
                 Some(WriteState::Logged { seq } | WriteState::Durable { seq }) => return Ok(seq),
-                Some(WriteState::Dismissed) => return Err(self.refused_write(write, "it was refused and dismissed")),
+                Some(WriteState::Dismissed) => {
+                    return Err(
+                        self.refused_write(write, "it was dismissed: refused and seen, or purged and lost by the node")
+                    );
+                }
                 Some(WriteState::Refused(refusal)) => return Err(self.refused_write(write, &refusal.message)),
                 Some(WriteState::Pending { .. }) => {}
                 None => return Err(self.refused_write(write, "no such write")),

@@ -61,7 +61,8 @@ pub enum WriteState {
     },
     /// Refused for good, and shown until it is dismissed.
     Refused(RefusalRow),
-    /// Refused, and seen. The bytes of the write are dropped.
+    /// Nothing comes of it any more: it was refused, and seen; or the node lost it after a purge had dropped its content. The
+    /// bytes of the write are dropped.
     Dismissed,
 }
 

@@ -335,7 +335,8 @@ async fn what_was_purged_after_the_last_receipt_holds_up_nothing() -> Outcome {
     node.kill();
     let old = node.copy_store();
     node.restart();
-    let first = certified(&space, "purged").await?;
+    let erased = space.objects().put("note", "purged", json!({ "text": "purged" })).await?.ok_or("a write")?;
+    let first = space.await_durable_within(erased, PATIENCE).await?;
     certified(&space, "kept").await?;
     relay.frames(|frame| if matches!(frame, Frame::Heartbeat(_)) { Fate::Drop } else { Fate::Pass });
     relay.calls(|name| if name == "Certify" { Calls::Refuse } else { Calls::Forward });
@@ -354,6 +355,8 @@ async fn what_was_purged_after_the_last_receipt_holds_up_nothing() -> Outcome {
     space.dismiss(purge).await?;
     space.await_synced_within(PATIENCE).await?;
     assert_eq!(notes(&space)?, ["kept"]);
+    // Where it stood is no place of this log.
+    assert_eq!(space.write_state(erased)?, Some(WriteState::Dismissed));
     let ben = TestClient::create("Ben", node.address()).await;
     let bens = join(&space, &ben, Role::Reader).await?;
     agree(&[&space, &bens]).await?;

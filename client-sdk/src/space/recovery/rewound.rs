@@ -466,14 +466,22 @@ struct Followed {
 fn follow(tx: &mut WriteTx<'_>, shared: &Shared, space: SpaceId, common: Seq) -> Result<Followed, ReadError> {
     let end = tx.space(space)?.ok_or(ReadError::UnknownSpace(space))?.position.seq;
     let before = read_ring(tx, shared, space)?.ring;
-    let mut own = Vec::new();
+    let (mut own, mut erased) = (Vec::new(), Vec::new());
     for (write, seq) in tx.writes_in(space, LogRange { after: common, to: end })? {
-        own.extend(own_write(tx, shared, &before, space, write, seq)?);
+        match own_write(tx, shared, &before, space, write, seq)? {
+            Some(write) => own.push(write),
+            None if is_erased(tx, space, seq)? => erased.push(write),
+            None => {}
+        }
     }
     let rewound = tx.rewind(space, common)?;
     let to = rewound.position.seq;
     for own in own {
         own.revive(tx, &WriteState::Pending { attempts: 0, last_refusal: None, next_retry_ms: None })?;
+    }
+    for write in erased {
+        // Where it stood is no place of this log, and there is nothing left that could go out again.
+        tx.set_write_state(write, &WriteState::Dismissed)?;
     }
     lower_durable(tx, space, to)?;
     let mut state = tx.node_state(space)?;
@@ -546,6 +554,12 @@ fn own_write(
     };
     let local = envelope.map(|envelope| local_of(shared, tree, &envelope));
     Ok(local.map(|local| OwnWrite { write, tree, root, record: row.record, local }))
+}
+
+/// Whether a purge dropped the content of a change.
+fn is_erased(tx: &ReadTx<'_>, space: SpaceId, seq: Seq) -> Result<bool, ReadError> {
+    let row = tx.entry_at(space, seq)?;
+    Ok(row.is_some_and(|row| row.kind == EntryKind::Change && row.record.payload.is_none()))
 }
 
 fn read_rewound(rewound: &v1::Rewound) -> Result<NodeLog, CallError> {
