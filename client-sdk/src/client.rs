@@ -368,7 +368,7 @@ impl Client {
             return Err(AclError::StillAMember { space: id });
         }
         // Nothing that waits for something in it opens it again.
-        self.shared.forget_join_of(id).await?;
+        self.shared.forget_join_in(id, acl.deleted).await?;
         self.shared.unlist_space(id).await?;
         self.shared.close_space(&space.inner);
         let shared = self.shared.clone();

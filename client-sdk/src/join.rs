@@ -278,7 +278,9 @@ impl Shared {
         for attempt in 0..ATTEMPTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
             let turn = self.turns.of(space).await;
-            let Some(token) = self.cancelled_token(space)? else { return Ok(()) };
+            let cancelled = self.join_row(space)?.filter(|row| row.stage == JoinStage::Cancelling);
+            let Some(row) = cancelled else { return Ok(()) };
+            let token = token_from_text(&row.token)?;
             let secret = token.body().spaces.iter().find(|s| s.space == space).map(secret_of);
             let acl = match self.read_acl(space, secret.as_ref(), Follow::No).await {
                 Ok(acl) => Some(acl),
@@ -316,12 +318,6 @@ impl Shared {
             return Ok(());
         }
         Err(AclError::Contended { attempts: ATTEMPTS_MAX }.into())
-    }
-
-    /// The token of a join that is to be taken back.
-    fn cancelled_token(&self, space: SpaceId) -> Result<Option<Verified<InviteToken>>, ReadError> {
-        let row = self.join_row(space)?.filter(|row| row.stage == JoinStage::Cancelling);
-        Ok(row.and_then(|row| token_from_text(&row.token).ok()))
     }
 
     fn check_token(&self, token: &InviteToken) -> Result<(), JoinError> {
@@ -431,9 +427,13 @@ impl Shared {
         self.change_join(space, change).await.map(|_| ())
     }
 
-    /// With everything else of a space.
-    pub(crate) async fn forget_join_of(self: &Arc<Self>, space: SpaceId) -> Result<(), WriteError> {
-        let change = |row: Option<JoinRow>| row.map_or(Change::Nothing, |_| Change::Forget);
+    /// What a join waits for in a space does not come when that is forgotten. One that is asked for anew goes on, unless the
+    /// space itself is over.
+    pub(crate) async fn forget_join_in(self: &Arc<Self>, space: SpaceId, is_deleted: bool) -> Result<(), WriteError> {
+        let change = move |row: Option<JoinRow>| match row {
+            Some(row) if is_deleted || row.stage == JoinStage::Joined => Change::Forget,
+            Some(_) | None => Change::Nothing,
+        };
         self.change_join(space, change).await.map(|_| ())
     }
 
@@ -760,11 +760,14 @@ impl Shared {
 }
 
 impl SpaceInner {
-    /// Waits until something moved here; an error if the space was closed, with the client or because it was forgotten.
+    /// Waits until something moved here; an error if the space was closed.
     async fn moves(&self, moved: &mut tokio::sync::watch::Receiver<u64>) -> Result<(), JoinError> {
         // The sender is this space.
         let moved = self.closed.run_until_cancelled(moved.changed()).await;
-        moved.map(|_| ()).ok_or_else(|| ReadError::Closed.into())
+        // With the client, or because it was forgotten.
+        let closed =
+            || if self.shared.cancel.is_cancelled() { ReadError::Closed } else { ReadError::UnknownSpace(self.id) };
+        moved.map(|_| ()).ok_or_else(|| closed().into())
     }
 
     /// Whether all of it can be read, from the log here or from what was fetched ahead of it.

@@ -155,7 +155,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Up to a space that is ready, or that this account is not in any more; then the join is over.
+    /// Up to a space that is ready; then the join is over.
     async fn follow_to_the_end(
         self: &Arc<Self>,
         token: &Verified<InviteToken>,
@@ -165,7 +165,8 @@ impl Shared {
         let mut moved = space.inner.moved.subscribe();
         loop {
             moved.borrow_and_update();
-            if self.is_not_over(&space).is_err() || space.inner.missing(invited)?.is_none() {
+            self.is_not_over(&space)?;
+            if space.inner.missing(invited)?.is_none() {
                 return Ok(self.forget_join(invited.space).await?);
             }
             space.inner.moves(&mut moved).await?;
