@@ -134,7 +134,8 @@ impl Teller {
         Ok(())
     }
 
-    /// What this client was asked for, and neither did nor waits for anybody with: a join that no admin has to decide, a leaving.
+    /// What this client was asked for, and neither did nor waits for anybody with: a join that no admin has to decide, or that was
+    /// taken back, a leaving.
     fn left_undone(&self, client: &Client) -> Result<Option<String>, Violation> {
         let unreadable = |e: ReadError| Violation::new("what_was_begun_goes_on", "it can be read", e);
         let Ok(node) = self.world.store(NODE) else { return Ok(None) };
@@ -147,7 +148,9 @@ impl Teller {
             let is_undecided = acl.is_some_and(|acl| acl.pending_request(&client.account()).is_some());
             // What the invite promised may never have been written: that is waited for as long as it takes.
             let is_in = client.space(join.space).is_ok_and(|space| is_member(client, &space));
-            if !is_undecided && !is_in && join.stage != JoinStage::Declined {
+            let is_waiting = is_undecided || is_in || join.stage == JoinStage::Declined;
+            // What was taken back waits for nobody.
+            if !is_waiting || join.stage == JoinStage::Cancelling {
                 return Ok(Some(format!("{join:?}")));
             }
         }
