@@ -116,6 +116,51 @@ async fn a_node_set_back_to_an_old_copy_is_accused_and_takes_back_what_it_lost()
     hold(&[&receipt], &[&of_bob]).await
 }
 
+/// Only its owner can found a space again. A member to whom the node had signed for it accuses the node all the same, once, and
+/// is let in again when the owner has been there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_space_that_is_gone_is_missed_by_a_member_and_founded_again_by_its_owner() -> Outcome {
+    let mut node = NodeProcess::start();
+    let ada = TestClient::create("Ada", node.address()).await;
+    let bob = TestClient::create("Bob", node.address()).await;
+    node.kill();
+    let empty = node.copy_store();
+    node.restart();
+    let space = ada.create_space("Club").await?;
+    let of_bob = join(&space, &bob, Role::Writer).await?;
+    agree(&[&space, &of_bob]).await?;
+    let receipts = [certified(&space, "of-ada").await?, certified(&of_bob, "of-bob").await?];
+    agree(&[&space, &of_bob]).await?;
+    let ada = ada.shut().await;
+    node.kill();
+    node.put_back(&empty);
+    node.restart();
+
+    let is_missed = || Ok((!of_bob.accusations()?.is_empty()).then_some(()));
+    until(&of_bob, is_missed).await?;
+    assert_eq!(accused(&of_bob)?, [(AccusationKind::Rollback, AccusationState::Open)]);
+    let found = of_bob.accusations()?.pop().ok_or("an accusation")?.id;
+    assert!(of_bob.dismiss_accusation(found).await?);
+    let id = space.id();
+    let bob = bob.reopen().await;
+    let of_bob = bob.space(id)?;
+    let is_refused = || Ok(of_bob.explain()?.iter().any(|r| r.code == ReasonCode::NotRegistered).then_some(()));
+    until(&of_bob, is_refused).await?;
+    assert_eq!(accused(&of_bob)?, [(AccusationKind::Rollback, AccusationState::Dismissed)], "it is said once");
+
+    let ada = TestClient::open(ada).await;
+    let space = ada.space(id)?;
+    let is_let_in = || Ok(of_bob.explain()?.is_empty().then_some(()));
+    until(&of_bob, is_let_in).await?;
+    agree(&[&space, &of_bob]).await?;
+    hold(&receipts.iter().collect::<Vec<_>>(), &[&space, &of_bob]).await?;
+    for space in [&space, &of_bob] {
+        assert_eq!(notes(space)?, ["of-ada", "of-bob"]);
+        assert_eq!(space.explain()?, []);
+    }
+    Ok(())
+}
+
 /// As long as the node has not taken back what it signed for, the space says so, and so does each of its trees.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_made_good_yet_is_a_reason_of_the_space_and_of_its_trees() -> Outcome {

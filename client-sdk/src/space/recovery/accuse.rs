@@ -68,6 +68,12 @@ impl SpaceInner {
         }
     }
 
+    /// Whether it was accused of a rollback from here already, whatever became of that.
+    pub(super) fn has_accused_of(&self, claim: Position) -> Result<bool, ReadError> {
+        let known = self.shared.store.read(|tx| tx.accusations(self.id))?;
+        Ok(known.iter().any(|(_, row)| row.kind == AccusationKind::Rollback && row.claim == claim))
+    }
+
     /// The node showed an entry, ahead of its tail, that its tail then did not bring. Nothing of that is signed.
     pub(in crate::space) async fn accuse_of_showing_another(&self, seq: Seq) {
         if let Ok(Some(claim)) = self.claim() {

@@ -101,6 +101,12 @@ impl SpaceInner {
                     crate::client::register_on(&space.shared, &conn, space.id).await?;
                     Then::Subscribe
                 }
+                WayBack::OfItsOwner(receipt) => {
+                    if !space.has_accused_of(receipt.position()).map_err(local)? {
+                        space.accuse_plainly("it signed for the space, and does not have it").await;
+                    }
+                    Then::Wait
+                }
             };
             if let Then::Wait = then {
                 // It has everything that it signed for, and means it.
@@ -123,8 +129,13 @@ impl SpaceInner {
         if code == Code::Forbidden && acl.members.contains_key(&account) {
             return Ok(self.own_receipt_after(Seq::ZERO)?.map(|receipt| WayBack::Receipt(Box::new(receipt))));
         }
-        let is_ours = acl.owner == account && !acl.deleted && self.shared.is_registered(self.id);
-        Ok((code == Code::SpaceUnknown && is_ours).then_some(WayBack::Founding))
+        if code != Code::SpaceUnknown || acl.deleted {
+            return Ok(None);
+        }
+        if acl.owner == account {
+            return Ok(self.shared.is_registered(self.id).then_some(WayBack::Founding));
+        }
+        Ok(self.own_receipt_after(Seq::ZERO)?.map(|receipt| WayBack::OfItsOwner(Box::new(receipt))))
     }
 
     /// One at a time; the tail tells of what is left to do.
@@ -445,6 +456,8 @@ enum WayBack {
     Receipt(Box<SignedReceipt>),
     /// It lost the whole space, and we are its owner: the space is founded again, and the rest follows.
     Founding,
+    /// It lost the whole space, although it signed for it: only the owner can found it again.
+    OfItsOwner(Box<SignedReceipt>),
 }
 
 /// What comes after a recovery.

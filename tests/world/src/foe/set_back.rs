@@ -185,22 +185,34 @@ impl Holder {
 
     /// It held a receipt of the node's for it.
     fn proves(&self, certified: &Certified) -> bool {
-        let state = self.store.read(|tx| tx.node_state(certified.space)).ok();
-        let receipt = state.and_then(|state| state.receipt);
-        let receipt = receipt.and_then(|text| SignedReceipt::from_text(std::str::from_utf8(&text).ok()?).ok());
-        receipt.is_some_and(|receipt| receipt.body().durable && receipt.body().seq >= certified.seq)
+        self.receipt(certified.space).is_some_and(|receipt| receipt.body().seq >= certified.seq)
+    }
+
+    /// The last durable receipt of the node's that it held.
+    fn receipt(&self, space: SpaceId) -> Option<SignedReceipt> {
+        let text = self.store.read(|tx| tx.node_state(space)).ok()?.receipt?;
+        let receipt = SignedReceipt::from_text(std::str::from_utf8(&text).ok()?).ok()?;
+        receipt.body().durable.then_some(receipt)
     }
 
     /// It held more of the node's log than the node has left, and had heard that the node has it: what it founded itself it
-    /// holds before the node does.
+    /// holds before the node does. Whom the node does not let in any more may have been removed: only its receipt tells. The
+    /// owner of a space that is gone needs none.
     fn knows_better(&self, space: SpaceId, set_back: &SetBack) -> Result<bool, StoreError> {
         if self.store.read(|tx| tx.node_state(space))?.registration == Registration::Unregistered {
             return Ok(false);
         }
         let end = |store: &Store| store.read(|tx: &ReadTx<'_>| Ok(tx.space(space)?.map(|row| row.position)));
         let (Some(own), left) = (end(&self.store)?, end(&set_back.after)?) else { return Ok(false) };
+        let left = left.map_or(Seq::ZERO, |left| left.seq);
         let was_there = chain_at(&set_back.before, space, own.seq) == Some(own.chain);
-        Ok(was_there && own.seq > left.map_or(Seq::ZERO, |left| left.seq))
+        let acl = |store: &Store| store.read(|tx| tx.acl(space));
+        let needs_none = match acl(&set_back.after)? {
+            Some(acl) => acl.role(&self.account).is_some(),
+            None => acl(&self.store)?.is_some_and(|acl| acl.owner == self.account),
+        };
+        let can_tell = needs_none || self.receipt(space).is_some_and(|receipt| receipt.body().seq > left);
+        Ok(was_there && own.seq > left && can_tell)
     }
 }
 
