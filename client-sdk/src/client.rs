@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::account::{self, ClientEvent, Devices, Own};
 use crate::acl::leave_key;
 use crate::connect::{Conn, Identity, failure};
-use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write};
+use crate::error::{AclError, CallError, OpenError, ReadError, WriteError, from_store_write, local};
 use crate::home::{Home, MemoryVault, Unlock};
 use crate::join::{Speakers, Turns};
 use crate::link::{self, Command, Connection};
@@ -692,11 +692,8 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
     let registered = async {
         while !shared.is_registered(id) {
             shared.link(Input::Wake);
-            match register(&shared, id).await {
-                Ok(()) => {
-                    shared.note_registered(id).await;
-                    space.note_trouble(|t| t.refused = None);
-                }
+            match register(&space).await {
+                Ok(()) => space.note_trouble(|t| (t.refused, t.store_full) = (None, None)),
                 Err(error) => {
                     tracing::info!(space = %id.short(), error = %error, "the space could not be registered yet");
                     if let CallError::Refused(failure) = &error {
@@ -715,9 +712,10 @@ async fn register_then_follow(shared: Arc<Shared>, space: Arc<SpaceInner>) {
     let _ = shared.commands.send(Command::Opened(space));
 }
 
-async fn register(shared: &Shared, space: SpaceId) -> Result<(), CallError> {
-    let conn = shared.conn().await?;
-    register_on(shared, &conn, space).await
+async fn register(space: &SpaceInner) -> Result<(), CallError> {
+    let conn = space.shared.conn().await?;
+    register_on(&space.shared, &conn, space.id).await?;
+    space.note_registered().await.map_err(local)
 }
 
 /// Founds a space at the node, or finds it there.

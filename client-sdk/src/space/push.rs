@@ -139,10 +139,10 @@ impl SpaceInner {
             };
             self.left_alone().await;
             let verdicts = pusher.exchange(request(self.id, &batch.ready)).await?;
-            *failures = 0;
             self.shared.with_budget(sync_core::syncer::Budget::keeps_up);
             let answered = self.take_verdicts(batch.ready, verdicts).await;
             let answered = answered.map_err(local)?;
+            *failures = 0;
             if answered.rejected {
                 out.read_again();
             }

@@ -15,9 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{AclMoved, ApplyError, Arrived};
 use super::recovery::{Tail, accuse};
 use super::{SpaceInner, headsync, project};
-use crate::client::Shared;
 use crate::connect::Conn;
-use crate::error::{CallError, ReadError, WriteError, local};
+use crate::error::{CallError, ReadError, WriteError, from_store_write, local};
 
 /// One thing from the node about one space.
 #[derive(Debug)]
@@ -195,6 +194,23 @@ impl SpaceInner {
         self.touch();
     }
 
+    /// The node has the space.
+    pub(crate) async fn note_registered(&self) -> Result<(), WriteError> {
+        let space = self.id;
+        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
+            let mut state = tx.node_state(space)?;
+            state.registration = Registration::Registered;
+            Ok(tx.put_node_state(space, &state)?)
+        };
+        let noted = self.shared.store.write(job).await.map_err(from_store_write);
+        if let Err(WriteError::StoreFull) = noted {
+            self.note_trouble(|t| {
+                t.store_full = Some("that the node has the space does not fit on the disk".to_owned())
+            });
+        }
+        noted.map(|_| ())
+    }
+
     async fn heartbeat(&self, receipt: RawRecord) -> Derived {
         let connection = self.shared.connection.borrow().online();
         let Some(conn) = connection else { return Derived::Alike };
@@ -302,18 +318,4 @@ pub(super) fn settle(
     tx.put_node_state(space, &state)?;
     tx.settle_durable(space, seq)?;
     Ok(())
-}
-
-impl Shared {
-    /// Notes that the node has the space.
-    pub(crate) async fn note_registered(&self, space: sync_core::ids::SpaceId) {
-        let job = move |tx: &mut WriteTx<'_>| -> Result<(), ReadError> {
-            let mut state = tx.node_state(space)?;
-            state.registration = Registration::Registered;
-            Ok(tx.put_node_state(space, &state)?)
-        };
-        if let Err(error) = self.store.write(job).await {
-            tracing::warn!(space = %space.short(), error = %error, "the registration could not be noted");
-        }
-    }
 }
