@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use client_sdk::{
     AccountId, Chain, ChangeId, Client, Object, Reason, ReasonCode, Role, Seq, SignedReceipt, Space, SpaceId,
@@ -68,6 +69,35 @@ pub(crate) fn heads_are_the_changes_without_children(machine: &str, store: &Stor
             Violation::new("heads_are_the_changes_without_children", expected, seen)
         })
     })
+}
+
+// ---- of the network -------------------------------------------------------------------------------------------------
+
+/// What each machine has sent since the world was last looked at.
+#[derive(Default)]
+pub(crate) struct Sent(BTreeMap<String, (Duration, u64)>);
+
+impl Sent {
+    /// As often a machine may send something in one moment, however much there is to say.
+    const AT_ONCE: u64 = 600;
+    /// So much more often in each second after it.
+    const IN_A_SECOND: u64 = 10;
+
+    /// Whatever a question is answered, it is not asked again as fast as the answers come.
+    pub(crate) fn nobody_asks_without_end(&mut self, world: &World) -> Held {
+        let now = world.elapsed();
+        for machine in world.machines() {
+            let sent = world.sent(&machine);
+            let (then, before) = self.0.insert(machine.clone(), (now, sent)).unwrap_or_default();
+            let (sent, time) = (sent - before, now.saturating_sub(then));
+            let most = Self::AT_ONCE + time.as_secs() * Self::IN_A_SECOND;
+            unless(sent <= most, || {
+                let expected = format!("{machine} sends at most {most} times in {time:?}");
+                Violation::new("nobody_asks_without_end", expected, sent)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 // ---- of the node's log ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -66,6 +67,8 @@ struct State {
     lines: BTreeMap<String, Arc<Line>>,
     pipes: BTreeMap<u64, Placed>,
     next: u64,
+    /// How often each machine has sent something.
+    sent: BTreeMap<String, Arc<AtomicU64>>,
 }
 
 struct Listener {
@@ -99,6 +102,7 @@ impl Net {
             lines: BTreeMap::new(),
             pipes: BTreeMap::new(),
             next: 0,
+            sent: BTreeMap::new(),
         };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), opened: watch::Sender::default() }) }
     }
@@ -165,6 +169,11 @@ impl Net {
     /// Messages of every machine come as they were sent.
     pub(crate) fn clear_lines(&self) {
         self.lock().lines.values().for_each(|line| line.garble(Garble::CLEAR));
+    }
+
+    /// How often a machine has sent something.
+    pub(crate) fn sent(&self, machine: &str) -> u64 {
+        self.lock().sent.get(machine).map_or(0, |sent| sent.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_latency(&self, latency: Latency) {
@@ -257,7 +266,8 @@ impl State {
 
     fn pipe(&mut self, from: &str, to: &str) -> Arc<Pipe> {
         let rng = ChaCha8Rng::seed_from_u64(self.rng.next_u64());
-        let pipe = Arc::new(Pipe::new(rng, self.latency));
+        let sent = self.sent.entry(from.to_owned()).or_default().clone();
+        let pipe = Arc::new(Pipe::new(rng, self.latency, sent));
         let placed = Placed { from: from.to_owned(), to: to.to_owned(), pipe: Arc::downgrade(&pipe) };
         self.pipes.insert(self.next, placed);
         self.next += 1;
@@ -282,6 +292,8 @@ struct Pipe(Mutex<PipeState>);
 struct PipeState {
     rng: ChaCha8Rng,
     latency: Latency,
+    /// Of the machine that writes.
+    sent: Arc<AtomicU64>,
     /// With when each arrives; never before the one ahead of it.
     chunks: VecDeque<(Instant, Bytes)>,
     in_flight: usize,
@@ -311,10 +323,11 @@ enum Ending {
 }
 
 impl Pipe {
-    fn new(rng: ChaCha8Rng, latency: Latency) -> Self {
+    fn new(rng: ChaCha8Rng, latency: Latency, sent: Arc<AtomicU64>) -> Self {
         Self(Mutex::new(PipeState {
             rng,
             latency,
+            sent,
             chunks: VecDeque::new(),
             in_flight: 0,
             last: Instant::now(),
@@ -469,6 +482,7 @@ impl AsyncWrite for End {
             state.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
+        state.sent.fetch_add(1, Ordering::Relaxed);
         let at = state.arrival();
         state.chunks.push_back((at, Bytes::copy_from_slice(bytes)));
         state.in_flight += bytes.len();

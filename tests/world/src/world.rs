@@ -336,6 +336,11 @@ impl World {
         self.inner.trace.hash()
     }
 
+    /// How often a machine has sent something into its connections.
+    pub(crate) fn sent(&self, name: &str) -> u64 {
+        self.inner.ground.net.sent(name)
+    }
+
     // ---- machines ---------------------------------------------------------------------------------------------------
 
     /// The names of all machines, nodes and clients.

@@ -19,7 +19,7 @@ use self::hand::Hand;
 use crate::foe::{Deed, Foes, set_back};
 use crate::follow::Readers;
 use crate::invariants as hold;
-use crate::invariants::Auditor;
+use crate::invariants::{Auditor, Sent};
 use crate::secrets::{self, Secrets};
 use crate::story::{Act, Direction, Mishap, NODE, Place, Step, Story, Who};
 use crate::told::{Stage, Told};
@@ -79,6 +79,7 @@ struct Teller {
     told: Told,
     auditor: Auditor,
     readers: Readers,
+    sent: Sent,
     work: Vec<JoinHandle<()>>,
     down: BTreeMap<String, Instant>,
     /// The tree that each slot of a space holds.
@@ -97,7 +98,8 @@ impl Teller {
         let (told, auditor, readers) = (Told::default(), Auditor::default(), Readers::default());
         let (work, down, trees) = (Vec::new(), BTreeMap::new(), Trees::default());
         let foes = Foes::new(world.clone(), told.clone());
-        Self { world, told, auditor, readers, work, down, trees, clients, foes, settled: false }
+        let sent = Sent::default();
+        Self { world, told, auditor, readers, sent, work, down, trees, clients, foes, settled: false }
     }
 
     async fn tell(&mut self, steps: &[Step]) -> Result<(), Violation> {
@@ -232,6 +234,7 @@ impl Teller {
         if let Some(found) = self.told.lock().violations.pop() {
             return Err(found);
         }
+        self.sent.nobody_asks_without_end(&self.world)?;
         self.check_node()?;
         for who in self.clients.clone() {
             self.check_client(who)?;
