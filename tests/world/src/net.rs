@@ -67,7 +67,7 @@ struct State {
     lines: BTreeMap<String, Arc<Line>>,
     pipes: BTreeMap<u64, Placed>,
     next: u64,
-    /// How often each machine has sent something.
+    /// How often each machine has sent something, or asked for a connection.
     sent: BTreeMap<String, Arc<AtomicU64>>,
 }
 
@@ -117,7 +117,11 @@ impl Net {
 
     /// Opens a connection. Waits while the way there or back is cut, as the first packet of a connection is sent again and again.
     pub(crate) async fn connect(&self, from: String, endpoint: String) -> io::Result<Stream> {
-        let there = self.lock().delay();
+        let there = {
+            let mut state = self.lock();
+            state.sends(&from).fetch_add(1, Ordering::Relaxed);
+            state.delay()
+        };
         sleep(there).await;
         let mut opened = self.inner.opened.subscribe();
         loop {
@@ -171,7 +175,7 @@ impl Net {
         self.lock().lines.values().for_each(|line| line.garble(Garble::CLEAR));
     }
 
-    /// How often a machine has sent something.
+    /// How often a machine has sent something, or asked for a connection.
     pub(crate) fn sent(&self, machine: &str) -> u64 {
         self.lock().sent.get(machine).map_or(0, |sent| sent.load(Ordering::Relaxed))
     }
@@ -260,13 +264,17 @@ impl State {
         self.latency.draw(&mut self.rng)
     }
 
+    fn sends(&mut self, machine: &str) -> Arc<AtomicU64> {
+        self.sent.entry(machine.to_owned()).or_default().clone()
+    }
+
     fn is_cut(&self, from: &str, to: &str) -> bool {
         self.cut.contains(&(from.to_owned(), to.to_owned()))
     }
 
     fn pipe(&mut self, from: &str, to: &str) -> Arc<Pipe> {
         let rng = ChaCha8Rng::seed_from_u64(self.rng.next_u64());
-        let sent = self.sent.entry(from.to_owned()).or_default().clone();
+        let sent = self.sends(from);
         let pipe = Arc::new(Pipe::new(rng, self.latency, sent));
         let placed = Placed { from: from.to_owned(), to: to.to_owned(), pipe: Arc::downgrade(&pipe) };
         self.pipes.insert(self.next, placed);

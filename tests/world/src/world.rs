@@ -336,7 +336,7 @@ impl World {
         self.inner.trace.hash()
     }
 
-    /// How often a machine has sent something into its connections.
+    /// How often a machine has sent something, or asked for a connection.
     pub(crate) fn sent(&self, name: &str) -> u64 {
         self.inner.ground.net.sent(name)
     }
