@@ -13,6 +13,7 @@ use sync_core::limits;
 use sync_core::log::Reject;
 use sync_core::receipt::SignedReceipt;
 use sync_core::record::{AclContent, AclRecord, InviteMode, InviteToken, InvitedSpace, JoinClaim, Role, Verified};
+use sync_core::session::pause;
 use sync_core::token::{token_from_text, token_to_text};
 use sync_e2ee::{InviteSecret, Recipient, seal_keys, seal_profile};
 use sync_store::{VerdictKind, WriteTx};
@@ -584,6 +585,7 @@ impl Shared {
         follower: Follower,
     ) -> Result<Space, JoinError> {
         let space = invited.space;
+        let mut failures = 0;
         loop {
             if follower == Follower::Background && !self.join_row(space)?.is_some_and(|row| row.stage.goes_on()) {
                 return Err(JoinError::Cancelled);
@@ -617,10 +619,16 @@ impl Shared {
             };
             match followed.await {
                 Ok(()) if self.is_member(space)? => {}
-                Ok(()) => tokio::time::sleep(limits::RETRY_FIRST / 4).await,
+                Ok(()) => {
+                    failures = 0;
+                    tokio::time::sleep(limits::RETRY_FIRST / 4).await;
+                }
                 Err(error) if is_transient(&error) => {
                     tracing::debug!(space = %space.short(), error = %error, "a join waits");
-                    tokio::time::sleep(limits::RETRY_FIRST / 4).await;
+                    failures += 1;
+                    let [jitter] = self.host.random();
+                    // Somebody waits for what may take a moment only.
+                    tokio::time::sleep(pause(failures, jitter) / 4).await;
                 }
                 Err(error) => return Err(error),
             }

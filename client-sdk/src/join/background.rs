@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::ids::SpaceId;
-use sync_core::limits;
 use sync_core::record::{InviteToken, InvitedSpace, Verified};
+use sync_core::session::pause;
 use sync_core::token::token_from_text;
 use tokio_util::sync::CancellationToken;
 
@@ -119,10 +119,12 @@ impl Shared {
         let shared = self.clone();
         self.spawn(async move {
             let work = async {
+                let mut failures = 0;
                 while let Err(error) = shared.join_in_background(space).await {
                     tracing::info!(space = %space.short(), error = %error, "a join waits");
-                    let pause = if is_for_good(&error) { limits::RETRY_MAX } else { limits::RETRY_FIRST };
-                    tokio::time::sleep(pause).await;
+                    failures += 1;
+                    let [jitter] = shared.host.random();
+                    tokio::time::sleep(pause(failures, jitter)).await;
                 }
                 shared.speakers.background_is_over(space, &stop);
             };

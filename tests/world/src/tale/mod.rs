@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::hand::Hand;
-use crate::foe::{Deed, Foes, set_back};
+use crate::foe::{Deed, Foe, Foes, set_back};
 use crate::follow::Readers;
 use crate::invariants as hold;
 use crate::invariants::{Auditor, Sent};
@@ -57,10 +57,11 @@ impl Story {
         PANICKED.with(|seen| seen.borrow_mut().take());
         let steps = self.steps.clone();
         let plan = World::seeded(self.seed).clients(self.clients).faults(self.faults).cached_trees(self.cached_trees);
+        let patched = if let Some(Foe::Patched(who)) = self.foe { Some(who) } else { None };
         let is_lined = |act: Act| matches!(act, Act::Garble { .. } | Act::Foe(Deed::Lie { .. }));
         let plan = if self.steps.iter().any(|s| is_lined(s.act)) { plan.lines() } else { plan };
         plan.run(|world| async move {
-            let mut teller = Teller::new(world.clone());
+            let mut teller = Teller::new(world.clone(), patched);
             let told = Box::pin(teller.tell(&steps)).await;
             let entries = teller.entries();
             Ending {
@@ -80,6 +81,8 @@ struct Teller {
     auditor: Auditor,
     readers: Readers,
     sent: Sent,
+    /// Who has a patched client, too.
+    patched: Option<Who>,
     work: Vec<JoinHandle<()>>,
     down: BTreeMap<String, Instant>,
     /// The tree that each slot of a space holds.
@@ -93,13 +96,13 @@ struct Teller {
 type Trees = std::sync::Arc<std::sync::Mutex<BTreeMap<(SpaceId, usize), TreeId>>>;
 
 impl Teller {
-    fn new(world: World) -> Self {
+    fn new(world: World, patched: Option<Who>) -> Self {
         let clients = (0..crate::world::CLIENT_NAMES.len()).map(Who).filter(|w| world.has(w.name())).collect();
         let (told, auditor, readers) = (Told::default(), Auditor::default(), Readers::default());
         let (work, down, trees) = (Vec::new(), BTreeMap::new(), Trees::default());
         let foes = Foes::new(world.clone(), told.clone());
         let sent = Sent::default();
-        Self { world, told, auditor, readers, sent, work, down, trees, clients, foes, settled: false }
+        Self { world, told, auditor, readers, sent, patched, work, down, trees, clients, foes, settled: false }
     }
 
     async fn tell(&mut self, steps: &[Step]) -> Result<(), Violation> {
@@ -234,7 +237,7 @@ impl Teller {
         if let Some(found) = self.told.lock().violations.pop() {
             return Err(found);
         }
-        self.sent.nobody_asks_without_end(&self.world)?;
+        self.sent.nobody_asks_without_end(&self.world, self.patched)?;
         self.check_node()?;
         for who in self.clients.clone() {
             self.check_client(who)?;
