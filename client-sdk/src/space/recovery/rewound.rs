@@ -102,14 +102,16 @@ impl SpaceInner {
                     Then::Subscribe
                 }
                 WayBack::OfItsOwner(receipt) => {
-                    if !space.has_accused_of(receipt.position()).map_err(local)? {
-                        space.accuse_plainly("it signed for the space, and does not have it").await;
+                    let (kind, claim) = (AccusationKind::Rollback, receipt.position());
+                    if !space.has_accused_of(claim).map_err(local)? {
+                        let detail = "it signed for the space, and does not have it".to_owned();
+                        space.accuse(New { kind, claim, detail, evidence: None }).await;
                     }
                     Then::Wait
                 }
             };
             if let Then::Wait = then {
-                // It has everything that it signed for, and means it.
+                // It has what it signed for, and means it; or it is for somebody else to bring that back.
                 space.refused_for_good(failure, generation);
             }
             Ok(then)
